@@ -1,0 +1,85 @@
+// Package metrics holds every metric and its meaning in one struct, which is passed to
+// those who count. There is no global registry. It serves nothing itself: the admin
+// listener does.
+package metrics
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+)
+
+// Metrics is all that this program counts. Every field is safe for concurrent use.
+type Metrics struct {
+	Registry *prometheus.Registry
+
+	NarinfoRequests   *prometheus.CounterVec // source, result
+	NarRequests       *prometheus.CounterVec // result
+	NarBytes          *prometheus.CounterVec // source
+	UpstreamBytes     prometheus.Counter
+	UpstreamRequests  *prometheus.CounterVec // kind, status
+	UpstreamUp        *prometheus.GaugeVec   // upstream
+	PeerReceivedBytes prometheus.Counter
+	PeerSentBytes     prometheus.Counter
+	Peers             prometheus.Gauge
+	VerifyFailures    *prometheus.CounterVec // source, reason
+	CacheBytes        prometheus.Gauge
+	CacheDegraded     prometheus.Gauge
+	StorePathsShared  prometheus.Gauge
+	StoreQuarantined  prometheus.Gauge
+	Failovers         *prometheus.CounterVec // source
+	SavedBytes        prometheus.Counter
+}
+
+// New returns metrics on a registry of their own, together with the Go runtime's and the
+// process's.
+func New() *Metrics {
+	r := prometheus.NewRegistry()
+	m := &Metrics{Registry: r}
+	b := builder{r}
+	m.NarinfoRequests = b.counters("narinfo_requests_total", "Narinfo requests by where the answer came from and what it was.", "source", "result")
+	m.NarRequests = b.counters("nar_requests_total", "NAR requests by how they ended: sent, cut after the first byte, left by the client.", "result")
+	m.NarBytes = b.counters("nar_bytes_total", "NAR bytes sent to Nix, by source.", "source")
+	m.UpstreamBytes = b.counter("upstream_bytes_total", "Bytes of all response bodies received from upstreams.")
+	m.UpstreamRequests = b.counters("upstream_requests_total", "Requests to upstreams by kind and status.", "kind", "status")
+	m.UpstreamUp = b.gauges("upstream_up", "1 while the upstream is asked, 0 while it is down.", "upstream")
+	m.PeerReceivedBytes = b.counter("peer_received_bytes_total", "NAR bytes received from peers, as on the wire.")
+	m.PeerSentBytes = b.counter("peer_sent_bytes_total", "NAR bytes sent to peers, as on the wire.")
+	m.Peers = b.gauge("peers", "Connected peers.")
+	m.VerifyFailures = b.counters("verify_failures_total", "Wrong narinfos and NARs refused, by source and reason.", "source", "reason")
+	m.CacheBytes = b.gauge("cache_bytes", "Bytes on disk of the NAR cache, downloads in progress included.")
+	m.CacheDegraded = b.gauge("cache_degraded", "1 while the NAR cache cannot write and everything streams through.")
+	m.StorePathsShared = b.gauge("store_paths_shared", "Paths of the own store that may be shown to others.")
+	m.StoreQuarantined = b.gauge("store_quarantined", "Paths of the own store whose bytes do not match their hash.")
+	m.Failovers = b.counters("failovers_total", "Transfers that went on with another source, by the source that failed.", "source")
+	m.SavedBytes = b.counter("saved_bytes_total", "NAR bytes that did not have to cross the uplink.")
+	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return m
+}
+
+type builder struct{ r prometheus.Registerer }
+
+const namespace = "nixp2p"
+
+func (b builder) counter(name, help string) prometheus.Counter {
+	c := prometheus.NewCounter(prometheus.CounterOpts{Namespace: namespace, Name: name, Help: help})
+	b.r.MustRegister(c)
+	return c
+}
+
+func (b builder) counters(name, help string, labels ...string) *prometheus.CounterVec {
+	c := prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: namespace, Name: name, Help: help}, labels)
+	b.r.MustRegister(c)
+	return c
+}
+
+func (b builder) gauge(name, help string) prometheus.Gauge {
+	g := prometheus.NewGauge(prometheus.GaugeOpts{Namespace: namespace, Name: name, Help: help})
+	b.r.MustRegister(g)
+	return g
+}
+
+func (b builder) gauges(name, help string, labels ...string) *prometheus.GaugeVec {
+	g := prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: namespace, Name: name, Help: help}, labels)
+	b.r.MustRegister(g)
+	return g
+}

@@ -1,0 +1,28 @@
+package verify
+
+// Reason says in which way somebody lied; it is the value of a metric's label.
+type Reason string
+
+// The ways to lie.
+const (
+	ReasonCorrupt      Reason = "corrupt"       // a narinfo that is none
+	ReasonWrongPath    Reason = "wrong_path"    // the narinfo of another path
+	ReasonUnsigned     Reason = "unsigned"      // no signature by a trusted key
+	ReasonBadSignature Reason = "bad_signature" // a trusted key's name with a signature that is not its own
+	ReasonWrongNar     Reason = "wrong_nar"     // another NAR than the one that was agreed on
+	ReasonSize         Reason = "size"          // a NAR or file that goes on past its size
+	ReasonHash         Reason = "hash"          // a NAR or file whose hash is wrong
+	ReasonEncoding     Reason = "encoding"      // a file that is not what its compression says
+)
+
+// LieError says that a source said something wrong: neither that it has nothing (an error that
+// wraps fs.ErrNotExist) nor that it could not say (any other error).
+type LieError struct {
+	Reason Reason
+	Err    error
+}
+
+func (e *LieError) Error() string { return "lied: " + string(e.Reason) + ": " + e.Err.Error() }
+
+// Unwrap returns what was wrong in detail.
+func (e *LieError) Unwrap() error { return e.Err }

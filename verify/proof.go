@@ -1,0 +1,67 @@
+package verify
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"hash"
+	"io"
+
+	"github.com/nixp2p/nixp2p/internal/nix"
+)
+
+// Want says what bytes must turn out to be.
+type Want struct {
+	Size int64 // bytes, exactly
+	Hash [sha256.Size]byte
+}
+
+// Want returns what the bytes of i in the given form must be: the signed NarSize and
+// NarHash for raw; for a file its FileHash and size, which no key signed and which are
+// worth what the upstream that named them is worth. fileSize is used for files only.
+func (i *Info) Want(form nix.Form, fileSize int64) Want {
+	if form.IsRaw() {
+		return Want{i.n.NarSize, i.n.NarHash}
+	}
+	return Want{fileSize, form.File}
+}
+
+// Claim is what a source says are the bytes of a NAR in some form, from some offset on.
+// Nothing in it is proven. The receiver closes Body.
+type Claim struct {
+	Body io.ReadCloser
+	Size int64 // of the whole form in bytes, whatever the offset
+}
+
+// Proof hashes bytes as they pass. It is not safe for concurrent use.
+type Proof struct {
+	want Want
+	n    int64
+	h    hash.Hash
+}
+
+// NewProof returns a Proof that has seen nothing.
+func NewProof(want Want) *Proof { return &Proof{want: want, h: sha256.New()} }
+
+// Offset returns how many bytes have passed.
+func (p *Proof) Offset() int64 { return p.n }
+
+// Write takes the next bytes. Going on past the size is a *LieError and takes nothing.
+func (p *Proof) Write(b []byte) (int, error) {
+	if int64(len(b)) > p.want.Size-p.n {
+		return 0, &LieError{Reason: ReasonSize, Err: fmt.Errorf("more than %d bytes", p.want.Size)}
+	}
+	p.n += int64(len(b))
+	return p.h.Write(b)
+}
+
+// Check judges when the source has ended: fewer bytes than the size are
+// io.ErrUnexpectedEOF, for a cut says nothing about honesty; a wrong hash is a *LieError.
+func (p *Proof) Check() error {
+	if p.n < p.want.Size {
+		return fmt.Errorf("%d of %d bytes: %w", p.n, p.want.Size, io.ErrUnexpectedEOF)
+	}
+	if got := [sha256.Size]byte(p.h.Sum(nil)); got != p.want.Hash {
+		return &LieError{Reason: ReasonHash, Err: fmt.Errorf("want %s, got %s", nix.NarHash(p.want.Hash), nix.NarHash(got))}
+	}
+	return nil
+}

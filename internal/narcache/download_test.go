@@ -1,0 +1,196 @@
+package narcache
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"io/fs"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/nixp2p/nixp2p/verify"
+)
+
+// TestFollow checks at each step how much a follower may see.
+func TestFollow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := open(t, Config{Dir: t.TempDir()})
+		n := rawNAR(t, "a", 3*mib)
+		d := create(t, c, n)
+		r := d.Reader(0)
+		late := d.Reader(2*mib + 5)
+		defer late.Close()
+		var mu sync.Mutex
+		var seen bytes.Buffer
+		done := make(chan error)
+		go func() {
+			b := make([]byte, 10_000)
+			for {
+				n, err := r.Read(b)
+				mu.Lock()
+				seen.Write(b[:n])
+				mu.Unlock()
+				if err != nil {
+					done <- err
+					return
+				}
+			}
+		}()
+		expect := func(want int) {
+			t.Helper()
+			synctest.Wait()
+			mu.Lock()
+			defer mu.Unlock()
+			if seen.Len() != want {
+				t.Fatalf("sees %d bytes, want %d", seen.Len(), want)
+			}
+		}
+		write := func(to int) {
+			t.Helper()
+			if _, err := d.Write(n.data[d.written:to]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		expect(0)
+		write(mib)
+		expect(0)
+		write(mib + 1)
+		expect(1)
+		write(2 * mib)
+		expect(2*mib - verify.TailSize)
+		<-time.After(patience - time.Second)
+		expect(2*mib - verify.TailSize)
+		<-time.After(2 * time.Second)
+		expect(2*mib - shrunkTail)
+		write(len(n.data))
+		expect(len(n.data) - shrunkTail)
+		if whole, err := io.ReadAll(d.Filled()); err != nil || !bytes.Equal(whole, n.data) {
+			t.Fatalf("the filler sees %d bytes, %v", len(whole), err)
+		}
+		if err := d.Commit(); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-done; !errors.Is(err, io.EOF) {
+			t.Fatal(err)
+		}
+		expect(len(n.data))
+		if !bytes.Equal(seen.Bytes(), n.data) {
+			t.Error("sees other bytes")
+		}
+		_ = r.Close()
+		if b, err := io.ReadAll(late); err != nil || !bytes.Equal(b, n.data[2*mib+5:]) {
+			t.Errorf("from the middle: %d bytes, %v", len(b), err)
+		}
+	})
+}
+
+func TestFollowersLeave(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := open(t, Config{Dir: t.TempDir()})
+		n := rawNAR(t, "a", 3*mib)
+		d := create(t, c, n)
+		got := make(chan error)
+		var readers []*Reader
+		for range 5 {
+			r := d.Reader(0)
+			readers = append(readers, r)
+			go func() {
+				_, err := io.ReadAll(r)
+				got <- err
+			}()
+		}
+		_, _ = d.Write(n.data[:2*mib])
+		synctest.Wait()
+		for _, r := range readers {
+			_ = r.Close()
+			_ = r.Close()
+			if err := <-got; !errors.Is(err, fs.ErrClosed) {
+				t.Errorf("closed while it waited: %v", err)
+			}
+		}
+		if _, err := readers[0].Read(make([]byte, 1)); !errors.Is(err, fs.ErrClosed) {
+			t.Errorf("read after Close: %v", err)
+		}
+		_, _ = d.Write(n.data[2*mib:])
+		if err := d.Commit(); err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(get(t, c, n, n.form, 0), n.data) {
+			t.Error("the download did not go on without them")
+		}
+	})
+}
+
+func TestAbort(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := open(t, Config{Dir: t.TempDir()})
+		n := rawNAR(t, "a", 3*mib)
+		d := create(t, c, n)
+		r := d.Reader(0)
+		defer r.Close()
+		_, _ = d.Write(n.data[:2*mib])
+		if _, err := io.ReadFull(r, make([]byte, mib)); err != nil {
+			t.Fatal(err)
+		}
+		got := make(chan error)
+		go func() {
+			_, err := r.Read(make([]byte, 1))
+			got <- err
+		}()
+		synctest.Wait()
+		why := errors.New("why")
+		d.Abort(why)
+		d.Abort(errors.New("later"))
+		if err := <-got; !errors.Is(err, why) {
+			t.Errorf("waiting: %v", err)
+		}
+		if _, err := d.Reader(0).Read(make([]byte, 1)); !errors.Is(err, why) {
+			t.Errorf("coming later: %v", err)
+		}
+		if _, err := d.Write([]byte("x")); !errors.Is(err, why) {
+			t.Errorf("writing: %v", err)
+		}
+		if c.Usage() != 0 || du(t, c.cfg.Dir) > dirBytes {
+			t.Errorf("uses %d, on disk %d, with a reader still open", c.Usage(), du(t, c.cfg.Dir))
+		}
+		put(t, c, n)
+	})
+}
+
+// TestReaderOutlivesEntry evicts and convicts under a reader.
+func TestReaderOutlivesEntry(t *testing.T) {
+	c := open(t, Config{Dir: t.TempDir(), Size: 4*mib + dirBytes})
+	n := rawNAR(t, "a", 3*mib-1000)
+	d := create(t, c, n)
+	_, _ = d.Write(n.data)
+	follower := d.Reader(0)
+	_ = d.Commit()
+	nameAll(c)
+	other := rawNAR(t, "b", 2*mib)
+	if _, err := c.Create(other.info.NarHash(), other.form, int64(len(other.data))); !errors.Is(err, ErrDoesNotFit) {
+		t.Fatalf("evicted what is followed: %v", err)
+	}
+	claim, err := c.NAR(t.Context(), n.info, n.form, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Convict(n.info, n.form, nil)
+	if has(c, n) || c.Usage() == 0 {
+		t.Errorf("has %v, uses %d while its bytes are on disk", has(c, n), c.Usage())
+	}
+	for _, r := range []io.ReadCloser{follower, claim.Body} {
+		if c.Usage() == 0 {
+			t.Error("does not count what is still open")
+		}
+		if b, err := io.ReadAll(r); err != nil || !bytes.Equal(b, n.data) {
+			t.Errorf("%d bytes, %v", len(b), err)
+		}
+		_ = r.Close()
+	}
+	if c.Usage() != 0 {
+		t.Errorf("uses %d", c.Usage())
+	}
+	put(t, c, other)
+}

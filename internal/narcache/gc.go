@@ -1,0 +1,68 @@
+package narcache
+
+import (
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"math"
+	"os"
+	"time"
+
+	"github.com/nixp2p/nixp2p/internal/nix"
+)
+
+// Report is what a clean-up found and did, for people and as JSON.
+type Report struct {
+	BytesBefore int64  `json:"bytes_before"` // as Usage counts
+	BytesAfter  int64  `json:"bytes_after"`
+	Removed     []Item `json:"removed"` // in the order in which they went
+	Kept        []Item `json:"kept"`    // what would go next at the front
+}
+
+// Item is a NAR in a Report.
+type Item struct {
+	NarHash  string    `json:"nar_hash"`            // "sha256:…"
+	Form     string    `json:"form"`                // "raw", "xz" or "zstd"
+	FileHash string    `json:"file_hash,omitempty"` // "sha256:…", not of raw
+	Size     int64     `json:"size"`                // bytes
+	LastUse  time.Time `json:"last_use"`
+}
+
+func (e Entry) item() Item {
+	i := Item{NarHash: e.Nar.String(), Form: nix.Raw.String(), Size: e.Size, LastUse: e.LastUse}
+	if !e.Form.IsRaw() {
+		i.Form, i.FileHash = string(e.Form.Compression), e.Form.File.String()
+	}
+	return i
+}
+
+// GC evicts until at most max bytes are used and reports; a negative max only lists.
+func (c *Cache) GC(max int64) Report {
+	r := Report{BytesBefore: c.Usage(), Removed: []Item{}, Kept: []Item{}}
+	if max >= 0 {
+		for _, e := range c.Trim(max) {
+			r.Removed = append(r.Removed, e.item())
+		}
+	}
+	for _, e := range c.Entries() {
+		r.Kept = append(r.Kept, e.item())
+	}
+	r.BytesAfter = c.Usage()
+	return r
+}
+
+// GC is Cache.GC for a directory that no daemon uses. The error wraps ErrLocked when one does:
+// then it is the one to ask; and fs.ErrNotExist when there is no directory.
+func GC(dir string, max int64, log *slog.Logger) (Report, error) {
+	if st, err := os.Stat(dir); err != nil {
+		return Report{}, fmt.Errorf("narcache: %w", err)
+	} else if !st.IsDir() {
+		return Report{}, fmt.Errorf("narcache: %s: not a directory: %w", dir, fs.ErrNotExist)
+	}
+	c, err := Open(Config{Dir: dir, Size: math.MaxInt64, Log: log})
+	if err != nil {
+		return Report{}, err
+	}
+	r := c.GC(max)
+	return r, c.Close()
+}

@@ -1,0 +1,282 @@
+// Package narcache keeps NARs on disk in the forms in which they came, together with the
+// downloads that are still in progress, which any number of readers can follow. Their bytes
+// are bounded at every moment; what was used least goes first, and what was used only once
+// before what is used again and again. A file gets its name only after it was proven and
+// written through, and is hashed once more before it is first offered after a start. A disk
+// that fails makes the cache refuse, never the answer wrong. It fetches nothing.
+package narcache
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nixp2p/nixp2p/internal/metrics"
+	"github.com/nixp2p/nixp2p/internal/nix"
+)
+
+// name is this source's metric label.
+const name = "cache"
+
+var (
+	// ErrLocked says that another process works in the directory.
+	ErrLocked = errors.New("another process uses this directory")
+	// ErrDoesNotFit says that a NAR has no room beside what is in use.
+	ErrDoesNotFit = errors.New("does not fit into the cache")
+	// ErrDegraded says that the disk failed and the cache takes nothing for a while.
+	ErrDegraded = errors.New("the disk of the cache failed")
+
+	errExists  = errors.New("is in the cache or on its way into it")
+	errStopped = errors.New("the cache is closed")
+)
+
+// Config is what Open needs. Zero fields mean the default.
+type Config struct {
+	Dir string // made with mode 0700 when it does not exist
+	// Size is the bound in bytes of all that the directory holds, downloads in progress
+	// with their whole size included. 0 refuses everything.
+	Size int64
+	// InStore tells whether this machine's store can serve a NAR to everybody, so that no
+	// second copy is needed. It may be called at any time. nil: it never can.
+	InStore func(nix.NarHash) bool
+	Log     *slog.Logger // default: discard
+	Metrics *metrics.Metrics
+}
+
+// Cache is the directory. It is safe for concurrent use.
+type Cache struct {
+	cfg  Config
+	log  *slog.Logger
+	lock *os.File
+	max  int64 // bytes that files may take
+
+	// space is held while room is made, so that one Create does not take what another
+	// freed. It comes before mu.
+	space sync.Mutex
+
+	mu        sync.Mutex
+	index     map[nix.NarHash]*entry // the first of a chain by sibling
+	ranks     ranks
+	downloads map[key]*Download
+	dying     map[key]struct{} // entries whose file is being removed
+	proving   map[*entry]chan struct{}
+	used      int64 // bytes of entries, of reservations, and of removed files that are still open
+	idle      int64 // the part of used that could be evicted at once
+	queue     []unnamed
+	closed    bool
+
+	work    chan struct{} // capacity 1: the queue has something
+	nextTmp atomic.Uint64
+	health  health
+	disk    disk
+}
+
+// disk is what the tests make fail.
+type disk struct {
+	allocate func(*os.File, int64) error
+	sync     func(*os.File) error
+}
+
+// key names one file: a NAR in one form.
+type key struct {
+	nar  nix.NarHash
+	form nix.Form
+}
+
+// Open opens or begins the cache in cfg.Dir: it looks at the files' names and sizes, not
+// into them, and removes what a crash left unfinished. The error wraps ErrLocked when
+// another process has the directory. It starts no goroutine.
+func Open(cfg Config) (*Cache, error) {
+	c := &Cache{
+		cfg: cfg, log: cfg.Log, max: max(cfg.Size-dirBytes, 0),
+		index: make(map[nix.NarHash]*entry), downloads: make(map[key]*Download),
+		dying: make(map[key]struct{}), proving: make(map[*entry]chan struct{}),
+		work: make(chan struct{}, 1), disk: disk{allocate, (*os.File).Sync},
+	}
+	if c.log == nil {
+		c.log = slog.New(slog.DiscardHandler)
+	}
+	c.ranks = newRanks(c.max)
+	if err := c.start(); err != nil {
+		if c.lock != nil {
+			_ = c.lock.Close()
+		}
+		return nil, fmt.Errorf("narcache: %w", err)
+	}
+	return c, nil
+}
+
+// Name returns "cache".
+func (c *Cache) Name() string { return name }
+
+// Usage returns the bytes that the files take on disk, the whole size of downloads in
+// progress included.
+func (c *Cache) Usage() int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.used
+}
+
+// Held tells in which forms a NAR is there as a whole. Whether they are right is known when
+// NAR was asked for them.
+func (c *Cache) Held(nar nix.NarHash) (raw bool, files []nix.Form) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for e := c.index[nar]; e != nil; e = e.sibling {
+		if e.form.IsRaw() {
+			raw = true
+		} else {
+			files = append(files, e.form)
+		}
+	}
+	return raw, files
+}
+
+// Entry is a NAR that is there as a whole.
+type Entry struct {
+	Nar     nix.NarHash
+	Form    nix.Form
+	Size    int64     // bytes of the form
+	LastUse time.Time // to about ten minutes, over a restart
+}
+
+// Entries returns what is there, what would be evicted first at the front.
+func (c *Cache) Entries() []Entry {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	all := make([]Entry, 0, c.ranks.fresh.n+c.ranks.kept.n)
+	for _, l := range [...]*rank{&c.ranks.fresh, &c.ranks.kept} {
+		for e := l.last; e != nil; e = e.prev {
+			all = append(all, e.describe())
+		}
+	}
+	return all
+}
+
+func (e *entry) describe() Entry {
+	return Entry{Nar: e.nar, Form: e.form, Size: e.size, LastUse: time.Unix(e.used, 0).UTC()}
+}
+
+// find returns the entry of k, or nil. The caller holds mu.
+func (c *Cache) find(k key) *entry {
+	for e := c.index[k.nar]; e != nil; e = e.sibling {
+		if e.form == k.form {
+			return e
+		}
+	}
+	return nil
+}
+
+// add makes e visible. The caller holds mu and has its bytes counted.
+func (c *Cache) add(e *entry) {
+	e.sibling = c.index[e.nar]
+	c.index[e.nar] = e
+	c.ranks.add(e)
+	if e.refs == 0 {
+		c.idle += cost(e.size)
+	}
+}
+
+// acquire keeps e from being evicted until release. The caller holds mu.
+func (c *Cache) acquire(e *entry) {
+	if e.refs == 0 && !e.gone {
+		c.idle -= cost(e.size)
+	}
+	e.refs++
+}
+
+// release undoes acquire; the caller has closed its file and does not hold mu. What was
+// removed while it was in use stops counting with its last user.
+func (c *Cache) release(e *entry) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e.refs--
+	if e.refs > 0 {
+		return
+	}
+	switch {
+	case !e.gone:
+		c.idle += cost(e.size)
+	case e.unlinked:
+		c.count(-cost(e.size))
+	}
+}
+
+// detach takes e out of sight. The caller holds mu and calls destroy after giving it up;
+// false when somebody else did.
+func (c *Cache) detach(e *entry) bool {
+	if e.gone {
+		return false
+	}
+	if e.refs == 0 {
+		c.idle -= cost(e.size)
+	}
+	e.gone = true
+	c.dying[e.key] = struct{}{}
+	c.ranks.remove(e)
+	if c.index[e.nar] == e {
+		if c.index[e.nar] = e.sibling; e.sibling == nil {
+			delete(c.index, e.nar)
+		}
+		return true
+	}
+	for at := c.index[e.nar]; at != nil; at = at.sibling {
+		if at.sibling == e {
+			at.sibling = e.sibling
+		}
+	}
+	return true
+}
+
+// destroy removes the file of an entry that the caller has detached. Removing a large file
+// takes the file system a while, so it is done without mu. A file that cannot be removed goes
+// on counting.
+func (c *Cache) destroy(e *entry) error {
+	if e.tmp != "" {
+		_ = os.Remove(e.tmp) // it may have got its name this moment
+	}
+	err := os.Remove(c.path(e.key, e.size))
+	if errors.Is(err, os.ErrNotExist) {
+		err = nil
+	}
+	if err != nil {
+		err = c.fault("remove", err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.dying, e.key)
+	e.unlinked = err == nil
+	if e.unlinked && e.refs == 0 {
+		c.count(-cost(e.size))
+	}
+	return err
+}
+
+// drop removes e, for a reason other than room.
+func (c *Cache) drop(e *entry) {
+	c.mu.Lock()
+	mine := c.detach(e)
+	c.mu.Unlock()
+	if mine {
+		_ = c.destroy(e) // it was noted as a fault of the disk
+	}
+}
+
+// count adds n to the bytes in use. The caller holds mu.
+func (c *Cache) count(n int64) {
+	c.used += n
+	if m := c.cfg.Metrics; m != nil {
+		m.CacheBytes.Set(float64(c.used))
+	}
+}
+
+// path returns where a whole file lies.
+func (c *Cache) path(k key, size int64) string {
+	file := fileName(k, size)
+	return filepath.Join(c.cfg.Dir, shard(k.nar), file)
+}

@@ -1,0 +1,354 @@
+package upstream
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/nixtest"
+)
+
+// refuse is a dialer that fails in one way.
+func refuse(err error) func(context.Context, string, string) (net.Conn, error) {
+	return func(context.Context, string, string) (net.Conn, error) {
+		return nil, &net.OpError{Op: "dial", Net: "tcp", Err: err}
+	}
+}
+
+// TestDown checks which failures make a cache down, and after how many.
+func TestDown(t *testing.T) {
+	p := nixtest.NewPath("hello", 100)
+	hang := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		<-ctx.Done()
+		return nil, &net.OpError{Op: "dial", Net: "tcp", Err: os.ErrDeadlineExceeded}
+	}
+	for name, c := range map[string]struct {
+		dial  func(context.Context, string, string) (net.Conn, error)
+		after int // requests until it is down, 0 never
+	}{
+		"refused":            {refuse(os.NewSyscallError("connect", syscall.ECONNREFUSED)), 1},
+		"no route to host":   {refuse(os.NewSyscallError("connect", syscall.EHOSTUNREACH)), 1},
+		"no network":         {refuse(os.NewSyscallError("connect", syscall.ENETUNREACH)), 1},
+		"no such name":       {refuse(&net.DNSError{IsNotFound: true}), 1},
+		"no name server":     {refuse(&net.DNSError{IsTemporary: true, Err: "server misbehaving"}), 1},
+		"slow name server":   {refuse(&net.DNSError{IsTimeout: true}), 2},
+		"time-out":           {hang, 2},
+		"no file descriptor": {refuse(os.NewSyscallError("socket", syscall.EMFILE)), 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := open(t, func(cfg *Config) {
+				cfg.dialer, cfg.times.connect, cfg.times.probe = c.dial, 20*time.Millisecond, time.Hour
+			}, "http://cache.example.org")
+			for i := 1; i <= 4; i++ {
+				if _, err := b.Info(t.Context(), p.Hash()); kindOf(err) != "unavailable" {
+					t.Fatal(err)
+				}
+				if want := c.after > 0 && i >= c.after; b.Down() != want {
+					t.Errorf("after %d requests: down %v", i, b.Down())
+				}
+			}
+			if up := b.count("upstream_up"); (up == 0) != (c.after > 0) {
+				t.Errorf("upstream_up is %v", up)
+			}
+			if h := b.Health()[0]; h.Up != (c.after == 0) || h.LastError == "" || h.Up != (h.Why == "") {
+				t.Errorf("%+v", h)
+			}
+			want := 0
+			if c.after > 0 {
+				want = 1
+			}
+			if n := strings.Count(b.log.String(), "upstream is down"); n != want {
+				t.Errorf("logged %d times", n)
+			}
+		})
+	}
+}
+
+// TestDownAnswersAtOnce: a cache that is down costs nothing, and others are asked.
+func TestDownAnswersAtOnce(t *testing.T) {
+	p := nixtest.NewPath("hello", 100)
+	dead, alive := nixtest.NewUpstream(t, cache(nix.None, p)), nixtest.NewUpstream(t, cache(nix.None, p))
+	dead.Stop()
+	b := open(t, func(c *Config) { c.times.probe = time.Hour }, dead.URL(), alive.URL())
+	for range 3 {
+		b.mustInfo(p)
+	}
+	if b.Down() || b.mirrors[0].isDown() != true {
+		t.Error("which is down?")
+	}
+	began := time.Now()
+	if _, err := b.Info(t.Context(), nixtest.NewPath("none", 1).Hash()); kindOf(err) != "unavailable" {
+		t.Errorf("absent although one could not say: %v", err)
+	}
+	if d := time.Since(began); d > quick.hedge {
+		t.Errorf("took %v", d)
+	}
+	if n := dead.Requests(nixtest.NarInfo); n != 0 {
+		t.Error(n)
+	}
+}
+
+// TestComesBack: with Run a probe finds that a cache is up again, without it a request does.
+func TestComesBack(t *testing.T) {
+	p := nixtest.NewPath("hello", 100)
+	for _, running := range []bool{true, false} {
+		u := nixtest.NewUpstream(t, cache(nix.None, p))
+		b := open(t, nil, u.URL())
+		if running {
+			b.run()
+		}
+		u.Stop()
+		if _, err := b.Info(t.Context(), p.Hash()); kindOf(err) != "unavailable" || !b.Down() {
+			t.Fatalf("%v, down %v", err, b.Down())
+		}
+		u.Start()
+		if running {
+			until(t, "up again", func() bool { return !b.Down() })
+			b.mustInfo(p)
+			continue
+		}
+		until(t, "an answer", func() bool { _, err := b.Info(t.Context(), p.Hash()); return err == nil })
+		if b.Down() {
+			t.Error("down although it answers")
+		}
+	}
+}
+
+func TestSilence(t *testing.T) {
+	p := nixtest.NewPath("hello", 100)
+	u := nixtest.NewUpstream(t, cache(nix.None, p))
+	u.SetAll(nixtest.Fault{Do: nixtest.Hang, At: nixtest.BeforeHeaders})
+	b := open(t, nil, u.URL())
+	if _, err := b.Info(t.Context(), p.Hash()); kindOf(err) != "unavailable" || !b.Down() {
+		t.Fatalf("%v, down %v", err, b.Down())
+	}
+	b.run()
+	u.SetAll()
+	until(t, "up again", func() bool { return !b.Down() })
+}
+
+// TestIll: a cache that answers with errors is asked last and only once, but it is asked.
+func TestIll(t *testing.T) {
+	p := nixtest.NewPath("hello", 100)
+	ill, well := nixtest.NewUpstream(t, cache(nix.None, p)), nixtest.NewUpstream(t, cache(nix.None, p))
+	ill.Set(nixtest.NarInfo, nixtest.Fault{Status: 502})
+	b := open(t, func(c *Config) { c.times.hedge = time.Minute }, ill.URL(), well.URL())
+	for range illnesses {
+		b.mustInfo(p)
+	}
+	before := ill.Requests(nixtest.NarInfo)
+	for range 5 {
+		b.mustInfo(p)
+	}
+	if n := ill.Requests(nixtest.NarInfo) - before; n != 0 {
+		t.Errorf("asked first %d times", n)
+	}
+	alone := open(t, nil, ill.URL())
+	for range illnesses {
+		_, _ = alone.Info(t.Context(), p.Hash())
+	}
+	before = ill.Requests(nixtest.NarInfo)
+	if _, err := alone.Info(t.Context(), p.Hash()); kindOf(err) != "unavailable" || ill.Requests(nixtest.NarInfo) != before+1 {
+		t.Errorf("%v, asked %d times", err, ill.Requests(nixtest.NarInfo)-before)
+	}
+	if alone.Down() || alone.Health()[0].Why == "" {
+		t.Errorf("%+v", alone.Health()[0])
+	}
+	ill.Set(nixtest.NarInfo)
+	alone.mustInfo(p)
+	if alone.Health()[0].Why != "" {
+		t.Errorf("%+v", alone.Health()[0])
+	}
+}
+
+// TestBusy: who asks to be left alone is, and is not down.
+func TestBusy(t *testing.T) {
+	p := nixtest.NewPath("hello", 100)
+	u := nixtest.NewUpstream(t, cache(nix.None, p))
+	u.Set(nixtest.NarInfo, nixtest.Fault{Status: 429, RetryAfter: "3600", Times: 1})
+	b := open(t, func(c *Config) { c.times.busyMost = 50 * time.Millisecond }, u.URL())
+	for range 3 {
+		if _, err := b.Info(t.Context(), p.Hash()); !errors.Is(err, errBusy) || kindOf(err) != "unavailable" {
+			t.Error(err)
+		}
+	}
+	if n := u.Requests(nixtest.NarInfo); n != 1 || b.Down() || b.Health()[0].Why == "" {
+		t.Errorf("%d requests, %+v", n, b.Health()[0])
+	}
+	until(t, "asked again", func() bool { _, err := b.Info(t.Context(), p.Hash()); return err == nil })
+}
+
+func TestRetryAfter(t *testing.T) {
+	u := &Upstreams{times: defaults}
+	for text, want := range map[string]time.Duration{
+		"": defaults.busy, "junk": defaults.busy, "-1": defaults.busy, "0": 0, "7": 7 * time.Second, "600": time.Minute,
+		"99999999999999999999": defaults.busy, "Mon, 01 Jan 2001 00:00:00 GMT": 0,
+		time.Now().Add(time.Hour).UTC().Format(http.TimeFormat): time.Minute,
+	} {
+		if got := u.retryAfter(text); got != want {
+			t.Errorf("%q: %v, want %v", text, got, want)
+		}
+	}
+}
+
+// TestCertificate: a certificate that cannot be trusted makes a cache down, with words.
+func TestCertificate(t *testing.T) {
+	p := nixtest.NewPath("hello", 100)
+	cfg := cache(nix.None, p)
+	cfg.TLS = true
+	u := nixtest.NewUpstream(t, cfg)
+	b := open(t, nil, u.URL())
+	if _, err := b.Info(t.Context(), p.Hash()); kindOf(err) != "unavailable" || !b.Down() {
+		t.Errorf("%v, down %v", err, b.Down())
+	}
+	if log := b.log.String(); !strings.Contains(log, "certificate") {
+		t.Error(log)
+	}
+	plain := nixtest.NewUpstream(t, cache(nix.None, p))
+	b = open(t, nil, strings.Replace(plain.URL(), "http:", "https:", 1))
+	if _, err := b.Info(t.Context(), p.Hash()); kindOf(err) != "unavailable" || !b.Down() {
+		t.Errorf("TLS with a server without: %v, down %v", err, b.Down())
+	}
+}
+
+// TestForeignTrouble: a host that only has the files says nothing about the cache.
+func TestForeignTrouble(t *testing.T) {
+	p := nixtest.NewPath("hello", 100)
+	files := nixtest.NewUpstream(t, nixtest.UpstreamConfig{})
+	files.Stop()
+	cfg := cache(nix.None, p)
+	cfg.URL = func(_, _ string, _ nixtest.Path) string { return files.URL() + "/there" }
+	u := nixtest.NewUpstream(t, cfg)
+	b := open(t, nil, u.URL())
+	for range 3 {
+		if _, err := b.read(b.mustInfo(p), nix.Raw, 0); kindOf(err) != "unavailable" {
+			t.Error(err)
+		}
+	}
+	if b.Down() {
+		t.Error("down")
+	}
+}
+
+// TestPriority: what the caches say about themselves orders them; who says nothing stays
+// where it is configured.
+func TestPriority(t *testing.T) {
+	p := nixtest.NewPath("hello", 100)
+	up := func(priority int) *nixtest.Upstream {
+		cfg := cache(nix.None, p)
+		cfg.Priority = priority
+		return nixtest.NewUpstream(t, cfg)
+	}
+	order := func(b *bench) string {
+		may, _ := b.order()
+		var s strings.Builder
+		for _, m := range may {
+			s.WriteByte(byte('a' + m.index))
+		}
+		return s.String()
+	}
+	a, c := up(50), up(30)
+	silent := up(10)
+	silent.Set(nixtest.CacheInfo, nixtest.Fault{Status: 500})
+	b := open(t, nil, a.URL(), silent.URL(), c.URL(), a.URL()+"/")
+	if got := order(b); got != "abc" {
+		t.Errorf("before anything is known: %s", got)
+	}
+	b.run()
+	until(t, "priorities", func() bool { return b.Health()[0].HasPriority && b.Health()[2].HasPriority })
+	// Loopback latencies are all of one class, unless this machine is very busy.
+	if got := order(b); got != "cab" && got != "cba" {
+		t.Errorf("by priority: %s", got)
+	}
+	for range 70 {
+		b.mirrors[0].latency.add(80 * time.Millisecond)
+		b.mirrors[1].latency.add(3 * time.Millisecond)
+	}
+	if got := order(b); got != "cba" {
+		t.Errorf("by latency: %s", got)
+	}
+}
+
+// TestStoreDir: a cache for another store is as good as none.
+func TestStoreDir(t *testing.T) {
+	p := nixtest.NewPath("hello", 100)
+	cfg := cache(nix.None, p)
+	cfg.StoreDir = "/gnu/store"
+	wrong, right := nixtest.NewUpstream(t, cfg), nixtest.NewUpstream(t, cache(nix.None))
+	b := open(t, nil, wrong.URL(), right.URL())
+	b.run()
+	until(t, "nix-cache-info", func() bool { return !b.Health()[0].Up && b.Health()[1].HasPriority })
+	if _, err := b.Info(t.Context(), p.Hash()); kindOf(err) != "absent" {
+		t.Error(err)
+	}
+	if !strings.Contains(b.log.String(), "level=ERROR") || b.Down() {
+		t.Error("not told, or down")
+	}
+}
+
+// TestCacheInfoIsNotWaitedFor: whatever nix-cache-info does, requests go on.
+func TestCacheInfoIsNotWaitedFor(t *testing.T) {
+	p := nixtest.NewPath("hello", 100)
+	for name, fault := range map[string]nixtest.Fault{
+		"hang":     {Do: nixtest.Hang, At: nixtest.BeforeHeaders},
+		"in body":  {Do: nixtest.Hang, At: 5},
+		"404":      {Status: 404},
+		"portal":   {Body: []byte("<html>Log in</html>")},
+		"too much": {Body: make([]byte, 1<<20)},
+		"junk":     {Body: []byte("Priority: high\n")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			u := nixtest.NewUpstream(t, cache(nix.None, p))
+			u.Set(nixtest.CacheInfo, fault)
+			b := open(t, func(c *Config) { c.times.probing = 50 * time.Millisecond }, u.URL())
+			b.run()
+			b.mustInfo(p)
+			until(t, "asked", func() bool { return u.Requests(nixtest.CacheInfo) > 0 })
+			b.mustInfo(p)
+			if h := b.Health()[0]; h.HasPriority || b.Down() {
+				t.Errorf("%+v", h)
+			}
+		})
+	}
+}
+
+// TestProxy: the environment's proxy is used, and its absence is the cache's.
+func TestProxy(t *testing.T) {
+	p := nixtest.NewPath("hello", 100)
+	u := nixtest.NewUpstream(t, cache(nix.None, p))
+	asked := ""
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked = r.URL.String()
+		u.ServeHTTP(w, r)
+	}))
+	t.Setenv("http_proxy", proxy.URL)
+	b := open(t, func(c *Config) { c.times.probe = time.Hour }, "http://cache.example.org")
+	b.mustInfo(p)
+	if want := "http://cache.example.org/" + p.Hash().String() + ".narinfo"; asked != want {
+		t.Errorf("proxy was asked for %q", asked)
+	}
+	proxy.CloseClientConnections()
+	proxy.Close()
+	if _, err := b.Info(t.Context(), p.Hash()); kindOf(err) != "unavailable" || !b.Down() {
+		t.Errorf("%v, down %v", err, b.Down())
+	}
+}
+
+func TestRunTwice(t *testing.T) {
+	b := open(t, nil)
+	b.mirrors = append(b.mirrors, open(t, nil, "http://127.0.0.1:1").mirrors...)
+	b.run()
+	until(t, "running", b.running.Load)
+	if err := b.Run(t.Context()); err == nil {
+		t.Error("runs twice")
+	}
+}

@@ -1,0 +1,195 @@
+package upstream
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"errors"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/goleak"
+
+	"github.com/nixp2p/nixp2p/internal/metrics"
+	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/nixtest"
+	"github.com/nixp2p/nixp2p/verify"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var key = nixtest.NewKey("cache.example.org-1")
+
+// quick are patiences that make tests short. What must not happen by chance is long.
+var quick = timings{
+	connect: 2 * time.Second, headers: 150 * time.Millisecond, first: 150 * time.Millisecond, stall: 150 * time.Millisecond,
+	probe: 20 * time.Millisecond, probing: 100 * time.Millisecond, refresh: time.Hour,
+	hedge: 30 * time.Millisecond, backOff: 4 * time.Millisecond, busyMost: time.Minute, busy: time.Minute, convict: time.Hour,
+}
+
+// logged is a log that tests read.
+type logged struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *logged) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logged) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+type bench struct {
+	*Upstreams
+	t       testing.TB
+	metrics *metrics.Metrics
+	log     *logged
+}
+
+func open(t testing.TB, edit func(*Config), urls ...string) *bench {
+	t.Helper()
+	b := &bench{t: t, metrics: metrics.New(), log: &logged{}}
+	cfg := Config{
+		URLs: urls, Keys: nixtest.Keys(t, key), ID: "self", Version: "1", Metrics: b.metrics, times: quick,
+		Log: slog.New(slog.NewTextHandler(b.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+	}
+	if edit != nil {
+		edit(&cfg)
+	}
+	u, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Upstreams = u
+	t.Cleanup(u.transport.CloseIdleConnections)
+	return b
+}
+
+// run calls Run until the test ends.
+func (b *bench) run() {
+	ctx, cancel := context.WithCancel(b.t.Context())
+	done := make(chan error, 1)
+	go func() { done <- b.Run(ctx) }()
+	b.t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			b.t.Error(err)
+		}
+	})
+}
+
+// until waits for something that another goroutine brings about.
+func until(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(5 * time.Second)
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for !ok() {
+		<-tick.C
+		if time.Now().After(deadline) {
+			t.Fatal("never: " + what)
+		}
+	}
+}
+
+// count returns the sum of a metric over all labels that have the given values.
+func (b *bench) count(name string, values ...string) float64 {
+	b.t.Helper()
+	families, err := b.metrics.Registry.Gather()
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	sum := 0.0
+	for _, f := range families {
+		if f.GetName() != prometheus.BuildFQName("nixp2p", "", name) {
+			continue
+		}
+	metrics:
+		for _, m := range f.GetMetric() {
+			var have []string
+			for _, l := range m.GetLabel() {
+				have = append(have, l.GetValue())
+			}
+			for _, v := range values {
+				if !strings.Contains(" "+strings.Join(have, " ")+" ", " "+v+" ") {
+					continue metrics
+				}
+			}
+			sum += m.GetCounter().GetValue() + m.GetGauge().GetValue()
+		}
+	}
+	return sum
+}
+
+// kindOf names which of the three kinds an error is.
+func kindOf(err error) string {
+	var lie *verify.LieError
+	switch {
+	case err == nil:
+		return "ok"
+	case errors.As(err, &lie) && errors.Is(err, fs.ErrNotExist):
+		return "two kinds at once"
+	case errors.As(err, &lie):
+		return "lied " + string(lie.Reason)
+	case errors.Is(err, fs.ErrNotExist):
+		return "absent"
+	}
+	return "unavailable"
+}
+
+// read returns all of a NAR in a form, and the error of opening or reading it.
+func (b *bench) read(info *verify.Info, form nix.Form, off int64) ([]byte, error) {
+	b.t.Helper()
+	claim, err := b.NAR(b.t.Context(), info, form, off)
+	if err != nil {
+		return nil, err
+	}
+	defer claim.Body.Close()
+	got, err := io.ReadAll(claim.Body)
+	if want := info.NarSize(); form.IsRaw() && claim.Size != want {
+		b.t.Errorf("size %d, want %d", claim.Size, want)
+	}
+	return got, err
+}
+
+func (b *bench) mustInfo(p nixtest.Path) *verify.Info {
+	b.t.Helper()
+	info, err := b.Info(b.t.Context(), p.Hash())
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return info
+}
+
+// cache returns the configuration of a cache that has paths and signs them.
+func cache(c nix.Compression, paths ...nixtest.Path) nixtest.UpstreamConfig {
+	return nixtest.UpstreamConfig{Paths: paths, Keys: []nixtest.Key{key}, Compression: c}
+}
+
+func certs(u *nixtest.Upstream, tls bool) *x509.CertPool {
+	if !tls {
+		return nil
+	}
+	return u.CertPool()
+}
+
+func countDials(n *int) func(ctx context.Context, network, addr string) (net.Conn, error) {
+	return func(ctx context.Context, network, addr string) (net.Conn, error) {
+		*n++
+		var d net.Dialer
+		return d.DialContext(ctx, network, addr)
+	}
+}

@@ -1,0 +1,442 @@
+package upstream
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/nixtest"
+	"github.com/nixp2p/nixp2p/verify"
+)
+
+var compressions = []nix.Compression{nix.None, nix.Zstd, nix.Gzip, nix.Bzip2, nix.Brotli, nix.XZ}
+
+// fileForm returns the form of p's file at u.
+func fileForm(t testing.TB, u *nixtest.Upstream, p nixtest.Path) nix.Form {
+	t.Helper()
+	info, err := nixtest.Keys(t, key).Open(u.NarInfo(p), p.Hash())
+	if err != nil {
+		t.Fatal(err)
+	}
+	form, _ := info.FileForm()
+	return form
+}
+
+// TestNARForms: every compression gives raw from every offset, xz and zstd the file too, and
+// what the client asked before makes no difference.
+func TestNARForms(t *testing.T) {
+	p := nixtest.NewPath("hello", 300_000)
+	size := int64(len(p.NAR))
+	for _, c := range compressions {
+		for _, noFile := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s/%v", c, noFile), func(t *testing.T) {
+				cfg := cache(c, p)
+				cfg.NoFile, cfg.BasePath = noFile, "/b"
+				u := nixtest.NewUpstream(t, cfg)
+				b := open(t, nil, u.URL())
+				info := p.Info(t, key) // from elsewhere: with other hints
+				for _, off := range []int64{0, 1, size / 2, size - 1, size} {
+					got, err := b.read(info, nix.Raw, off)
+					if err != nil || !bytes.Equal(got, p.NAR[off:]) {
+						t.Errorf("raw from %d: %d bytes, %v", off, len(got), err)
+					}
+				}
+				if _, err := b.NAR(t.Context(), info, nix.Raw, size+1); err == nil {
+					t.Error("from behind the end")
+				}
+				form := fileForm(t, u, p)
+				if form.IsRaw() {
+					return
+				}
+				file := u.File(p)
+				for _, off := range []int64{0, 1000, int64(len(file)) - 1, int64(len(file))} {
+					got, err := b.read(info, form, off)
+					if err != nil || !bytes.Equal(got, file[off:]) {
+						t.Errorf("file from %d: %d bytes, %v", off, len(got), err)
+					}
+				}
+				form.File[0]++
+				if _, err := b.NAR(t.Context(), info, form, 0); kindOf(err) != "absent" {
+					t.Errorf("another file: %v", err)
+				}
+				if n := u.Requests(nixtest.NarInfo); n != 1 {
+					t.Errorf("%d narinfo requests", n)
+				}
+			})
+		}
+	}
+}
+
+// TestNARFaults: one cache that is faulty in every way; what can be mended is.
+func TestNARFaults(t *testing.T) {
+	p := nixtest.NewPath("hello", 200_000)
+	hang, cut, reset := nixtest.Hang, nixtest.Cut, nixtest.Reset
+	const early = nixtest.BeforeHeaders
+	resumed := func(r *http.Request) bool { return r.Header.Get("Range") != "" }
+	for name, c := range map[string]struct {
+		faults []nixtest.Fault
+		want   string // of raw from none and of files; "ok" is the whole
+		decode string // of raw by decoding, where that is something else
+	}{
+		"none":                {nil, "ok", ""},
+		"404":                 {[]nixtest.Fault{{Status: 404}}, "absent", ""},
+		"403":                 {[]nixtest.Fault{{Status: 403}}, "absent", ""},
+		"401":                 {[]nixtest.Fault{{Status: 401}}, "unavailable", ""},
+		"500":                 {[]nixtest.Fault{{Status: 500}}, "unavailable", ""},
+		"500 once":            {[]nixtest.Fault{{Status: 500, Times: 1}}, "ok", ""},
+		"429":                 {[]nixtest.Fault{{Status: 429}}, "unavailable", ""},
+		"503, come later":     {[]nixtest.Fault{{Status: 503, RetryAfter: "1"}}, "unavailable", ""},
+		"204":                 {[]nixtest.Fault{{Status: 204}}, "unavailable", ""},
+		"hang":                {[]nixtest.Fault{{Do: hang, At: early}}, "unavailable", ""},
+		"hang in the body":    {[]nixtest.Fault{{Do: hang, At: 70_000}}, "unavailable", ""},
+		"once":                {[]nixtest.Fault{{Do: hang, At: 70_000, Times: 1}}, "ok", ""},
+		"hang at once":        {[]nixtest.Fault{{Do: hang, At: 0, Times: 1}}, "ok", ""},
+		"cut":                 {[]nixtest.Fault{{Do: cut, At: 70_000, Times: 2}}, "ok", ""},
+		"cut for ever":        {[]nixtest.Fault{{Do: cut, At: 10}}, "unavailable", ""},
+		"cut, chunked":        {[]nixtest.Fault{{Do: cut, At: 70_000, Chunked: true, Times: 1}}, "ok", ""},
+		"reset":               {[]nixtest.Fault{{Do: reset, At: 70_000, Times: 1}}, "ok", ""},
+		"reset before":        {[]nixtest.Fault{{Do: reset, At: early, Times: 1}}, "ok", ""},
+		"quiet end":           {[]nixtest.Fault{{Do: nixtest.QuietEnd, At: 70_000, Times: 1}}, "ok", ""},
+		"too short":           {[]nixtest.Fault{{Length: 1}}, "unavailable", ""},
+		"too long":            {[]nixtest.Fault{{Do: nixtest.Extra, At: 1}}, "lied size", "ok"},
+		"too long, chunked":   {[]nixtest.Fault{{Do: nixtest.Extra, At: 1, Chunked: true}}, "lied size", "ok"},
+		"promises more":       {[]nixtest.Fault{{Length: 1 << 20}}, "lied size", "ok"},
+		"no range":            {[]nixtest.Fault{{Do: cut, At: 70_000, Times: 1}, {NoRange: true}}, "ok", ""},
+		"wrong range":         {[]nixtest.Fault{{Do: cut, At: 70_000, Times: 1}, {WrongRange: true, Times: 1}}, "ok", ""},
+		"range not satisfied": {[]nixtest.Fault{{Do: cut, At: 70_000, Times: 1}, {Status: 416, Only: resumed}}, "ok", ""},
+		"ill when resumed":    {[]nixtest.Fault{{Do: cut, At: 70_000, Times: 1}, {Status: 502, Times: 2}}, "ok", ""},
+		"gone when resumed":   {[]nixtest.Fault{{Do: cut, At: 70_000, Times: 1}, {Status: 404}}, "unavailable", ""},
+		"redirected":          {[]nixtest.Fault{{Redirect: "/elsewhere"}}, "ok", ""},
+		"slow":                {[]nixtest.Fault{{Rate: 1 << 20}}, "ok", ""},
+	} {
+		for _, form := range []string{"raw", "file", "decoded"} {
+			t.Run(name+"/"+form, func(t *testing.T) {
+				t.Parallel()
+				compression, want := nix.Zstd, c.want
+				switch {
+				case form == "raw":
+					compression = nix.None
+				case form == "decoded" && c.decode != "":
+					want = c.decode
+				}
+				u := nixtest.NewUpstream(t, cache(compression, p))
+				all := u.File(p)
+				u.Serve("/elsewhere", all)
+				b := open(t, nil, u.URL())
+				ask := nix.Raw
+				if form == "file" {
+					ask = fileForm(t, u, p)
+				} else {
+					all = p.NAR
+				}
+				info := b.mustInfo(p)
+				faults := c.faults
+				if len(faults) > 0 && faults[0].Redirect != "" {
+					faults[0].Only = func(r *http.Request) bool { return r.URL.Path != "/elsewhere" }
+				}
+				u.Set(nixtest.NarFile, faults...)
+				for _, off := range []int64{0} {
+					got, err := b.read(info, ask, off)
+					if kindOf(err) != want {
+						t.Errorf("%v, want %s", err, want)
+					}
+					if err == nil && !bytes.Equal(got, all[off:]) || !bytes.HasPrefix(all[off:], got) {
+						t.Errorf("wrong bytes, %d", len(got))
+					}
+				}
+			})
+		}
+	}
+}
+
+// TestNARGoesOn: where one cache stops, another that has the same goes on at that byte.
+func TestNARGoesOn(t *testing.T) {
+	p := nixtest.NewPath("hello", 400_000)
+	for name, c := range map[string]struct {
+		first, second nix.Compression
+		form          string
+		fault         nixtest.Fault
+		most          int64 // bytes that the second may send
+	}{
+		"raw to raw, stall":       {nix.None, nix.None, "raw", nixtest.Fault{Do: nixtest.Hang, At: 150_000}, 260_000},
+		"raw to raw, cut":         {nix.None, nix.None, "raw", nixtest.Fault{Do: nixtest.Cut, At: 150_000}, 260_000},
+		"raw to raw, no headers":  {nix.None, nix.None, "raw", nixtest.Fault{Do: nixtest.Hang, At: nixtest.BeforeHeaders}, 410_000},
+		"raw to raw, gone":        {nix.None, nix.None, "raw", nixtest.Fault{Status: 404}, 410_000},
+		"raw to zstd":             {nix.None, nix.Zstd, "raw", nixtest.Fault{Do: nixtest.Hang, At: 150_000}, 410_000},
+		"zstd to xz":              {nix.Zstd, nix.XZ, "raw", nixtest.Fault{Do: nixtest.Hang, At: 150_000}, 410_000},
+		"zstd to raw":             {nix.Zstd, nix.None, "raw", nixtest.Fault{Do: nixtest.Hang, At: 150_000}, 410_000},
+		"corrupt zstd to raw":     {nix.Zstd, nix.None, "raw", nixtest.Fault{Do: nixtest.Flip, At: 1}, 410_000},
+		"corrupt zstd to xz":      {nix.Zstd, nix.XZ, "raw", nixtest.Fault{Do: nixtest.Flip, At: 399_000}, 410_000},
+		"file to file, stall":     {nix.Zstd, nix.Zstd, "file", nixtest.Fault{Do: nixtest.Hang, At: 150_000}, 260_000},
+		"file to file, reset":     {nix.XZ, nix.XZ, "file", nixtest.Fault{Do: nixtest.Reset, At: 150_000}, 260_000},
+		"file to file, too long":  {nix.Zstd, nix.Zstd, "file", nixtest.Fault{Do: nixtest.Extra, At: 5}, 410_000},
+		"file to file, too short": {nix.Zstd, nix.Zstd, "file", nixtest.Fault{Length: 10}, 410_000},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			first, second := nixtest.NewUpstream(t, cache(c.first, p)), nixtest.NewUpstream(t, cache(c.second, p))
+			first.Set(nixtest.NarFile, c.fault)
+			b := open(t, nil, first.URL(), second.URL())
+			info, form, all := b.mustInfo(p), nix.Raw, p.NAR
+			if c.form == "file" {
+				form, all = fileForm(t, first, p), first.File(p)
+			}
+			got, err := b.read(info, form, 0)
+			if err != nil || !bytes.Equal(got, all) {
+				t.Errorf("%d bytes, %v", len(got), err)
+			}
+			if n := second.Bytes(nixtest.NarFile); n == 0 || n > c.most {
+				t.Errorf("the second sent %d bytes", n)
+			}
+		})
+	}
+}
+
+// TestNAROther: a cache that has another build of the path, or another file of the NAR, does
+// not have what is asked for.
+func TestNAROther(t *testing.T) {
+	p := nixtest.NewPath("hello", 1000)
+	q := p
+	q.Contents = []byte("another build")
+	q.NAR = nixtest.FileNAR(q.Contents)
+	a, b := nixtest.NewUpstream(t, cache(nix.None, q)), nixtest.NewUpstream(t, cache(nix.None, p))
+	one := open(t, nil, a.URL())
+	if _, err := one.NAR(t.Context(), p.Info(t, key), nix.Raw, 0); kindOf(err) != "absent" {
+		t.Error(err)
+	}
+	two := open(t, nil, a.URL(), b.URL())
+	if got, err := two.read(p.Info(t, key), nix.Raw, 0); err != nil || !bytes.Equal(got, p.NAR) {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+	if a.Requests(nixtest.NarFile) != 0 {
+		t.Error("asked for another NAR")
+	}
+}
+
+// TestNARMoved: a place that is out of date is looked up once more.
+func TestNARMoved(t *testing.T) {
+	p := nixtest.NewPath("hello", 100_000)
+	u := nixtest.NewUpstream(t, cache(nix.None, p))
+	b := open(t, nil, u.URL())
+	info := b.mustInfo(p)
+	n := p.Signed(key)
+	n.URL = "nar/moved"
+	u.Serve("/nar/moved", p.NAR)
+	u.Set(nixtest.NarInfo, nixtest.Fault{Body: n.AppendText(nil)})
+	u.Set(nixtest.NarFile, nixtest.Fault{Status: 404, Times: 1})
+	if got, err := b.read(info, nix.Raw, 0); err != nil || !bytes.Equal(got, p.NAR) {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+}
+
+// TestNARContentEncoding: a body that was encoded on the way is the file once it is decoded,
+// with Range or without.
+func TestNARContentEncoding(t *testing.T) {
+	p := nixtest.NewPath("hello", 300_000)
+	for _, c := range []nix.Compression{nix.None, nix.Zstd} {
+		u := nixtest.NewUpstream(t, cache(c, p))
+		b := open(t, nil, u.URL())
+		info := b.mustInfo(p)
+		encoded := nixtest.Fault{
+			Body: nixtest.Compress(t, nix.Gzip, u.File(p)).Bytes, Header: map[string]string{"Content-Encoding": "gzip"},
+		}
+		cut := encoded
+		cut.Do, cut.At, cut.Times = nixtest.Cut, 100_000, 1
+		u.Set(nixtest.NarFile, cut, encoded)
+		if got, err := b.read(info, nix.Raw, 0); err != nil || !bytes.Equal(got, p.NAR) {
+			t.Errorf("%s: %d bytes, %v", c, len(got), err)
+		}
+		if got, err := b.read(info, nix.Raw, 777); err != nil || !bytes.Equal(got, p.NAR[777:]) {
+			t.Errorf("%s: from 777: %d bytes, %v", c, len(got), err)
+		}
+	}
+}
+
+// TestNARLies: what decodes to something else than a NAR of this size.
+func TestNARLies(t *testing.T) {
+	p := nixtest.NewPath("hello", 100_000)
+	zstd := func(b []byte) []byte { return nixtest.Compress(t, nix.Zstd, b).Bytes }
+	skippable := append([]byte{0x50, 0x2a, 0x4d, 0x18, 0, 0, 32, 0}, make([]byte, 2<<20)...)
+	for name, c := range map[string]struct {
+		file []byte
+		want string
+	}{
+		"not zstd":         {p.NAR, "lied encoding"},
+		"too much":         {zstd(append(bytes.Clone(p.NAR), 0)), "lied size"},
+		"bomb":             {zstd(make([]byte, 1<<26)), "lied size"},
+		"too little":       {zstd(p.NAR[:50_000]), "lied size"},
+		"cut short":        {zstd(p.NAR)[:50_000], "lied encoding"},
+		"large and hollow": {bytes.Repeat(skippable, 3), "lied size"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, chunked := range []bool{false, true} {
+				cfg := cache(nix.Zstd, p)
+				cfg.NoFile = chunked // nothing is known of its length
+				u := nixtest.NewUpstream(t, cfg)
+				b := open(t, nil, u.URL())
+				info := b.mustInfo(p)
+				u.Set(nixtest.NarFile, nixtest.Fault{Body: c.file, Chunked: chunked})
+				if got, err := b.read(info, nix.Raw, 0); kindOf(err) != c.want || len(got) > len(p.NAR) {
+					t.Errorf("chunked %v: %d bytes, %v, want %s", chunked, len(got), err, c.want)
+				}
+			}
+		})
+	}
+}
+
+// TestConvict: who sent a NAR wrong is not asked for it for an hour; the others are.
+func TestConvict(t *testing.T) {
+	p := nixtest.NewPath("hello", 100_000)
+	wrong := &verify.LieError{Reason: verify.ReasonHash, Err: errors.New("wrong")}
+	bad, good := nixtest.NewUpstream(t, cache(nix.Zstd, p)), nixtest.NewUpstream(t, cache(nix.Zstd, p))
+	b := open(t, nil, bad.URL(), good.URL())
+	info, form := b.mustInfo(p), fileForm(t, bad, p)
+	if _, err := b.read(info, form, 0); err != nil {
+		t.Fatal(err)
+	}
+	b.Convict(info, form, wrong)
+	for range 3 {
+		if _, err := b.read(info, form, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := bad.Requests(nixtest.NarFile); n != 1 {
+		t.Errorf("convicted file was asked for %d times", n)
+	}
+	b.Convict(info, form, wrong)
+	if _, err := b.read(info, form, 0); kindOf(err) != "absent" {
+		t.Errorf("both convicted: %v", err)
+	}
+	if got, err := b.read(info, nix.Raw, 0); err != nil || !bytes.Equal(got, p.NAR) {
+		t.Errorf("raw after a wrong file: %v", err)
+	}
+	b.Convict(info, nix.Raw, wrong)
+	b.Convict(info, nix.Raw, wrong)
+	if _, err := b.read(info, nix.Raw, 0); kindOf(err) != "absent" {
+		t.Errorf("all convicted: %v", err)
+	}
+	other := nixtest.NewPath("other", 10)
+	bad.Add(other)
+	if _, err := b.read(b.mustInfo(other), nix.Raw, 0); err != nil {
+		t.Errorf("another NAR: %v", err)
+	}
+	b.memory.convict(info, nix.Raw, time.Now().Add(-time.Second))
+	if _, err := b.read(info, nix.Raw, 0); err != nil {
+		t.Errorf("after an hour: %v", err)
+	}
+}
+
+// TestClose: a body may be closed while it is read, and leaves nothing behind.
+func TestClose(t *testing.T) {
+	p := nixtest.NewPath("hello", 100_000)
+	for _, c := range []nix.Compression{nix.None, nix.Zstd, nix.XZ} {
+		u := nixtest.NewUpstream(t, cache(c, p))
+		b := open(t, func(c *Config) { c.times.stall, c.times.first = time.Minute, time.Minute }, u.URL())
+		info := b.mustInfo(p)
+		u.Set(nixtest.NarFile, nixtest.Fault{Do: nixtest.Hang, At: 30_000})
+		claim, err := b.NAR(t.Context(), info, nix.Raw, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ended := make(chan error)
+		go func() {
+			_, err := io.Copy(io.Discard, claim.Body)
+			ended <- err
+		}()
+		until(t, "bytes", func() bool { return u.Bytes(nixtest.NarFile) == 30_000 })
+		if err := claim.Body.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := <-ended; err == nil {
+			t.Error("read to the end")
+		}
+		if n, err := claim.Body.Read(make([]byte, 1)); n != 0 || err == nil {
+			t.Error("reads on after Close")
+		}
+		if err := claim.Body.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestRestart: a cache that restarts in the middle does not cut the transfer.
+func TestRestart(t *testing.T) {
+	p := nixtest.NewPath("hello", 1_000_000)
+	u := nixtest.NewUpstream(t, cache(nix.None, p))
+	b := open(t, func(c *Config) { c.times.backOff = 30 * time.Millisecond }, u.URL())
+	info := b.mustInfo(p)
+	u.Set(nixtest.NarFile, nixtest.Fault{Do: nixtest.Hang, At: 500_000, Times: 1})
+	claim, err := b.NAR(t.Context(), info, nix.Raw, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer claim.Body.Close()
+	got := make([]byte, 500_000)
+	if _, err := io.ReadFull(claim.Body, got); err != nil {
+		t.Fatal(err)
+	}
+	u.Stop()
+	started := make(chan struct{})
+	time.AfterFunc(40*time.Millisecond, func() { u.Start(); close(started) })
+	rest, err := io.ReadAll(claim.Body)
+	<-started
+	if err != nil || !bytes.Equal(append(got, rest...), p.NAR) {
+		t.Errorf("%d more bytes, %v", len(rest), err)
+	}
+}
+
+// TestUpstreamBytes: all bytes of bodies count, those of errors and compressed ones too.
+func TestUpstreamBytes(t *testing.T) {
+	p := nixtest.NewPath("hello", 100_000)
+	u := nixtest.NewUpstream(t, cache(nix.Zstd, p))
+	b := open(t, nil, u.URL())
+	_, _ = b.Info(t.Context(), nixtest.NewPath("none", 1).Hash())
+	if _, err := b.read(b.mustInfo(p), nix.Raw, 0); err != nil {
+		t.Fatal(err)
+	}
+	want := int64(len("404\n") + len(u.NarInfo(p)) + len(u.File(p)))
+	if got := int64(b.count("upstream_bytes_total")); got != want {
+		t.Errorf("counted %d, sent %d", got, want)
+	}
+}
+
+// TestConnectionsServeAgain: answers of all sizes leave their connection to the next request.
+func TestConnectionsServeAgain(t *testing.T) {
+	p := nixtest.NewPath("hello", 100_000)
+	for _, c := range []nix.Compression{nix.None, nix.Zstd} {
+		u := nixtest.NewUpstream(t, cache(c, p))
+		dials := 0
+		b := open(t, func(c *Config) { c.dialer = countDials(&dials) }, u.URL())
+		info := b.mustInfo(p)
+		for range 5 {
+			_, _ = b.Info(t.Context(), nixtest.NewPath("none", 1).Hash())
+			b.mustInfo(p)
+			if _, err := b.read(info, nix.Raw, 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if dials != 1 {
+			t.Errorf("%s: %d connections", c, dials)
+		}
+	}
+}
+
+func TestErrorsNameTheOperation(t *testing.T) {
+	p := nixtest.NewPath("hello", 10)
+	u := nixtest.NewUpstream(t, nixtest.UpstreamConfig{})
+	b := open(t, nil, u.URL())
+	_, err := b.Info(t.Context(), p.Hash())
+	if want := "upstream: get narinfo " + p.Hash().String() + ": " + u.URL(); !strings.HasPrefix(fmt.Sprint(err), want) {
+		t.Errorf("%q, want %q", err, want)
+	}
+	_, err = b.NAR(t.Context(), p.Info(t, key), nix.Raw, 0)
+	if want := "upstream: get raw NAR of " + p.StorePath.String() + ": "; !strings.HasPrefix(fmt.Sprint(err), want) {
+		t.Errorf("%q, want %q", err, want)
+	}
+}

@@ -1,0 +1,5 @@
+package localstore
+
+const childEnv = "LOCALSTORE_TEST_CHILD"
+
+func child() int { return 0 }

@@ -1,0 +1,312 @@
+package localstore
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxDepth is how many directories may lie in each other: each level holds a descriptor
+// open. Nix takes 64 since its 2.28 and any number before.
+const maxDepth = 512
+
+// Errors of a tree that is not, or no longer, one that Nix has registered.
+var (
+	errKind    = errors.New("neither file nor directory nor symbolic link")
+	errDepth   = fmt.Errorf("more than %d directories in each other", maxDepth)
+	errTooBig  = errors.New("larger than its NAR")
+	errChanged = errors.New("changed while it was read")
+)
+
+// nixString returns s as NARs have it: length, bytes, zeros up to a multiple of 8.
+func nixString(s string) string {
+	b := binary.LittleEndian.AppendUint64(make([]byte, 0, 16+len(s)), uint64(len(s)))
+	b = append(b, s...)
+	return string(append(b, zeros[:padding(int64(len(s)))]...))
+}
+
+func padding(n int64) int64 { return -n & 7 }
+
+const zeros = "\x00\x00\x00\x00\x00\x00\x00"
+
+// The words between which names, targets and contents stand (Nix: src/libutil/archive.cc).
+var (
+	narMagic      = nixString("nix-archive-1")
+	narEntry      = nixString("entry") + nixString("(") + nixString("name")
+	narNode       = nixString("node")
+	narType       = nixString("(") + nixString("type")
+	narRegular    = nixString("regular") + nixString("contents")
+	narExecutable = nixString("regular") + nixString("executable") + nixString("") + nixString("contents")
+	narSymlink    = nixString("symlink") + nixString("target")
+	narDirectory  = nixString("directory")
+	narClose      = nixString(")")
+)
+
+type kind uint8
+
+const (
+	kindDirectory kind = iota
+	kindFile
+	kindExecutable
+	kindSymlink
+)
+
+// node is one file, directory or link of a tree. Its part of the NAR is a head, the contents
+// of a file, and a tail that also closes the directories that end behind it.
+type node struct {
+	start  int64  // where its head begins in the NAR
+	size   int64  // bytes of a file's contents or of a link's target
+	name   uint32 // where its name begins in layout.names; a link's target follows the name
+	parent uint32
+	closes uint16 // directories that end behind it, itself included
+	kind   kind
+	length uint8 // of its name
+}
+
+// layout is the shape of the NAR of a tree, made of what lstat says: no contents are read.
+// 32 bytes and the name for each node. Names are taken as they are: what Nix appends to some on
+// file systems blind to case (macOS) makes such a tree one that does not match its hash.
+type layout struct {
+	nodes []node // in the order of the NAR, the root first
+	names []byte
+	size  int64 // of the whole NAR
+}
+
+func (l *layout) nameOf(n *node) string { return string(l.names[n.name:][:n.length]) }
+
+func (l *layout) target(n *node) []byte { return l.names[int(n.name)+int(n.length):][:n.size] }
+
+// head appends what stands before the contents of node i.
+func (l *layout) head(b []byte, i int) []byte {
+	n := &l.nodes[i]
+	if i == 0 {
+		b = append(b, narMagic...)
+	} else {
+		b = append(b, narEntry...)
+		b = appendPadded(b, l.names[n.name:][:n.length])
+		b = append(b, narNode...)
+	}
+	b = append(b, narType...)
+	switch n.kind {
+	case kindDirectory:
+		b = append(b, narDirectory...)
+	case kindSymlink:
+		b = append(b, narSymlink...)
+		b = appendPadded(b, l.target(n))
+	case kindExecutable:
+		b = append(b, narExecutable...)
+		b = binary.LittleEndian.AppendUint64(b, uint64(n.size))
+	case kindFile:
+		b = append(b, narRegular...)
+		b = binary.LittleEndian.AppendUint64(b, uint64(n.size))
+	}
+	return b
+}
+
+func appendPadded(b, s []byte) []byte {
+	b = binary.LittleEndian.AppendUint64(b, uint64(len(s)))
+	b = append(b, s...)
+	return append(b, zeros[:padding(int64(len(s)))]...)
+}
+
+// contents returns how many bytes stand between head and tail of node i.
+func (n *node) contents() int64 {
+	if n.kind == kindFile || n.kind == kindExecutable {
+		return n.size
+	}
+	return 0
+}
+
+// tail appends what stands behind the contents of node i.
+func (l *layout) tail(b []byte, i int) []byte {
+	n := &l.nodes[i]
+	b = append(b, zeros[:padding(n.contents())]...)
+	words := 2 * int(n.closes) // each node's own parenthesis and that of its entry
+	if n.kind != kindDirectory {
+		words += 2
+	}
+	if i == len(l.nodes)-1 {
+		words-- // the root has no entry
+	}
+	for range words {
+		b = append(b, narClose...)
+	}
+	return b
+}
+
+// walker makes a layout.
+type walker struct {
+	layout
+	limit int64
+	head  []byte
+	buf   []byte
+}
+
+// makeLayout walks the tree whose root is top. A tree that grows beyond limit bytes of NAR is an
+// error as soon as that is seen. No link is followed, not even when somebody puts one in
+// the way meanwhile.
+func makeLayout(ctx context.Context, top *top, limit int64) (*layout, error) {
+	w := &walker{limit: limit, buf: make([]byte, 16<<10)}
+	n := node{kind: top.kind}
+	if top.kind != kindDirectory {
+		n.size = top.size
+	}
+	w.names = append(w.names, top.target...)
+	if err := w.push(n); err != nil {
+		return nil, err
+	}
+	if top.kind == kindDirectory {
+		if err := w.directory(ctx, top.fd, 0, 0); err != nil {
+			return nil, err
+		}
+	} else {
+		w.size += 16
+	}
+	return &w.layout, nil
+}
+
+// push appends a node, but for the parentheses that close it.
+func (w *walker) push(n node) error {
+	n.start = w.size
+	w.nodes = append(w.nodes, n)
+	w.head = w.layout.head(w.head[:0], len(w.nodes)-1)
+	w.size += int64(len(w.head))
+	if rest := w.limit - w.size; n.contents() > rest {
+		return errTooBig
+	}
+	w.size += n.contents() + padding(n.contents())
+	return nil
+}
+
+// directory appends what is in the directory fd, whose node is self.
+func (w *walker) directory(ctx context.Context, fd int, self uint32, depth int) error {
+	if depth >= maxDepth {
+		return errDepth
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	names, err := readNames(fd, w.buf)
+	if err != nil {
+		return err
+	}
+	slices.Sort(names) // bytewise, as NARs want it
+	for _, name := range names {
+		if err := w.entry(ctx, fd, self, depth, name); err != nil {
+			return fmt.Errorf("%q: %w", name, err)
+		}
+	}
+	w.nodes[len(w.nodes)-1].closes++
+	w.size += 16
+	if self != 0 {
+		w.size += 16
+	}
+	return nil
+}
+
+func (w *walker) entry(ctx context.Context, dir int, parent uint32, depth int, name string) error {
+	if len(name) > math.MaxUint8 || len(w.names) > math.MaxUint32-math.MaxUint16 {
+		return errTooBig
+	}
+	st, err := lstatAt(dir, name)
+	if err != nil {
+		return err
+	}
+	n := node{name: uint32(len(w.names)), length: uint8(len(name)), parent: parent}
+	w.names = append(w.names, name...)
+	if n.kind, err = kindOf(st); err != nil {
+		return err
+	}
+	switch n.kind {
+	case kindSymlink:
+		target, err := readLinkAt(dir, name)
+		if err != nil {
+			return err
+		}
+		n.size = int64(len(target))
+		w.names = append(w.names, target...)
+	case kindFile, kindExecutable:
+		n.size = st.Size
+	case kindDirectory:
+	}
+	if err := w.push(n); err != nil {
+		return err
+	}
+	if n.kind != kindDirectory {
+		w.size += 32
+		return nil
+	}
+	fd, err := openAt(dir, name, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	defer closeFD(fd)
+	return w.directory(ctx, fd, uint32(len(w.nodes)-1), depth+1)
+}
+
+func kindOf(st *unix.Stat_t) (kind, error) {
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFDIR:
+		return kindDirectory, nil
+	case unix.S_IFLNK:
+		return kindSymlink, nil
+	case unix.S_IFREG:
+		if st.Mode&unix.S_IXUSR != 0 {
+			return kindExecutable, nil
+		}
+		return kindFile, nil
+	default:
+		return 0, errKind
+	}
+}
+
+// readNames returns the names in a directory, in no order.
+func readNames(fd int, buf []byte) (names []string, err error) {
+	for {
+		var n int
+		err := retry(func() (err error) { n, err = unix.ReadDirent(fd, buf); return err })
+		if err != nil {
+			return nil, err
+		}
+		if n <= 0 {
+			return names, nil
+		}
+		_, _, names = unix.ParseDirent(buf[:n], -1, names)
+	}
+}
+
+func lstatAt(dir int, name string) (*unix.Stat_t, error) {
+	st := new(unix.Stat_t)
+	err := retry(func() error { return unix.Fstatat(dir, name, st, unix.AT_SYMLINK_NOFOLLOW) })
+	return st, err
+}
+
+func openAt(dir int, name string, flags int) (fd int, err error) {
+	err = retry(func() (err error) {
+		fd, err = unix.Openat(dir, name, flags|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+		return err
+	})
+	return fd, err
+}
+
+func readLinkAt(dir int, name string) (string, error) {
+	// Longer than any target: one that fills the room was cut.
+	var buf [unix.PathMax + 1]byte
+	var n int
+	err := retry(func() (err error) { n, err = unix.Readlinkat(dir, name, buf[:]); return err })
+	if err != nil {
+		return "", err
+	}
+	if n == len(buf) {
+		return "", errTooBig
+	}
+	return string(buf[:n]), nil
+}
+
+// closeFD closes a descriptor that was only read from: nothing can be lost by it.
+func closeFD(fd int) { _ = unix.Close(fd) }

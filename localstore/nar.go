@@ -1,0 +1,426 @@
+package localstore
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"sort"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/verify"
+)
+
+// NAR returns the raw NAR of a valid path from byte off on. The path must have the NAR hash of
+// info, else it is absent; so is every compressed form and what is in quarantine. The bytes
+// are read as they are asked for, from files that the garbage collector leaves alone until the
+// body is closed; nothing is hashed here. A path whose files cannot add up to the signed
+// size is quarantined and a *verify.LieError.
+func (s *Store) NAR(ctx context.Context, info *verify.Info, form nix.Form, off int64) (*verify.Claim, error) {
+	path := info.StorePath()
+	if !form.IsRaw() {
+		return nil, absent("nar", path)
+	}
+	if off < 0 || off > info.NarSize() {
+		return nil, fmt.Errorf("localstore: nar %s: offset %d of %d", path, off, info.NarSize())
+	}
+	id, err := s.valid(ctx, path, info.NarHash())
+	if err != nil {
+		return nil, err
+	}
+	if s.held(path.Hash(), id) {
+		return nil, absent("nar", path)
+	}
+	t, err := openTop(s.physical(path))
+	if err != nil {
+		if again, err := s.valid(ctx, path, info.NarHash()); err != nil || again != id {
+			return nil, cmp.Or(err, absent("nar", path)) // collected before it could be held
+		}
+		return nil, s.unreadable(path, id, stamp{}, err)
+	}
+	// A row that is still there after the path was opened cannot be collected by a garbage
+	// collector that looks for roots from now on.
+	lay, walkErr := makeLayout(ctx, t, info.NarSize())
+	if again, err := s.valid(ctx, path, info.NarHash()); err != nil || again != id {
+		t.close()
+		return nil, cmp.Or(err, absent("nar", path))
+	}
+	if walkErr == nil && lay.size != info.NarSize() {
+		walkErr = fmt.Errorf("%w: %d bytes", errSize, lay.size)
+	}
+	if walkErr != nil {
+		t.close()
+		return nil, s.unreadable(path, id, t.stamp, walkErr)
+	}
+	s.bad.reading(path.Hash(), mark{id: id, stamp: t.stamp})
+	return &verify.Claim{Body: newBody(path, t, lay, off), Size: lay.size}, nil
+}
+
+var errSize = errors.New("size differs from that of its NAR")
+
+// physical returns where a store path lies.
+func (s *Store) physical(p nix.StorePath) string { return filepath.Join(s.dir, p.Base()) }
+
+// valid returns the id of the row of a path with this NAR; absent when there is none.
+func (s *Store) valid(ctx context.Context, p nix.StorePath, nar nix.NarHash) (id int64, err error) {
+	var got nix.NarHash
+	err = s.db.read(ctx, func(c *conn) (err error) {
+		id, got, err = c.byPath(p)
+		return err
+	})
+	switch {
+	case errors.Is(err, errNone):
+		return 0, absent("nar", p)
+	case err != nil:
+		return 0, unavailable("nar", p, err)
+	case id == 0 || got != nar:
+		return 0, absent("nar", p)
+	}
+	return id, nil
+}
+
+// unreadable says what it means that a valid path could not be laid out: that it is damaged, as
+// far as that can be told, or only that it could not be read now.
+func (s *Store) unreadable(path nix.StorePath, id int64, found stamp, err error) error {
+	switch {
+	case errors.Is(err, errSize), errors.Is(err, errTooBig):
+		lie := &verify.LieError{Reason: verify.ReasonSize, Err: fmt.Errorf("localstore: nar %s: %w", path, err)}
+		s.quarantine(path, mark{id: id, stamp: found}, lie)
+		return lie
+	case errors.Is(err, errKind), errors.Is(err, fs.ErrNotExist) && found == stamp{}:
+		// Nix has never registered such a thing, or it is gone although its row says that it is
+		// there: until that changes the row is worth nothing.
+		s.quarantine(path, mark{id: id, stamp: found}, err)
+	}
+	return unavailable("nar", path, err)
+}
+
+// Convict says that the raw NAR of a path, all of which came from here, was wrong. The path is
+// quarantined as it was when it was last opened for reading. Other forms are ignored: the store
+// has none.
+func (s *Store) Convict(info *verify.Info, form nix.Form, err error) {
+	if !form.IsRaw() {
+		return
+	}
+	path := info.StorePath()
+	m, ok := s.bad.lastRead(path.Hash())
+	if !ok {
+		return // it was not read here
+	}
+	s.quarantine(path, m, err)
+}
+
+// top is the root of a tree, held open: an open descriptor of a store path is a root of Nix's
+// garbage collector (where that sees the path under its own name).
+type top struct {
+	fd     int // -1 where a link cannot be held
+	kind   kind
+	size   int64
+	target string
+	stamp  stamp
+}
+
+// stamp tells a path from what is put in its place: Nix repairs a path by renaming another over
+// it, and keeps the row.
+type stamp struct {
+	dev, ino     uint64
+	ctime, mtime int64
+}
+
+func stampOf(st *unix.Stat_t) stamp {
+	return stamp{uint64(st.Dev), st.Ino, st.Ctim.Nano(), st.Mtim.Nano()}
+}
+
+// statTop returns the stamp of a path; the zero stamp when there is nothing or it cannot be seen.
+func statTop(path string) stamp {
+	st, err := lstatAt(unix.AT_FDCWD, path)
+	if err != nil {
+		return stamp{}
+	}
+	return stampOf(st)
+}
+
+func openTop(path string) (t *top, err error) {
+	st, err := lstatAt(unix.AT_FDCWD, path)
+	if err != nil {
+		return nil, err
+	}
+	t = &top{fd: -1}
+	if t.kind, err = kindOf(st); err != nil {
+		return nil, err
+	}
+	flags := unix.O_RDONLY
+	switch t.kind {
+	case kindDirectory:
+		flags |= unix.O_DIRECTORY
+	case kindSymlink:
+		flags = openPath
+	case kindFile, kindExecutable:
+	}
+	if t.fd, err = openAt(unix.AT_FDCWD, path, flags); err != nil {
+		if t.kind != kindSymlink || openPath != unix.O_RDONLY {
+			return nil, err
+		}
+		t.fd = -1
+	}
+	if t.kind == kindSymlink {
+		if t.target, err = readLinkAt(unix.AT_FDCWD, path); err != nil {
+			t.close()
+			return nil, err
+		}
+		t.size, t.stamp = int64(len(t.target)), stampOf(st)
+		return t, nil
+	}
+	// What was opened, not what was there before.
+	if err = retry(func() error { return unix.Fstat(t.fd, st) }); err == nil {
+		t.kind, err = kindOf(st)
+	}
+	if err != nil {
+		t.close()
+		return nil, err
+	}
+	t.size, t.stamp = st.Size, stampOf(st)
+	return t, nil
+}
+
+func (t *top) close() {
+	if t.fd >= 0 {
+		closeFD(t.fd)
+		t.fd = -1
+	}
+}
+
+// sequential is the size from which a file is worth advice to the kernel.
+const sequential = 1 << 20
+
+// body reads the NAR of a tree. Contents go from the file straight into the reader's buffer;
+// one Read goes on over as many files as it takes to fill it. At most one file and the
+// directories on the way to it are open. It is safe to close it while it is being read.
+type body struct {
+	path nix.StorePath
+	mu   sync.Mutex
+	top  *top
+	lay  *layout
+	err  error // sticky
+	node int   // the one being read
+	part part  // of node
+	text []byte
+	left int64 // of contents
+
+	words []byte // backs text
+	dirs  []openDir
+	file  int   // -1 when none is open
+	at    int64 // in file
+}
+
+type part uint8
+
+const (
+	partHead part = iota
+	partContents
+	partTail
+)
+
+type openDir struct {
+	node uint32
+	fd   int
+}
+
+// newBody reads the NAR of path from byte off on, which must not be beyond its end. It owns top.
+func newBody(path nix.StorePath, top *top, lay *layout, off int64) *body {
+	b := &body{path: path, top: top, lay: lay, file: -1, dirs: []openDir{{0, top.fd}}}
+	if off == lay.size {
+		b.err = io.EOF
+		return b
+	}
+	b.node = sort.Search(len(lay.nodes), func(i int) bool { return lay.nodes[i].start > off }) - 1
+	b.begin()
+	skip := off - lay.nodes[b.node].start
+	for {
+		if n := int64(len(b.text)); skip < n || b.part == partTail {
+			b.text = b.text[min(skip, n):]
+			return b
+		}
+		skip -= int64(len(b.text))
+		b.advance()
+		if b.part == partContents {
+			n := min(skip, b.left)
+			b.at, b.left, skip = n, b.left-n, skip-n
+			if b.left > 0 {
+				return b
+			}
+		}
+	}
+}
+
+// begin goes to the head of the node.
+func (b *body) begin() {
+	b.words = b.lay.head(b.words[:0], b.node)
+	b.text, b.part = b.words, partHead
+}
+
+// advance goes from a part that was read to the next.
+func (b *body) advance() {
+	switch b.part {
+	case partHead:
+		b.part, b.text = partContents, nil
+		b.at, b.left = 0, b.lay.nodes[b.node].contents()
+	case partContents:
+		b.words = b.lay.tail(b.words[:0], b.node)
+		b.text, b.part = b.words, partTail
+	case partTail:
+		b.node++
+		if b.node < len(b.lay.nodes) {
+			b.begin()
+		}
+	}
+}
+
+// Read fills p as far as the NAR goes. An error is of the kind unavailable.
+func (b *body) Read(p []byte) (n int, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for n < len(p) && b.err == nil {
+		switch {
+		case len(b.text) > 0:
+			k := copy(p[n:], b.text)
+			b.text = b.text[k:]
+			n += k
+		case b.part == partContents && b.left > 0:
+			k, err := b.contents(p[n:])
+			n += k
+			if err != nil {
+				b.err = unavailable("read nar", b.path, err)
+			}
+		default:
+			b.advance()
+			if b.node == len(b.lay.nodes) {
+				b.err = io.EOF
+			}
+		}
+	}
+	if n > 0 {
+		return n, nil // the error, if any, stays for the next call
+	}
+	if len(p) == 0 {
+		return 0, nil
+	}
+	return 0, b.err
+}
+
+// contents reads from the file of the node, which it opens first.
+func (b *body) contents(p []byte) (int, error) {
+	if b.file < 0 {
+		if err := b.open(); err != nil {
+			return 0, err
+		}
+	}
+	if int64(len(p)) > b.left {
+		p = p[:b.left]
+	}
+	var n int
+	err := retry(func() (err error) { n, err = unix.Pread(b.file, p, b.at); return err })
+	if err != nil {
+		return 0, err
+	}
+	if n <= 0 {
+		return 0, errChanged
+	}
+	b.at += int64(n)
+	b.left -= int64(n)
+	if b.left == 0 {
+		b.closeFile()
+	}
+	return n, nil
+}
+
+// open opens the file of the node, which must still be what the layout says.
+func (b *body) open() error {
+	n := &b.lay.nodes[b.node]
+	if b.node == 0 {
+		b.file = b.top.fd
+	} else {
+		dir, err := b.directory(n.parent)
+		if err != nil {
+			return err
+		}
+		if b.file, err = openAt(dir, b.lay.nameOf(n), unix.O_RDONLY); err != nil {
+			b.file = -1
+			return err
+		}
+	}
+	var st unix.Stat_t
+	if err := retry(func() error { return unix.Fstat(b.file, &st) }); err != nil {
+		return err
+	}
+	if k, err := kindOf(&st); err != nil || k != n.kind || st.Size != n.size {
+		return errChanged
+	}
+	if n.size >= sequential {
+		adviseSequential(b.file)
+	}
+	return nil
+}
+
+func (b *body) closeFile() {
+	if b.file >= 0 && b.file != b.top.fd {
+		closeFD(b.file)
+	}
+	b.file = -1
+}
+
+// directory returns the descriptor of a directory. Those that stay open are the ones on the way
+// to it.
+func (b *body) directory(node uint32) (int, error) {
+	if last := b.dirs[len(b.dirs)-1]; last.node == node {
+		return last.fd, nil
+	}
+	var way []uint32 // from the root, which is dirs[0] and stays out of it
+	for i := node; i != 0; i = b.lay.nodes[i].parent {
+		way = append(way, i)
+	}
+	slices.Reverse(way)
+	common := 0
+	for common < len(way) && common+1 < len(b.dirs) && b.dirs[common+1].node == way[common] {
+		common++
+	}
+	b.leave(common + 1)
+	for _, i := range way[common:] {
+		n := &b.lay.nodes[i]
+		fd, err := openAt(b.dirs[len(b.dirs)-1].fd, b.lay.nameOf(n), openPath|unix.O_DIRECTORY)
+		if err != nil {
+			return -1, err
+		}
+		b.dirs = append(b.dirs, openDir{i, fd})
+	}
+	return b.dirs[len(b.dirs)-1].fd, nil
+}
+
+// leave closes the directories below the first keep ones.
+func (b *body) leave(keep int) {
+	for _, d := range b.dirs[keep:] {
+		closeFD(d.fd)
+	}
+	b.dirs = b.dirs[:keep]
+}
+
+// Close releases the path to the garbage collector.
+func (b *body) Close() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.top == nil {
+		return nil
+	}
+	b.closeFile()
+	b.leave(1)
+	b.top.close()
+	b.top, b.err = nil, fs.ErrClosed
+	return nil
+}

@@ -1,0 +1,125 @@
+package localstore
+
+import (
+	"context"
+	"iter"
+
+	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/verify"
+)
+
+// Share is a path that may be shown to others.
+type Share struct {
+	Store nix.StoreHash
+	Nar   nix.NarHash
+	Size  int64 // of the NAR in bytes
+}
+
+// Shared is Info for others: only paths that a share key signed exist. All else is answered from
+// memory, in one way: in the time of its answer what is private looks like what is not there.
+func (s *Store) Shared(ctx context.Context, h nix.StoreHash) (*verify.Info, error) {
+	if !s.idx.shared(h) {
+		return nil, absent("info", h)
+	}
+	info, err := s.Info(ctx, h)
+	if err != nil {
+		return nil, err
+	}
+	if !info.SignedByAny(s.share) { // the signature was taken away; Info has noted it
+		return nil, absent("info", h)
+	}
+	return info, nil
+}
+
+// SharedByNar is Shared for whatever path has this NAR.
+func (s *Store) SharedByNar(ctx context.Context, nar nix.NarHash) (*verify.Info, error) {
+	err := absent("nar", nar)
+	for _, h := range s.idx.byNAR(nar) {
+		info, e := s.Shared(ctx, h)
+		if e == nil && info.NarHash() == nar {
+			return info, nil
+		}
+		if e != nil {
+			err = e
+		}
+	}
+	return nil, err
+}
+
+// SharedCount returns how many paths may be shown to others, as far as they were counted yet.
+func (s *Store) SharedCount() int {
+	s.idx.mu.RLock()
+	defer s.idx.mu.RUnlock()
+	return len(s.idx.byStore)
+}
+
+// Shares returns the paths that may be shown to others. What changes meanwhile may be among
+// them or not.
+func (s *Store) Shares() iter.Seq[Share] {
+	return func(yield func(Share) bool) {
+		var batch []Share
+		for last := int64(0); ; {
+			batch, last = s.idx.shares(batch[:0], last)
+			if len(batch) == 0 && last == 0 {
+				return
+			}
+			for _, x := range batch {
+				if !yield(x) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// shares appends some shared rows with ids above last, and returns where to go on; 0 at the end.
+func (x *index) shares(batch []Share, last int64) ([]Share, int64) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	slot, ok := x.slot(last)
+	if ok {
+		slot++
+	}
+	const most = 1024 // rows looked at under one lock
+	for i := range most {
+		at := slot + i
+		if at >= len(x.entries) {
+			return batch, 0
+		}
+		e := &x.entries[at]
+		if e.offered() {
+			batch = append(batch, Share{e.store, e.nar, e.size})
+		}
+		last = e.id
+	}
+	return batch, last
+}
+
+// Census says what the rows of the database are worth, each counted once.
+type Census struct {
+	Mode      string // how the database is read: "live", "snapshot" or "none"
+	Complete  bool   // all rows have been looked at
+	Rows      int
+	Shared    int // signed by a share key
+	Trusted   int // signed by a trusted key that is no share key
+	Unsigned  int // no signature and no content address: built here
+	Untrusted int // signatures, none of which is a trusted key's
+	Addressed int // no signature, but a content address: sources, fixed outputs
+	NoSize    int // ancient rows without a size
+	Invalid   int // rows that cannot be read
+
+	Quarantined int // counted among the others, too
+}
+
+// Census counts from memory, so it lags behind the database by what Run has not yet seen.
+func (s *Store) Census() Census {
+	s.idx.mu.RLock()
+	defer s.idx.mu.RUnlock()
+	n := &s.idx.counts
+	return Census{
+		Mode: s.db.cur.Load().mode(), Complete: s.idx.loaded, Rows: s.idx.live,
+		Shared: n[classShared], Trusted: n[classTrusted], Unsigned: n[classUnsigned],
+		Untrusted: n[classUntrusted], Addressed: n[classCA], NoSize: n[classNoSize], Invalid: n[classInvalid],
+		Quarantined: len(s.bad.list()),
+	}
+}

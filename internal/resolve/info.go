@@ -1,0 +1,300 @@
+package resolve
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"sync/atomic"
+	"time"
+
+	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/verify"
+)
+
+// Answer is a narinfo and the form in which its NAR is offered.
+type Answer struct {
+	Info *verify.Info
+	Form nix.Form
+	text []byte
+}
+
+// Text returns the narinfo as it is offered. The caller must not change it.
+func (a *Answer) Text() []byte { return a.text }
+
+// known is an answer in memory.
+type known struct {
+	Answer
+	source   string
+	shared   bool        // others may see it
+	expanded atomic.Bool // its references were looked up
+}
+
+// errRemembered is one error for all: misses are half of what is asked.
+var errRemembered = fmt.Errorf("remembered miss: %w", fs.ErrNotExist)
+
+// Info answers who has a path, within the deadline for narinfos. An error that wraps
+// fs.ErrNotExist means that nobody has it.
+func (r *Resolver) Info(ctx context.Context, h nix.StoreHash, reach Reach) (*Answer, error) {
+	k, err := r.recall(h, reach)
+	switch {
+	case k != nil:
+		r.count.memoryHit.Inc()
+	case err != nil:
+		r.count.memoryMiss.Inc()
+		return nil, err
+	default:
+		k, err = r.find(ctx, h, reach)
+		r.count.info(k, err)
+		if err != nil {
+			return nil, err
+		}
+	}
+	if !reach.stays() {
+		r.expand(k)
+	}
+	return &k.Answer, nil
+}
+
+// proof is Info for the resolver's own use: no client asked for a narinfo.
+func (r *Resolver) proof(ctx context.Context, h nix.StoreHash, reach Reach) (*verify.Info, error) {
+	k, err := r.recall(h, reach)
+	if k == nil && err == nil {
+		k, err = r.find(ctx, h, reach)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return k.Info, nil
+}
+
+// recall looks into the memory: an answer, a remembered miss as an error, or nothing.
+func (r *Resolver) recall(h nix.StoreHash, reach Reach) (*known, error) {
+	if k, ok := r.infos.Get(h); ok && (k.shared || !reach.shared()) {
+		return k, nil
+	}
+	if r.missesFor(reach).has(h) {
+		return nil, errRemembered
+	}
+	return nil, nil
+}
+
+// missesFor keeps the misses of those who see less apart: what is private is one of them.
+func (r *Resolver) missesFor(reach Reach) *expiring[nix.StoreHash] {
+	if reach.shared() {
+		return r.hidden
+	}
+	return r.misses
+}
+
+// find asks the sources, sharing the work with others who ask the same.
+func (r *Resolver) find(ctx context.Context, h nix.StoreHash, reach Reach) (*known, error) {
+	limit := infoDeadline
+	if r.farDown() {
+		limit = downDeadline
+		if r.cfg.Peers != nil {
+			limit = peerDeadline
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	return r.flights.do(ctx, question{h, reach}, limit, func(ctx context.Context, fl *flight) (*known, error) {
+		// Another flight may have ended between the caller's look at the memory and this one's start.
+		if k, err := r.recall(h, reach); k != nil || err != nil {
+			return k, err
+		}
+		l := &lookUp{r: r, fl: fl, question: question{h, reach}}
+		if k := l.near(ctx); k != nil {
+			return k, nil
+		}
+		if reach.stays() {
+			return nil, missing(l.errs)
+		}
+		return l.far(ctx)
+	})
+}
+
+// lookUp is one flight's way through the sources.
+type lookUp struct {
+	r  *Resolver
+	fl *flight
+	question
+	errs   []error // of sources that could not say or lied
+	unsure bool    // the own store is among them
+}
+
+// ask asks one source. An answer that is not for the asker's eyes counts as none.
+func (l *lookUp) ask(ctx context.Context, s InfoSource) (*known, error) {
+	info, err := s.Info(ctx, l.hash)
+	if err != nil {
+		if !errors.Is(err, fs.ErrNotExist) {
+			l.errs = append(l.errs, l.r.blame(s.Name(), l.hash, err))
+		}
+		return nil, err
+	}
+	k := l.r.newKnown(info, s.Name())
+	if l.reach.shared() {
+		if !k.shared {
+			return nil, fmt.Errorf("not shared: %w", fs.ErrNotExist)
+		}
+		// What this machine's own clients are given may be better than what is shared.
+		l.fl.keep(func() { l.r.infos.ContainsOrAdd(l.hash, k) })
+		return k, nil
+	}
+	l.fl.keep(func() { l.r.infos.Add(l.hash, k) })
+	return k, nil
+}
+
+// near asks what needs no network.
+func (l *lookUp) near(ctx context.Context) *known {
+	store := sourceOrNil(l.r.cfg.Store)
+	if l.reach.shared() && l.r.cfg.Shared != nil {
+		store = l.r.cfg.Shared
+	}
+	for _, s := range []InfoSource{store, memoryOrNil(l.r.cfg.Disk)} {
+		if s == nil {
+			continue
+		}
+		k, err := l.ask(ctx, s)
+		if err == nil {
+			return k
+		}
+		l.unsure = l.unsure || s == store && !errors.Is(err, fs.ErrNotExist)
+	}
+	return nil
+}
+
+// far asks peers, then the upstreams. Only when every upstream itself said no is the miss
+// remembered: absence cannot be signed. Nor is it remembered when the own store could not say.
+func (l *lookUp) far(ctx context.Context) (*known, error) {
+	if s := l.r.cfg.Peers; s != nil {
+		if k, err := l.ask(ctx, s); err == nil {
+			return k, nil
+		}
+	}
+	s := l.r.cfg.Upstream
+	if s == nil {
+		return nil, missing(l.errs)
+	}
+	if s.Down() {
+		return nil, missing(append(l.errs, errDown))
+	}
+	k, err := l.ask(ctx, s)
+	switch {
+	case err == nil:
+		if l.r.cfg.Disk != nil {
+			l.r.cfg.Disk.Put(k.Info)
+		}
+		return k, nil
+	case errors.Is(err, fs.ErrNotExist) && !l.unsure:
+		l.fl.keep(func() { l.r.missesFor(l.reach).add(l.hash, missLifetime) })
+		return nil, err
+	default:
+		return nil, missing(l.errs)
+	}
+}
+
+var errDown = errors.New("upstream: down")
+
+// newKnown makes an answer of a proof, in the form in which the NAR is best offered now.
+func (r *Resolver) newKnown(info *verify.Info, source string) *known {
+	form := r.bestForm(info)
+	return &known{Answer: Answer{info, form, info.Offer(form)}, source: source, shared: info.SignedByAny(r.cfg.Share)}
+}
+
+// bestForm is raw where the raw NAR is at hand, or the upstream's file as it is: decoding it
+// here for the client would cost more than the client's own decoder.
+func (r *Resolver) bestForm(info *verify.Info) nix.Form {
+	form, ok := info.FileForm()
+	if !ok || r.badFiles.has(form.File) {
+		return nix.Raw
+	}
+	if r.cfg.Cache != nil {
+		if raw, _ := r.cfg.Cache.Held(info.NarHash()); raw {
+			return nix.Raw
+		}
+	}
+	return form
+}
+
+// blame counts and logs a lie; it passes the error on. Sources that look at several answers
+// count those that they pass over themselves.
+func (r *Resolver) blame(source string, h nix.StoreHash, err error) error {
+	var lie *verify.LieError
+	if errors.As(err, &lie) && source != upstreamName {
+		r.count.lie(source, lie)
+		r.log.Warn("wrong narinfo refused", "source", source, "store_hash", h, "err", err)
+	}
+	return err
+}
+
+func (r *Resolver) farDown() bool { return r.cfg.Upstream == nil || r.cfg.Upstream.Down() }
+
+// missing is the error when nobody has a path: absence if nobody failed.
+func missing(errs []error) error {
+	if len(errs) == 0 {
+		return fmt.Errorf("no source has it: %w", fs.ErrNotExist)
+	}
+	return fmt.Errorf("%w: %w", ErrUnavailable, errors.Join(errs...))
+}
+
+func sourceOrNil(s Source) InfoSource {
+	if s == nil {
+		return nil
+	}
+	return s
+}
+
+func memoryOrNil(m Memory) InfoSource {
+	if m == nil {
+		return nil
+	}
+	return m
+}
+
+// Finding is what one source says of a path.
+type Finding struct {
+	Source string        `json:"source"`
+	Took   time.Duration `json:"took"`
+	Info   *verify.Info  `json:"-"` // nil when it has not
+	Err    error         `json:"-"`
+	Forms  []nix.Form    `json:"-"` // the forms that the cache holds, for source "cache"
+}
+
+// Why asks every source for a path, past all memory, and says what each answered.
+func (r *Resolver) Why(ctx context.Context, h nix.StoreHash) []Finding {
+	var found []Finding
+	var info *verify.Info
+	for _, s := range []InfoSource{sourceOrNil(r.cfg.Store), memoryOrNil(r.cfg.Disk), sourceOrNil(r.cfg.Peers), r.upstream()} {
+		if s == nil {
+			continue
+		}
+		start := time.Now()
+		got, err := s.Info(ctx, h)
+		found = append(found, Finding{Source: s.Name(), Took: time.Since(start), Info: got, Err: err})
+		if info == nil {
+			info = got
+		}
+	}
+	if c := r.cfg.Cache; c != nil && info != nil {
+		start := time.Now()
+		raw, files := c.Held(info.NarHash())
+		f := Finding{Source: c.Name(), Forms: files, Info: info}
+		if raw {
+			f.Forms = append(f.Forms, nix.Raw)
+		}
+		if len(f.Forms) == 0 {
+			f.Info, f.Err = nil, fs.ErrNotExist
+		}
+		f.Took = time.Since(start)
+		found = append(found, f)
+	}
+	return found
+}
+
+func (r *Resolver) upstream() InfoSource {
+	if r.cfg.Upstream == nil {
+		return nil
+	}
+	return r.cfg.Upstream
+}

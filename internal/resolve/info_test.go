@@ -1,0 +1,624 @@
+package resolve_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/nixtest"
+	"github.com/nixp2p/nixp2p/internal/resolve"
+	"github.com/nixp2p/nixp2p/internal/resolve/sourcetest"
+	"github.com/nixp2p/nixp2p/verify"
+)
+
+var errDisk = errors.New("input/output error")
+
+func failing(err error) func(context.Context, nix.StoreHash) (*verify.Info, error) {
+	return func(context.Context, nix.StoreHash) (*verify.Info, error) { return nil, err }
+}
+
+// hanging answers when its context ends.
+func hanging(ctx context.Context, _ nix.StoreHash) (*verify.Info, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+// TestInfoOrder: the cheapest source that has it answers, and none behind it is asked.
+func TestInfoOrder(t *testing.T) {
+	p := nixtest.NewPath("hello", 100)
+	for at, name := range []string{"store", "disk", "peer", "upstream"} {
+		w := newWorld(t, withPeers)
+		sources := []*sourcetest.Fake{w.store, w.disk, w.peers, w.up}
+		for _, s := range sources[at:] {
+			s.Add(t, key, p)
+		}
+		a, err := w.r.Info(t.Context(), p.Hash(), resolve.Anywhere)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if a.Info.NarHash() != p.NarHash() || !bytes.Contains(a.Text(), []byte("URL: "+nameOf(p, a.Form).URL()+"\n")) {
+			t.Errorf("%s: answered %s", name, a.Text())
+		}
+		for i, s := range sources {
+			if want := min(max(at-i+1, 0), 1); s.Asked(p.Hash()) != want {
+				t.Errorf("%s has it: %s was asked %d times, want %d", name, s.Name(), s.Asked(p.Hash()), want)
+			}
+		}
+		if got := w.count("narinfo_requests_total", "source", name, "result", "hit"); got != 1 {
+			t.Errorf("%s: counted %v times", name, got)
+		}
+		if puts := len(w.disk.PutInfos()); puts != at/3 {
+			t.Errorf("%s: %d infos put on disk", name, puts)
+		}
+	}
+}
+
+func TestInfoMemory(t *testing.T) {
+	w := newWorld(t)
+	p := nixtest.NewPath("hello", 100)
+	w.up.Add(t, key, p)
+	for range 3 {
+		if _, err := w.r.Info(t.Context(), p.Hash(), resolve.Anywhere); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := w.up.Asked(p.Hash()); n != 1 {
+		t.Errorf("upstream was asked %d times", n)
+	}
+	if n := w.count("narinfo_requests_total", "source", "memory", "result", "hit"); n != 2 {
+		t.Errorf("%v hits of the memory", n)
+	}
+	w.wantWhole(nameOf(p, nix.Raw), p.NAR)
+	if n := w.count("narinfo_requests_total"); n != 3 {
+		t.Errorf("a NAR request was counted as one for a narinfo: %v", n)
+	}
+}
+
+// TestRememberedMiss: only what every upstream itself said is remembered, for a minute.
+func TestRememberedMiss(t *testing.T) {
+	absent := nixtest.NewPath("absent", 1).Hash()
+	for _, c := range []struct {
+		name    string
+		arrange func(w *world)
+		kept    bool
+		absent  bool // in the eyes of the asker
+	}{
+		{"absent", func(*world) {}, true, true},
+		{"unavailable", func(w *world) { w.up.OnInfo(failing(errDisk)) }, false, false},
+		{"lied", func(w *world) { w.up.OnInfo(failing(lie())) }, false, false},
+		{"down", func(w *world) { w.up.SetDown(true) }, false, false},
+		{"store unavailable", func(w *world) { w.store.OnInfo(failing(errDisk)) }, false, false},
+		{"disk unavailable", func(w *world) { w.disk.OnInfo(failing(errDisk)) }, true, true},
+		{"peers unavailable", func(w *world) { w.peers.OnInfo(failing(errDisk)) }, true, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, withPeers)
+				c.arrange(w)
+				ask := func() {
+					t.Helper()
+					_, err := w.r.Info(t.Context(), absent, resolve.Anywhere)
+					if err == nil || errors.Is(err, fs.ErrNotExist) != c.absent || errors.Is(err, resolve.ErrUnavailable) == c.absent {
+						t.Errorf("error %v", err)
+					}
+				}
+				for _, step := range []struct {
+					wait time.Duration
+					kept bool
+				}{{0, false}, {59 * time.Second, true}, {2 * time.Second, false}} {
+					time.Sleep(step.wait)
+					before := w.store.Asked(absent)
+					ask()
+					if asked := w.store.Asked(absent) > before; asked == (step.kept && c.kept) {
+						t.Errorf("%v later: sources asked: %v", step.wait, asked)
+					}
+				}
+			})
+		})
+	}
+}
+
+// TestCallersLeave: whoever leaves, the flight goes on, and its answer is remembered.
+func TestCallersLeave(t *testing.T) {
+	p := nixtest.NewPath("hello", 100)
+	for _, second := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			w.up.Add(t, key, p)
+			open := make(chan struct{})
+			w.up.OnInfo(func(ctx context.Context, _ nix.StoreHash) (*verify.Info, error) {
+				select {
+				case <-open:
+					return nil, nil
+				case <-ctx.Done():
+					return nil, ctx.Err()
+				}
+			})
+			first, leave := context.WithCancel(t.Context())
+			var group sync.WaitGroup
+			group.Go(func() {
+				if _, err := w.r.Info(first, p.Hash(), resolve.Anywhere); !errors.Is(err, context.Canceled) {
+					t.Errorf("the first, who left: %v", err)
+				}
+			})
+			synctest.Wait()
+			if second {
+				group.Go(func() {
+					if _, err := w.r.Info(t.Context(), p.Hash(), resolve.Anywhere); err != nil {
+						t.Errorf("the second, who stayed: %v", err)
+					}
+				})
+			}
+			synctest.Wait()
+			leave()
+			synctest.Wait()
+			close(open)
+			group.Wait()
+			synctest.Wait()
+			if _, err := w.r.Info(t.Context(), p.Hash(), resolve.Anywhere); err != nil {
+				t.Errorf("later: %v", err)
+			}
+			if n := w.up.Asked(p.Hash()); n != 1 {
+				t.Errorf("upstream was asked %d times", n)
+			}
+		})
+	}
+}
+
+func TestSharedFlight(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		p := nixtest.NewPath("hello", 100)
+		w.up.Add(t, key, p)
+		w.up.OnInfo(func(context.Context, nix.StoreHash) (*verify.Info, error) {
+			time.Sleep(time.Second)
+			return nil, nil
+		})
+		var group sync.WaitGroup
+		for range 100 {
+			group.Go(func() {
+				if _, err := w.r.Info(t.Context(), p.Hash(), resolve.Anywhere); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		group.Wait()
+		if n := w.up.Asked(p.Hash()); n != 1 {
+			t.Errorf("upstream was asked %d times", n)
+		}
+	})
+}
+
+// TestInfoDeadline: an answer comes in time whatever hangs, also what ignores its context.
+func TestInfoDeadline(t *testing.T) {
+	deaf := make(chan struct{})
+	hangingDeaf := func(context.Context, nix.StoreHash) (*verify.Info, error) {
+		<-deaf
+		return nil, errDisk
+	}
+	p := nixtest.NewPath("hello", 100)
+	for _, c := range []struct {
+		name  string
+		reach resolve.Reach
+		edit  func(w *world, cfg *resolve.Config)
+		hang  func(w *world) *sourcetest.Fake
+		down  bool
+		want  time.Duration
+	}{
+		{name: "upstream", hang: func(w *world) *sourcetest.Fake { return w.up }, want: 10 * time.Second},
+		{name: "store", hang: func(w *world) *sourcetest.Fake { return w.store }, want: 10 * time.Second},
+		{name: "store for this machine", reach: resolve.ThisMachine, hang: func(w *world) *sourcetest.Fake { return w.store }, want: 10 * time.Second},
+		{name: "down", hang: func(w *world) *sourcetest.Fake { return w.store }, down: true, want: 100 * time.Millisecond},
+		{name: "down with peers", edit: withPeers, hang: func(w *world) *sourcetest.Fake { return w.peers }, down: true, want: time.Second},
+		{
+			name: "no upstream", edit: func(_ *world, cfg *resolve.Config) { cfg.Upstream = nil },
+			hang: func(w *world) *sourcetest.Fake { return w.store }, want: 100 * time.Millisecond,
+		},
+	} {
+		for name, fn := range map[string]func(context.Context, nix.StoreHash) (*verify.Info, error){"hears": hanging, "deaf": hangingDeaf} {
+			t.Run(c.name+"/"+name, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					deaf = make(chan struct{})
+					w := newWorld(t, func(w *world, cfg *resolve.Config) {
+						if c.edit != nil {
+							c.edit(w, cfg)
+						}
+					})
+					w.up.SetDown(c.down)
+					c.hang(w).OnInfo(fn)
+					start := time.Now()
+					_, err := w.r.Info(t.Context(), p.Hash(), c.reach)
+					if took := time.Since(start); err == nil || took != c.want {
+						t.Errorf("error %v after %v, want %v", err, took, c.want)
+					}
+					if errors.Is(err, fs.ErrNotExist) {
+						t.Errorf("told as absent: %v", err)
+					}
+					synctest.Wait()
+					// The source is well again: who asks now does not join what is over.
+					c.hang(w).OnInfo(nil)
+					w.store.Add(t, key, p)
+					if _, err := w.r.Info(t.Context(), p.Hash(), c.reach); err != nil {
+						t.Errorf("later: %v", err)
+					}
+					close(deaf)
+				})
+			})
+		}
+	}
+}
+
+func TestInfoTimeoutCounted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.up.OnInfo(hanging)
+		_, _ = w.r.Info(t.Context(), nix.StoreHash{1}, resolve.Anywhere)
+		if n := w.count("narinfo_requests_total", "source", "none", "result", "timeout"); n != 1 {
+			t.Errorf("%v time-outs counted", n)
+		}
+	})
+}
+
+// TestThisMachine: a question that was here before goes no further, nor do its references.
+func TestThisMachine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, withPeers)
+		dep := nixtest.NewPath("dep", 100)
+		here, there := nixtest.NewPath("here", 100, dep.StorePath), nixtest.NewPath("there", 100)
+		w.store.Add(t, key, here)
+		w.up.Add(t, key, here, there, dep)
+		w.peers.Add(t, key, there)
+		if _, err := w.r.Info(t.Context(), here.Hash(), resolve.ThisMachine); err != nil {
+			t.Error(err)
+		}
+		_, err := w.r.Info(t.Context(), there.Hash(), resolve.ThisMachine)
+		if !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("what is elsewhere: %v", err)
+		}
+		// The second time the answer comes from memory.
+		_, _ = w.r.Info(t.Context(), here.Hash(), resolve.ThisMachine)
+		_, err = w.whole(t.Context(), nameOf(there, nix.Raw), resolve.Query{Reach: resolve.ThisMachine})
+		if !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("NAR that is elsewhere: %v", err)
+		}
+		got, err := w.whole(t.Context(), nameOf(here, nix.Raw), resolve.Query{Reach: resolve.ThisMachine})
+		if err != nil || !bytes.Equal(got, here.NAR) {
+			t.Errorf("NAR that is here: %v", err)
+		}
+		synctest.Wait()
+		if w.up.AskedAll()+w.peers.AskedAll()+w.up.Opened(nix.Raw) != 0 {
+			t.Error("it was asked afar")
+		}
+		// That was no miss: an ordinary question finds it.
+		if _, err := w.r.Info(t.Context(), there.Hash(), resolve.Anywhere); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestLookAhead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		deep := nixtest.NewPath("deep", 10)
+		a, b := nixtest.NewPath("a", 10, deep.StorePath), nixtest.NewPath("b", 10)
+		root := nixtest.NewPath("root", 10, a.StorePath, b.StorePath, nixtest.NewPath("root", 10).StorePath)
+		w.up.Add(t, key, root, a, b, deep)
+		for range 3 {
+			if _, err := w.r.Info(t.Context(), root.Hash(), resolve.Anywhere); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+		}
+		for _, c := range []struct {
+			p    nixtest.Path
+			want int
+		}{{root, 1}, {a, 1}, {b, 1}, {deep, 0}} {
+			if n := w.up.Asked(c.p.Hash()); n != c.want {
+				t.Errorf("%s was asked for %d times, want %d", c.p.StorePath.Name(), n, c.want)
+			}
+		}
+		if _, err := w.r.Info(t.Context(), a.Hash(), resolve.Anywhere); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if w.up.Asked(a.Hash()) != 1 || w.up.Asked(deep.Hash()) != 1 {
+			t.Error("what was looked up ahead is not in memory, or the next are not looked up")
+		}
+		if n := w.count("narinfo_requests_total"); n != 4 {
+			t.Errorf("%v requests counted, there were 4", n)
+		}
+	})
+}
+
+// TestLookAheadBounded: a path with very many references costs no more than the queue, holds
+// nobody up, and does not ask an upstream that is down.
+func TestLookAheadBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		var refs []nix.StorePath
+		for i := range 10_000 {
+			refs = append(refs, nixtest.NewPath(fmt.Sprint("r", i), 0).StorePath)
+		}
+		root := nixtest.NewPath("root", 10, refs...)
+		w.up.Add(t, key, root)
+		running, most := 0, 0
+		var mu sync.Mutex
+		w.up.OnInfo(func(ctx context.Context, h nix.StoreHash) (*verify.Info, error) {
+			if h == root.Hash() {
+				return nil, nil
+			}
+			mu.Lock()
+			running++
+			most = max(most, running)
+			mu.Unlock()
+			<-ctx.Done()
+			mu.Lock()
+			running--
+			mu.Unlock()
+			return nil, ctx.Err()
+		})
+		start := time.Now()
+		if _, err := w.r.Info(t.Context(), root.Hash(), resolve.Anywhere); err != nil || time.Since(start) != 0 {
+			t.Errorf("error %v after %v", err, time.Since(start))
+		}
+		time.Sleep(25 * time.Second)
+		if most > 16 {
+			t.Errorf("%d at once", most)
+		}
+		w.up.SetDown(true)
+		time.Sleep(11 * time.Second)
+		asked := w.up.AskedAll()
+		time.Sleep(time.Hour)
+		if w.up.AskedAll() != asked {
+			t.Error("an upstream that is down was asked")
+		}
+	})
+}
+
+// TestLiedInfo: a lie is counted, and the next source is asked.
+func TestLiedInfo(t *testing.T) {
+	w := newWorld(t, withPeers)
+	p := nixtest.NewPath("hello", 100)
+	w.up.Add(t, key, p)
+	for _, s := range []*sourcetest.Fake{w.store, w.disk, w.peers} {
+		s.OnInfo(failing(fmt.Errorf("wrapped: %w", lie())))
+	}
+	if _, err := w.r.Info(t.Context(), p.Hash(), resolve.Anywhere); err != nil {
+		t.Error(err)
+	}
+	for _, name := range []string{"store", "disk", "peer"} {
+		if n := w.count("verify_failures_total", "source", name, "reason", "bad_signature"); n != 1 {
+			t.Errorf("%s: %v lies counted", name, n)
+		}
+	}
+}
+
+func TestForget(t *testing.T) {
+	w := newWorld(t)
+	p, q := nixtest.NewPath("hello", 100), nixtest.NewPath("later", 100)
+	w.up.Add(t, key, p)
+	ask := func(p nixtest.Path) error {
+		_, err := w.r.Info(t.Context(), p.Hash(), resolve.Anywhere)
+		return err
+	}
+	if ask(p) != nil || ask(q) == nil {
+		t.Fatal("wrong from the beginning")
+	}
+	w.store.Add(t, key, p, q)
+	if ask(q) == nil {
+		t.Fatal("the miss was not remembered")
+	}
+	w.r.Forget(p.Hash(), q.Hash())
+	if ask(p) != nil || ask(q) != nil || w.store.Asked(p.Hash()) != 2 {
+		t.Error("not asked anew")
+	}
+}
+
+// TestForgetInFlight: what is under way while a path comes or goes leaves nothing behind.
+func TestForgetInFlight(t *testing.T) {
+	for _, has := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			p := nixtest.NewPath("hello", 100)
+			if has {
+				w.up.Add(t, key, p)
+			}
+			w.up.OnInfo(func(context.Context, nix.StoreHash) (*verify.Info, error) {
+				time.Sleep(time.Second)
+				return nil, nil
+			})
+			var group sync.WaitGroup
+			group.Go(func() {
+				if _, err := w.r.Info(t.Context(), p.Hash(), resolve.Anywhere); (err == nil) != has {
+					t.Errorf("upstream has it: %v; error %v", has, err)
+				}
+			})
+			synctest.Wait()
+			w.store.Add(t, key, p)
+			w.r.Forget(p.Hash())
+			// It neither joins what began before, nor finds what that leaves behind.
+			for range 2 {
+				before := w.store.Asked(p.Hash())
+				a, err := w.r.Info(t.Context(), p.Hash(), resolve.Anywhere)
+				if err != nil || !a.Form.IsRaw() || w.store.Asked(p.Hash()) != before+1 {
+					t.Errorf("answer of before: %v, %d asked", err, w.store.Asked(p.Hash()))
+				}
+				group.Wait()
+				w.r.Forget(p.Hash())
+			}
+		})
+	}
+}
+
+// TestSharedOnly: for another machine, what is private is as what does not exist, in what is
+// answered and in what is done for the answer.
+func TestSharedOnly(t *testing.T) {
+	for _, where := range []string{"nowhere", "store", "disk", "upstream", "memory"} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			secret := nixtest.NewPath("secret", 100)
+			switch where {
+			case "store", "memory":
+				w.store.Add(t, homeKey, secret)
+			case "disk":
+				w.disk.Add(t, homeKey, secret)
+			case "upstream":
+				w.up.Add(t, homeKey, secret)
+			}
+			if where == "memory" {
+				if _, err := w.r.Info(t.Context(), secret.Hash(), resolve.Anywhere); err != nil {
+					t.Fatal(err)
+				}
+			}
+			trips := func() int { return w.up.Asked(secret.Hash()) }
+			for i := range 3 {
+				_, err := w.r.Info(t.Context(), secret.Hash(), resolve.SharedOnly)
+				if !errors.Is(err, fs.ErrNotExist) {
+					t.Errorf("%s: told %v", where, err)
+				}
+				if trips() != 1 {
+					t.Errorf("%s: question %d: %d round trips, want 1 and then none", where, i, trips())
+				}
+			}
+			_, err := w.whole(t.Context(), nameOf(secret, nix.Raw), resolve.Query{Reach: resolve.SharedOnly})
+			if !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("%s: NAR: %v", where, err)
+			}
+			_, err = w.r.Info(t.Context(), secret.Hash(), resolve.Anywhere)
+			if (err == nil) != (where != "nowhere") {
+				t.Errorf("%s: this machine's own question was spoilt: %v", where, err)
+			}
+			time.Sleep(61 * time.Second)
+			_, _ = w.r.Info(t.Context(), secret.Hash(), resolve.SharedOnly)
+		})
+	}
+}
+
+// TestSharedView: the store's own view for others is what is asked for them.
+func TestSharedView(t *testing.T) {
+	view := sourcetest.NewFake("store")
+	w := newWorld(t, func(_ *world, cfg *resolve.Config) { cfg.Shared = view })
+	p := nixtest.NewPath("hello", 100)
+	w.store.Add(t, key, p)
+	view.Add(t, key, p)
+	for range 2 {
+		if _, err := w.r.Info(t.Context(), p.Hash(), resolve.SharedOnly); err != nil {
+			t.Error(err)
+		}
+	}
+	if w.store.Asked(p.Hash()) != 0 || view.Asked(p.Hash()) != 1 {
+		t.Errorf("store asked %d times, its shared view %d", w.store.Asked(p.Hash()), view.Asked(p.Hash()))
+	}
+	got, err := w.whole(t.Context(), nameOf(p, nix.Raw), resolve.Query{Reach: resolve.SharedOnly})
+	if err != nil || !bytes.Equal(got, p.NAR) {
+		t.Errorf("NAR: %v", err)
+	}
+}
+
+func TestBestForm(t *testing.T) {
+	p := nixtest.NewPath("hello", 10_000)
+	for _, c := range []struct {
+		name    string
+		arrange func(w *world) nix.Form
+	}{
+		{"upstream xz", func(w *world) nix.Form {
+			info, _ := w.up.AddFile(t, key, p, nix.XZ, nil)
+			form, _ := info.FileForm()
+			return form
+		}},
+		{"upstream gzip", func(w *world) nix.Form {
+			w.up.AddFile(t, key, p, nix.Gzip, nil)
+			return nix.Raw
+		}},
+		{"no file hash", func(w *world) nix.Form {
+			w.up.AddFile(t, key, p, nix.XZ, func(n *nix.NarInfo) { n.FileHash = nix.FileHash{} })
+			return nix.Raw
+		}},
+		{"raw in the cache", func(w *world) nix.Form {
+			w.up.AddFile(t, key, p, nix.XZ, nil)
+			w.cache.AddBytes(p.NarHash(), nix.Raw, p.NAR)
+			return nix.Raw
+		}},
+		{"store", func(w *world) nix.Form {
+			w.up.AddFile(t, key, p, nix.XZ, nil)
+			w.store.Add(t, key, p)
+			return nix.Raw
+		}},
+	} {
+		w := newWorld(t)
+		want := c.arrange(w)
+		a, err := w.r.Info(t.Context(), p.Hash(), resolve.Anywhere)
+		if err != nil || a.Form != want {
+			t.Errorf("%s: %s, want %s, error %v", c.name, a.Form, want, err)
+			continue
+		}
+		n, err := nix.ParseNarInfo(a.Text())
+		if err != nil || n.URL != nameOf(p, want).URL() || n.NarHash != p.NarHash() || len(n.Sigs) != 1 {
+			t.Errorf("%s: %v\n%s", c.name, err, a.Text())
+		}
+	}
+}
+
+func TestWhy(t *testing.T) {
+	w := newWorld(t, withPeers)
+	p := nixtest.NewPath("hello", 100)
+	w.up.Add(t, key, p)
+	w.store.OnInfo(failing(errDisk))
+	w.cache.AddBytes(p.NarHash(), nix.Raw, p.NAR)
+	var said []string
+	for _, f := range w.r.Why(t.Context(), p.Hash()) {
+		said = append(said, fmt.Sprint(f.Source, f.Info != nil, errors.Is(f.Err, errDisk), len(f.Forms)))
+	}
+	want := []string{"storefalse true 0", "diskfalse false 0", "peerfalse false 0", "upstreamtrue false 0", "cachetrue false 1"}
+	if fmt.Sprint(said) != fmt.Sprint(want) {
+		t.Errorf("said %q", said)
+	}
+}
+
+// TestShutdown: Run ends what is under way and waits for it, and what comes later is refused.
+func TestShutdown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		p, slow := nixtest.NewPath("hello", 100), nixtest.NewPath("slow", 3<<20)
+		w.up.Add(t, key, p, slow)
+		w.up.SetFaults(sourcetest.Fault{Do: sourcetest.Hang, At: 2 << 20})
+		w.up.OnInfo(func(ctx context.Context, h nix.StoreHash) (*verify.Info, error) {
+			if h == slow.Hash() {
+				return nil, nil
+			}
+			return hanging(ctx, h)
+		})
+		var group sync.WaitGroup
+		group.Go(func() {
+			if _, err := w.r.Info(t.Context(), p.Hash(), resolve.Anywhere); err == nil {
+				t.Error("a narinfo came out of it")
+			}
+		})
+		group.Go(func() {
+			got, err := w.whole(t.Context(), nameOf(slow, nix.Raw), resolve.Query{})
+			if err == nil || len(got) == 0 {
+				t.Errorf("the response that hung: %d bytes, error %v", len(got), err)
+			}
+		})
+		synctest.Wait()
+		start := time.Now()
+		w.stop()
+		group.Wait()
+		if took := time.Since(start); took > 0 {
+			t.Errorf("took %v", took)
+		}
+		if _, err := w.r.Info(t.Context(), p.Hash(), resolve.Anywhere); err == nil {
+			t.Error("an answer after the end")
+		}
+		if _, err := w.whole(t.Context(), nameOf(slow, nix.Raw), resolve.Query{}); err == nil {
+			t.Error("a NAR after the end")
+		}
+	})
+}

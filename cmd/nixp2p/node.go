@@ -1,0 +1,206 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/http"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/nixp2p/nixp2p/httpfront"
+	"github.com/nixp2p/nixp2p/internal/config"
+	"github.com/nixp2p/nixp2p/internal/infocache"
+	"github.com/nixp2p/nixp2p/internal/metrics"
+	"github.com/nixp2p/nixp2p/internal/narcache"
+	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/resolve"
+	"github.com/nixp2p/nixp2p/internal/upstream"
+	"github.com/nixp2p/nixp2p/localstore"
+	"github.com/nixp2p/nixp2p/verify"
+)
+
+// The one place that sees both sides of each interface.
+var (
+	_ resolve.Source     = (*localstore.Store)(nil)
+	_ resolve.Far        = (*upstream.Upstreams)(nil)
+	_ resolve.Memory     = (*infocache.Cache)(nil)
+	_ resolve.Cache      = (*narcache.Cache)(nil)
+	_ httpfront.Resolver = front{}
+)
+
+// node is all that answers, wired together.
+type node struct {
+	started  time.Time
+	cfg      *config.Config
+	metrics  *metrics.Metrics
+	store    *localstore.Store
+	disk     *infocache.Cache // nil when the state directory cannot be used
+	cache    *narcache.Cache  // nil when the cache directory cannot be used
+	upstream *upstream.Upstreams
+	resolver *resolve.Resolver
+	front    http.Handler
+	degraded []string // what does not work, for people
+}
+
+// newNode wires a node. A part that only makes it better, such as a directory on disk, may
+// fail: the node goes on without it and says so.
+func newNode(cfg *config.Config, m *metrics.Metrics, id string, log *slog.Logger) (*node, error) {
+	n := &node{started: time.Now(), cfg: cfg, metrics: m}
+	keys := cfg.Keys
+	var err error
+	n.disk, err = infocache.Open(infocache.Config{Dir: filepath.Join(cfg.StateDir, "narinfo"), Keys: keys, Log: log, Metrics: m})
+	n.without(log, "narinfos are not kept over a restart", err)
+	if n.upstream, err = upstream.New(upstream.Config{
+		URLs: cfg.Upstreams, Keys: keys, ID: id, Version: version(), Log: log, Metrics: m,
+	}); err != nil {
+		return nil, err
+	}
+	if n.store, err = localstore.Open(localstore.Config{
+		Root: cfg.StoreRoot, Keys: keys, ShareKeys: cfg.ShareKeys, Log: log, Metrics: m,
+		Remembered: n.remembered, Changed: n.changed,
+	}); err != nil {
+		return nil, err
+	}
+	if cfg.CacheSize > 0 {
+		n.cache, err = narcache.Open(narcache.Config{
+			Dir: filepath.Join(cfg.CacheDir, "nar"), Size: cfg.CacheSize, InStore: n.inStore, Log: log, Metrics: m,
+		})
+		n.without(log, "NARs are not kept and not shared between clients", err)
+	}
+	if n.resolver, err = resolve.New(n.sources(m, log)); err != nil {
+		return nil, err
+	}
+	n.front, err = httpfront.New(httpfront.Config{
+		Resolver: front{n.resolver}, Metrics: m, Share: cfg.ShareKeys, Priority: cfg.Priority, ID: id, Log: log,
+	})
+	return n, err
+}
+
+// without notes a part that failed.
+func (n *node) without(log *slog.Logger, consequence string, err error) {
+	if err == nil {
+		return
+	}
+	log.Warn("going on without a part", "consequence", consequence, "err", err)
+	n.degraded = append(n.degraded, fmt.Sprintf("%s: %v", consequence, err))
+}
+
+// sources fills in what there is: a nil pointer in an interface would not be nil.
+func (n *node) sources(m *metrics.Metrics, log *slog.Logger) resolve.Config {
+	rc := resolve.Config{Store: n.store, Upstream: n.upstream, Metrics: m, Log: log}
+	if n.disk != nil {
+		rc.Disk = n.disk
+	}
+	if n.cache != nil {
+		rc.Cache = n.cache
+		rc.Spool = func(nar nix.NarHash, form nix.Form, size int64) (resolve.Download, error) {
+			d, err := n.cache.Create(nar, form, size)
+			if err != nil {
+				return nil, err
+			}
+			return download{d}, nil
+		}
+	}
+	return rc
+}
+
+// remembered answers the store's question for a narinfo that signs an unsigned row.
+func (n *node) remembered(h nix.StoreHash) *verify.Info {
+	if n.disk == nil {
+		return nil
+	}
+	info, err := n.disk.Info(context.Background(), h)
+	if err != nil {
+		return nil
+	}
+	return info
+}
+
+// changed makes the resolver ask again for paths that came or went.
+func (n *node) changed(added, removed []nix.StoreHash) {
+	if n.resolver != nil {
+		n.resolver.Forget(added...)
+		n.resolver.Forget(removed...)
+	}
+}
+
+// inStore tells the NAR cache that the store can serve a NAR to everybody.
+func (n *node) inStore(nar nix.NarHash) bool {
+	_, err := n.store.SharedByNar(context.Background(), nar)
+	return err == nil
+}
+
+// run works until ctx ends and returns when everything has.
+func (n *node) run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return n.store.Run(ctx) })
+	g.Go(func() error { return n.upstream.Run(ctx) })
+	g.Go(func() error { return n.resolver.Run(ctx) })
+	if n.disk != nil {
+		g.Go(func() error { return n.disk.Run(ctx) })
+	}
+	if n.cache != nil {
+		g.Go(func() error { return n.cache.Run(ctx) })
+	}
+	err := g.Wait()
+	if errors.Is(err, context.Canceled) {
+		err = nil
+	}
+	return err
+}
+
+// close gives up what newNode opened.
+func (n *node) close() error {
+	var errs []error
+	if n.cache != nil {
+		errs = append(errs, n.cache.Close())
+	}
+	if n.disk != nil {
+		errs = append(errs, n.disk.Close())
+	}
+	if n.store != nil {
+		errs = append(errs, n.store.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// front joins the resolver to the door.
+type front struct{ r *resolve.Resolver }
+
+func (f front) Narinfo(ctx context.Context, h nix.StoreHash, reach resolve.Reach) ([]byte, *verify.Info, error) {
+	a, err := f.r.Info(ctx, h, reach)
+	if err != nil {
+		return nil, nil, err
+	}
+	return a.Text(), a.Info, nil
+}
+
+func (f front) NAR(ctx context.Context, name nix.NARName, q resolve.Query) (httpfront.NAR, error) {
+	n, err := f.r.NAR(ctx, name, q)
+	if err != nil {
+		return nil, err
+	}
+	return n, nil
+}
+
+// download joins the NAR cache's downloads to the resolver.
+type download struct{ *narcache.Download }
+
+func (d download) Reader(off int64) resolve.Reader { return d.Download.Reader(off) }
+func (d download) Filled() resolve.Reader          { return d.Download.Filled() }
+
+// nothing is the resolver of a daemon that cannot work: it has nothing, which hurts no build.
+type nothing struct{}
+
+func (nothing) Narinfo(context.Context, nix.StoreHash, resolve.Reach) ([]byte, *verify.Info, error) {
+	return nil, nil, fs.ErrNotExist
+}
+
+func (nothing) NAR(context.Context, nix.NARName, resolve.Query) (httpfront.NAR, error) {
+	return nil, fs.ErrNotExist
+}

@@ -1,0 +1,235 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"slices"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/net/netutil"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/nixp2p/nixp2p/httpfront"
+	"github.com/nixp2p/nixp2p/internal/admin"
+	"github.com/nixp2p/nixp2p/internal/config"
+	"github.com/nixp2p/nixp2p/internal/metrics"
+)
+
+const (
+	// drainTime is how long transfers may go on after SIGTERM.
+	drainTime = 30 * time.Second
+	// maxConnections bounds what clients can open: each Nix process takes 25.
+	maxConnections = 16 << 10
+	// maxHeader is far above what Nix sends.
+	maxHeader  = 32 << 10
+	headerTime = 10 * time.Second
+	idleTime   = 2 * time.Minute
+)
+
+// server is the daemon: its listeners, and what answers on them at the moment.
+type server struct {
+	ui     *ui
+	log    *slog.Logger
+	level  *slog.LevelVar
+	front  atomic.Pointer[http.Handler]
+	admin  adminNode
+	cfg    *config.Config
+	listen *listeners
+	socket net.Listener // admin; nil when its address cannot be had
+}
+
+// serve runs the daemon until ctx ends. A start that fails after systemd handed over the
+// socket stays up and answers 404: the socket would take connections that nobody answers.
+func serve(ctx context.Context, u *ui, load func() (*config.Config, error)) error {
+	cfg, cfgErr := load()
+	ls, err := listenFront(ctx, cfg.Listen)
+	if err != nil {
+		return err
+	}
+	defer ls.close()
+	if cfgErr != nil && !ls.inherited {
+		return u.problems(cfgErr)
+	}
+	s := &server{ui: u, listen: ls, level: new(slog.LevelVar)}
+	s.level.Set(cfg.LogLevel)
+	s.log = newLog(u.err, cfg.LogFormat, s.level)
+	for _, w := range cfg.Warnings {
+		s.log.Warn(w)
+	}
+	return s.run(ctx, cfg, cfgErr, load)
+}
+
+func (s *server) run(ctx context.Context, cfg *config.Config, cfgErr error, load func() (*config.Config, error)) error {
+	m := metrics.New()
+	id := newID()
+	s.cfg = cfg
+	if err := s.answerNothing(cfg.Priority, id, m); err != nil {
+		return err
+	}
+	if err := s.openAdmin(ctx, cfg); err != nil && !s.listen.inherited {
+		return err
+	} else if err != nil {
+		s.log.Error("no admin listener", "err", err)
+	}
+	var n *node
+	err := cfgErr
+	if err == nil {
+		n, err = newNode(cfg, m, id, s.log)
+	}
+	switch {
+	case err == nil:
+		s.front.Store(&n.front)
+		s.admin.node.Store(n)
+	case s.listen.inherited:
+		s.log.Error("cannot work, answering 404 to everything", "err", err)
+		s.admin.broken.Store(&err)
+	default:
+		return err
+	}
+	page, err := admin.New(admin.Config{Node: &s.admin, Metrics: m, Addr: cfg.AdminListen, Version: version(), Log: s.log})
+	if err != nil {
+		return err
+	}
+	err = s.work(ctx, n, page, load)
+	if n != nil {
+		err = errors.Join(err, n.close())
+	}
+	return err
+}
+
+// answerNothing makes the front answer nix-cache-info and 404 until there is more.
+func (s *server) answerNothing(priority int, id string, m *metrics.Metrics) error {
+	h, err := httpfront.New(httpfront.Config{Resolver: nothing{}, Metrics: m, Priority: priority, ID: id})
+	if err != nil {
+		return err
+	}
+	var handler http.Handler = h
+	s.front.Store(&handler)
+	return nil
+}
+
+func (s *server) openAdmin(ctx context.Context, cfg *config.Config) (err error) {
+	s.socket, err = listen(ctx, cfg.AdminListen)
+	if err != nil {
+		return fmt.Errorf("admin-listen: %w", err)
+	}
+	return nil
+}
+
+// work serves until ctx ends or a part fails, then drains.
+func (s *server) work(ctx context.Context, n *node, page http.Handler, load func() (*config.Config, error)) error {
+	frontServer := s.httpServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { (*s.front.Load()).ServeHTTP(w, r) }))
+	adminServer := s.httpServer(page)
+	g, gctx := errgroup.WithContext(ctx)
+	for _, l := range s.listen.front {
+		s.log.Info("listening", "url", urlOf(l), "inherited", s.listen.inherited)
+		g.Go(func() error { return served(frontServer.Serve(netutil.LimitListener(l, maxConnections))) })
+	}
+	if s.socket != nil {
+		g.Go(func() error { return served(adminServer.Serve(s.socket)) })
+	}
+	// The node outlives the servers by the time that transfers need to end.
+	nctx, stopNode := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopNode()
+	if n != nil {
+		g.Go(func() error { return n.run(nctx) })
+	}
+	g.Go(func() error { return feedWatchdog(gctx, s.listen.front[0]) })
+	g.Go(func() error { s.reloadOnHangup(gctx, load); return nil })
+	notify(daemon.SdNotifyReady)
+	g.Go(func() error {
+		<-gctx.Done()
+		s.drain(frontServer, adminServer)
+		stopNode()
+		return nil
+	})
+	return g.Wait()
+}
+
+func (s *server) httpServer(h http.Handler) *http.Server {
+	return &http.Server{
+		Handler: h, ReadHeaderTimeout: headerTime, IdleTimeout: idleTime, MaxHeaderBytes: maxHeader,
+		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+	}
+}
+
+func served(err error) error {
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return err
+}
+
+// drain lets transfers end, for drainTime at most; a second signal ends at once.
+func (s *server) drain(servers ...*http.Server) {
+	notify(daemon.SdNotifyStopping)
+	s.log.Info("shutting down", "drain", drainTime)
+	ctx, cancel := context.WithTimeout(context.Background(), drainTime)
+	defer cancel()
+	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	for _, x := range servers {
+		if err := x.Shutdown(ctx); err != nil {
+			_ = x.Close()
+		}
+	}
+}
+
+// reloadOnHangup takes over what can be changed safely while running, on SIGHUP.
+func (s *server) reloadOnHangup(ctx context.Context, load func() (*config.Config, error)) {
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-hangup:
+			s.reload(load)
+		}
+	}
+}
+
+// reload changes the log level; all else is bound into connections, files and proofs, and takes a
+// restart, which systemd's socket makes unfelt.
+func (s *server) reload(load func() (*config.Config, error)) {
+	cfg, err := load()
+	if err != nil {
+		s.log.Error("configuration not reloaded", "err", err)
+		return
+	}
+	s.level.Set(cfg.LogLevel)
+	s.log.Info("configuration reloaded", "log_level", cfg.LogLevel.String(), "needs_restart", without(cfg.Diff(s.cfg), "log-level"))
+}
+
+// without returns keys less one.
+func without(keys []string, key string) []string {
+	return slices.DeleteFunc(keys, func(k string) bool { return k == key })
+}
+
+func newLog(w io.Writer, format string, level slog.Leveler) *slog.Logger {
+	opts := &slog.HandlerOptions{Level: level}
+	if format == "json" {
+		return slog.New(slog.NewJSONHandler(w, opts))
+	}
+	return slog.New(slog.NewTextHandler(w, opts))
+}
+
+// newID names this process in Via headers.
+func newID() string {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return hex.EncodeToString(b[:])
+}

@@ -1,0 +1,110 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"syscall"
+
+	"github.com/nixp2p/nixp2p/internal/config"
+)
+
+// ui writes what a person reads. Its rules: an error is one line "nixp2p: error: …" without
+// capital or full stop, and where the mistake is a known one a line "nixp2p: hint: …" says
+// what to do; results go to out, everything else to err.
+type ui struct {
+	out, err io.Writer
+}
+
+// Exit codes.
+const (
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+// usageError marks wrong usage or configuration.
+type usageError struct{ err error }
+
+func (e *usageError) Error() string { return e.err.Error() }
+func (e *usageError) Unwrap() error { return e.err }
+
+// hintError carries what to do about it.
+type hintError struct {
+	err  error
+	hint string
+}
+
+func (e *hintError) Error() string { return e.err.Error() }
+func (e *hintError) Unwrap() error { return e.err }
+
+// errSilent fails without a word: what there was to say is printed.
+var errSilent = errors.New("failed")
+
+func (u *ui) exitCode(err error) int {
+	if err == nil {
+		return 0
+	}
+	if !errors.Is(err, errSilent) {
+		fmt.Fprintf(u.err, "nixp2p: error: %v\n", err)
+		if hint := hintFor(err); hint != "" {
+			fmt.Fprintf(u.err, "nixp2p: hint: %s\n", hint)
+		}
+	}
+	var usage *usageError
+	if errors.As(err, &usage) {
+		return exitUsage
+	}
+	return exitFailed
+}
+
+// hintFor answers the mistakes that people make.
+func hintFor(err error) string {
+	var given *hintError
+	var dial *net.OpError
+	switch {
+	case errors.As(err, &given):
+		return given.hint
+	case errors.Is(err, syscall.EADDRINUSE):
+		return "is another nixp2p running? `nixp2p status` asks it; --listen and --admin-listen take other addresses"
+	case errors.As(err, &dial) && dial.Op == "dial":
+		return "is the daemon running? start it with `nixp2p serve`, or name its address with --admin-listen"
+	case errors.Is(err, fs.ErrPermission):
+		return "run as the user of the daemon, or name other directories with --state-dir and --cache-dir"
+	}
+	return ""
+}
+
+// problems prints each mistake of a configuration with its hint.
+func (u *ui) problems(err error) error {
+	list := config.Problems(err)
+	if len(list) == 0 {
+		return &usageError{err}
+	}
+	for _, p := range list {
+		fmt.Fprintf(u.err, "nixp2p: error: %v\n", p)
+		if p.Help != "" {
+			fmt.Fprintf(u.err, "nixp2p: hint: %s\n", p.Help)
+		}
+	}
+	return &usageError{errSilent}
+}
+
+// warnings prints what is allowed but probably not meant.
+func (u *ui) warnings(c *config.Config) {
+	for _, w := range c.Warnings {
+		fmt.Fprintf(u.err, "nixp2p: warning: %s\n", w)
+	}
+}
+
+// printf writes a line of result.
+func (u *ui) printf(format string, args ...any) { fmt.Fprintf(u.out, format, args...) }
+
+// json writes v as indented JSON.
+func (u *ui) json(v any) error {
+	enc := json.NewEncoder(u.out)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}

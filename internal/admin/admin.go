@@ -1,0 +1,179 @@
+// Package admin answers operators: a status page, a JSON API, metrics, health and profiles,
+// on a listener of its own. It believes no browser: a web page that is open on the same
+// machine must neither read nor cause anything here. It changes nothing and never takes
+// part in answering Nix.
+package admin
+
+import (
+	"bytes"
+	"context"
+	_ "embed"
+	"encoding/json"
+	"errors"
+	"html/template"
+	"log/slog"
+	"net/http"
+	"net/http/pprof"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/nixp2p/nixp2p/internal/metrics"
+	"github.com/nixp2p/nixp2p/internal/nix"
+)
+
+// Node is what is asked about. Its methods are called from many goroutines.
+type Node interface {
+	// Ready returns nil when the node can do its work, else why it cannot.
+	Ready() error
+	State() State
+	// Why asks every source for a path.
+	Why(ctx context.Context, h nix.StoreHash) []Answer
+	Peers() []Peer
+}
+
+// Config is what New needs.
+type Config struct {
+	Node    Node             // required
+	Metrics *metrics.Metrics // required
+	// Addr is the configured address, "host:port": its host may stand in the Host header.
+	Addr    string
+	Version string
+	Started time.Time    // zero means now
+	Log     *slog.Logger // nil discards
+}
+
+// whyTime bounds a question to all sources: above the longest deadline of a narinfo.
+const whyTime = 20 * time.Second
+
+// scrapes bounds how many collect metrics at once: each walks all of them.
+const scrapes = 4
+
+//go:embed status.html
+var pageText string
+
+//go:embed status.css
+var style []byte
+
+// Handler serves the admin listener. It is safe for concurrent use.
+type Handler struct {
+	cfg  Config
+	mux  *http.ServeMux
+	page *template.Template
+}
+
+// New returns the handler.
+func New(cfg Config) (*Handler, error) {
+	if cfg.Node == nil || cfg.Metrics == nil {
+		return nil, errors.New("admin: no node or no metrics to tell about")
+	}
+	if cfg.Started.IsZero() {
+		cfg.Started = time.Now()
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	page, err := template.New("status").Funcs(template.FuncMap{"bytes": formatBytes, "duration": formatDuration}).Parse(pageText)
+	if err != nil {
+		return nil, err
+	}
+	h := &Handler{cfg: cfg, mux: http.NewServeMux(), page: page}
+	h.mux.HandleFunc("/{$}", h.status)
+	h.mux.HandleFunc("/status.css", h.css)
+	h.mux.Handle("/metrics", promhttp.HandlerFor(cfg.Metrics.Registry, promhttp.HandlerOpts{
+		ErrorLog: slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug), MaxRequestsInFlight: scrapes,
+	}))
+	h.mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { text(w, http.StatusOK, "ok") })
+	h.mux.HandleFunc("/readyz", h.readyz)
+	h.mux.HandleFunc("/api/v1/status", func(w http.ResponseWriter, _ *http.Request) { h.json(w, http.StatusOK, h.Status()) })
+	h.mux.HandleFunc("/api/v1/peers", h.peers)
+	h.mux.HandleFunc("/api/v1/why/{hash}", h.why)
+	h.mux.HandleFunc("/debug/pprof/", pprof.Index)
+	h.mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
+	h.mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+	h.mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
+	h.mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	return h, nil
+}
+
+// ServeHTTP answers a request that may come from a browser.
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	head := w.Header()
+	head.Set("Content-Security-Policy", "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
+	head.Set("X-Content-Type-Options", "nosniff")
+	head.Set("Referrer-Policy", "no-referrer")
+	head.Set("Cross-Origin-Resource-Policy", "same-origin")
+	head.Set("Cache-Control", "no-store")
+	if refused := refuse(r, h.cfg.Addr); refused != nil {
+		h.cfg.Log.Debug("admin request refused", "host", r.Host, "err", refused)
+		text(w, refused.status, refused.reason)
+		return
+	}
+	h.mux.ServeHTTP(w, r)
+}
+
+func (h *Handler) readyz(w http.ResponseWriter, _ *http.Request) {
+	if err := h.cfg.Node.Ready(); err != nil {
+		text(w, http.StatusServiceUnavailable, err.Error())
+		return
+	}
+	text(w, http.StatusOK, "ok")
+}
+
+func (h *Handler) peers(w http.ResponseWriter, _ *http.Request) {
+	peers := h.cfg.Node.Peers()
+	if peers == nil {
+		peers = []Peer{}
+	}
+	h.json(w, http.StatusOK, peers)
+}
+
+func (h *Handler) why(w http.ResponseWriter, r *http.Request) {
+	hash, err := nix.ParseStoreHash(r.PathValue("hash"))
+	if err != nil {
+		h.json(w, http.StatusBadRequest, Refusal{"not a store hash: " + err.Error()})
+		return
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), whyTime)
+	defer cancel()
+	answers := h.cfg.Node.Why(ctx, hash)
+	if answers == nil {
+		answers = []Answer{}
+	}
+	h.json(w, http.StatusOK, Why{StoreHash: hash.String(), Answers: answers})
+}
+
+func (h *Handler) css(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "text/css; charset=utf-8")
+	_, _ = w.Write(style)
+}
+
+// status writes the page. It is made whole first, so that a mistake in it shows as one.
+func (h *Handler) status(w http.ResponseWriter, _ *http.Request) {
+	var b bytes.Buffer
+	if err := h.page.Execute(&b, h.Status()); err != nil {
+		h.cfg.Log.Error("status page", "err", err)
+		text(w, http.StatusInternalServerError, "the page cannot be made")
+		return
+	}
+	w.Header().Set("Content-Type", "text/html; charset=utf-8")
+	_, _ = w.Write(b.Bytes())
+}
+
+func (h *Handler) json(w http.ResponseWriter, status int, v any) {
+	b, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		h.cfg.Log.Error("status as JSON", "err", err)
+		text(w, http.StatusInternalServerError, "the answer cannot be made")
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_, _ = w.Write(append(b, '\n'))
+}
+
+func text(w http.ResponseWriter, status int, s string) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.WriteHeader(status)
+	_, _ = w.Write([]byte(s + "\n"))
+}

@@ -1,0 +1,213 @@
+// Package config turns the flags of nixp2p and its TOML file into one checked struct, and
+// tells where each value came from. Flags, keys of the file, defaults and meanings stand in
+// one table, from which help, README and manual are made. It reads the file and the
+// environment and nothing else: it opens no socket, makes no directory and does not look
+// whether an upstream answers.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"net/url"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/nixp2p/nixp2p/verify"
+)
+
+// Config is a checked configuration. Its addresses and paths are in a form that can be
+// used as it is.
+type Config struct {
+	Listen      string // "host:port", or "unix:" and an absolute path
+	AdminListen string // "host:port"
+	StateDir    string // absolute
+	CacheDir    string // absolute
+	CacheSize   int64  // bytes; 0: no NAR is kept
+	StoreRoot   string // absolute
+	Priority    int
+
+	Upstreams         []string // http, https or file URLs without a slash at the end; perhaps with a password
+	TrustedPublicKeys []string // "name:base64"
+	Keys              *verify.Keys
+	ShareKeys         []string // names of keys, trusted or not
+
+	P2P          bool
+	P2PListen    []string // multiaddrs
+	MDNS         bool
+	Bootstrap    []string // multiaddrs and "dns:", "srv:", "http(s)://", "file:"
+	MaxPeers     int
+	SwarmKeyFile string // "" means an open site
+	AllowCIDRs   []netip.Prefix
+	AllowOnLink  bool  // also the prefixes that this machine's interfaces are on
+	UploadLimit  int64 // bytes a second; 0: no limit
+
+	LogLevel  slog.Level
+	LogFormat string // "text" or "json"
+
+	// Warnings are what is allowed but probably not meant, a sentence each.
+	Warnings []string
+	// File is the configuration file that was read, "" for none.
+	File string
+
+	origins map[string]origin
+}
+
+// Problem is one mistake in the configuration.
+type Problem struct {
+	Where string // "file:line", "--flag" or "default"
+	Key   string // "" when it is none's
+	Msg   string
+	Help  string // what to do about it; may be ""
+}
+
+func (p *Problem) Error() string {
+	if p.Key == "" || p.Where == "--"+p.Key {
+		return p.Where + ": " + p.Msg
+	}
+	return p.Where + ": " + p.Key + ": " + p.Msg
+}
+
+// Hint says what to do.
+func (p *Problem) Hint() string { return p.Help }
+
+// Problems returns the mistakes that an error of Load is made of, in the order of the
+// table. It is empty for other errors.
+func Problems(err error) []*Problem {
+	var many interface{ Unwrap() []error }
+	if errors.As(err, &many) {
+		var all []*Problem
+		for _, e := range many.Unwrap() {
+			all = append(all, Problems(e)...)
+		}
+		return all
+	}
+	var p *Problem
+	if errors.As(err, &p) {
+		return []*Problem{p}
+	}
+	return nil
+}
+
+// mistake is what the check of a value returns; Load adds where the value came from.
+type mistake struct{ msg, hint string }
+
+func (m *mistake) Error() string { return m.msg }
+
+func wrong(hint, format string, args ...any) error {
+	return &mistake{fmt.Sprintf(format, args...), hint}
+}
+
+// origin tells where a value came from.
+type origin struct {
+	file string
+	line int
+	flag bool
+}
+
+func (o origin) where(key string) string {
+	switch {
+	case o.flag:
+		return "--" + key
+	case o.file != "":
+		return fmt.Sprintf("%s:%d", o.file, o.line)
+	}
+	return "default"
+}
+
+// build makes a Config of the values of all options, each a list of texts. Where values
+// are wrong it uses the default instead, and returns the mistakes beside the result.
+func build(env Env, values map[string][]string, origins map[string]origin) (*Config, error) {
+	c := &Config{origins: map[string]origin{}}
+	var bad []error
+	for _, o := range options {
+		v, given := values[o.name]
+		if given {
+			err := encoding(v)
+			if err == nil {
+				err = o.set(c, v)
+			}
+			if err == nil {
+				c.origins[o.name] = origins[o.name]
+				continue
+			}
+			bad = append(bad, problem(origins[o.name], o.name, err))
+		}
+		def, err := o.defaults(c, env)
+		if err == nil {
+			err = o.set(c, def)
+		}
+		if err != nil {
+			bad = append(bad, problem(origin{}, o.name, err))
+		}
+	}
+	bad = append(bad, c.checkTogether()...)
+	return c, errors.Join(bad...)
+}
+
+// encoding refuses what could not be written into a file again.
+func encoding(v []string) error {
+	for _, s := range v {
+		if !utf8.ValidString(s) {
+			return wrong("", "%q is not UTF-8", s)
+		}
+	}
+	return nil
+}
+
+func problem(o origin, key string, err error) error {
+	p := &Problem{Where: o.where(key), Key: key, Msg: err.Error()}
+	var m *mistake
+	if errors.As(err, &m) {
+		p.Help = m.hint
+	}
+	return p
+}
+
+// checkTogether checks what depends on more than one value, and warns.
+func (c *Config) checkTogether() (bad []error) {
+	warn := func(format string, args ...any) { c.Warnings = append(c.Warnings, fmt.Sprintf(format, args...)) }
+	fail := func(key string, err error) { bad = append(bad, problem(c.origins[key], key, err)) }
+
+	for _, name := range c.ShareKeys {
+		if c.Keys != nil && !c.Keys.Has(name) {
+			warn("share-key %q is not the name of a trusted public key: it shares nothing", name)
+		}
+	}
+	if c.Listen != "" && c.Listen == c.AdminListen {
+		fail("admin-listen", wrong("give it another port", "%s is the substituter's own address", c.AdminListen))
+	}
+	for _, u := range c.Upstreams {
+		at, err := url.Parse(u)
+		if err != nil {
+			continue // parseUpstream has read it
+		}
+		if at.Scheme == "http" && at.Host == c.Listen {
+			fail("upstream", wrong("leave it out", "%s is this node itself", at.Redacted()))
+		}
+		if _, secret := at.User.Password(); secret {
+			warn("upstream %s has its password in the configuration, which everybody who may read that sees", at.Redacted())
+		}
+	}
+	if !strings.HasPrefix(c.Listen, "unix:") && !loopback(c.Listen) {
+		warn("listen %s can be reached from other machines: they get only paths signed by a share key", c.Listen)
+	}
+	if !loopback(c.AdminListen) {
+		warn("admin-listen %s can be reached from other machines: it asks for no password and shows which paths are used", c.AdminListen)
+	}
+	if c.Priority > 40 {
+		warn("priority %d is behind cache.nixos.org, which has 40: Nix asks that first", c.Priority)
+	}
+	return bad
+}
+
+// Diff returns the keys whose values differ between c and o, in the order of the table.
+func (c *Config) Diff(o *Config) (keys []string) {
+	for _, opt := range options {
+		if a, b := render(opt.get(c)), render(opt.get(o)); a != b {
+			keys = append(keys, opt.name)
+		}
+	}
+	return keys
+}

@@ -1,0 +1,336 @@
+package config
+
+import (
+	"errors"
+	"log/slog"
+	"net/netip"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/verify"
+)
+
+// option is a flag and the key of the same name.
+type option struct {
+	name    string
+	arg     string // what the value is, for the help
+	kind    kind
+	def     []string                                   // the default
+	defFor  func(c *Config, env Env) ([]string, error) // the default, where it depends on something
+	defText string                                     // the default as the README says it, if def does not
+	meaning string
+	set     func(c *Config, v []string) error // v has one element unless kind is list
+	get     func(c *Config) any               // string, bool, int64 or []string
+}
+
+type kind int
+
+const (
+	text   kind = iota // a string
+	truth              // true or false
+	number             // an integer
+	size               // an integer or a string with a unit
+	list               // strings
+)
+
+func (o *option) defaults(c *Config, env Env) ([]string, error) {
+	if o.defFor != nil {
+		return o.defFor(c, env)
+	}
+	return o.def, nil
+}
+
+const officialKey = "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY="
+
+// options is the table of all flags. Order counts: defaults may depend on what stands
+// above them.
+var options = []option{
+	{
+		name: "listen", arg: "ADDR", def: []string{"127.0.0.1:7654"},
+		meaning: "the substituter (also `unix:PATH`, or a socket from systemd)",
+		set:     one(func(c *Config) *string { return &c.Listen }, parseListen),
+		get:     func(c *Config) any { return c.Listen },
+	}, {
+		name: "admin-listen", arg: "ADDR", def: []string{"127.0.0.1:7655"},
+		meaning: "page, API, metrics, health",
+		set:     one(func(c *Config) *string { return &c.AdminListen }, parseAddr),
+		get:     func(c *Config) any { return c.AdminListen },
+	}, {
+		name: "state-dir", arg: "DIR", defFor: func(_ *Config, env Env) ([]string, error) { return env.stateDir() },
+		defText: "systemd's `$STATE_DIRECTORY`, else `/var/lib/nixp2p`; `~/.local/state/nixp2p` for an ordinary user",
+		meaning: "identity, peers, narinfos",
+		set:     one(func(c *Config) *string { return &c.StateDir }, parseDir),
+		get:     func(c *Config) any { return c.StateDir },
+	}, {
+		name: "cache-dir", arg: "DIR", defFor: func(_ *Config, env Env) ([]string, error) { return env.cacheDir() },
+		defText: "systemd's `$CACHE_DIRECTORY`, else `/var/cache/nixp2p`; `~/.cache/nixp2p` for an ordinary user",
+		meaning: "NAR files",
+		set:     one(func(c *Config) *string { return &c.CacheDir }, parseDir),
+		get:     func(c *Config) any { return c.CacheDir },
+	}, {
+		name: "cache-size", arg: "SIZE", kind: size, def: []string{"10GiB"},
+		meaning: "bound of NAR cache and downloads in progress together; what does not fit, and all when `0`, streams through a 1 MiB window and cannot be followed",
+		set:     one(func(c *Config) *int64 { return &c.CacheSize }, ParseSize),
+		get:     func(c *Config) any { return FormatSize(c.CacheSize) },
+	}, {
+		name: "store-root", arg: "DIR", def: []string{"/"},
+		meaning: "the store is `ROOT/nix/store`, its database `ROOT/nix/var/nix/db/db.sqlite`; a root without a database is an empty store until one appears",
+		set:     one(func(c *Config) *string { return &c.StoreRoot }, parseDir),
+		get:     func(c *Config) any { return c.StoreRoot },
+	}, {
+		name: "priority", arg: "N", kind: number, def: []string{"30"},
+		meaning: "in `nix-cache-info` (cache.nixos.org has 40; lower is asked first)",
+		set:     one(func(c *Config) *int { return &c.Priority }, whole(0, 1<<20)),
+		get:     func(c *Config) any { return int64(c.Priority) },
+	}, {
+		name: "upstream", arg: "URL", kind: list, def: []string{"https://cache.nixos.org"},
+		meaning: "caches and mirrors",
+		set:     many(func(c *Config) *[]string { return &c.Upstreams }, parseUpstream),
+		get:     func(c *Config) any { return c.Upstreams },
+	}, {
+		name: "trusted-public-key", arg: "KEY", kind: list, def: []string{officialKey},
+		meaning: "whose word counts",
+		set:     setKeys,
+		get:     func(c *Config) any { return c.TrustedPublicKeys },
+	}, {
+		name: "share-key", arg: "NAME", kind: list, def: []string{"cache.nixos.org-1"},
+		meaning: "paths signed by these may be shown to others; a name that is not trusted is a warning and shares nothing",
+		set:     many(func(c *Config) *[]string { return &c.ShareKeys }, parseKeyName),
+		get:     func(c *Config) any { return c.ShareKeys },
+	}, {
+		name: "p2p", arg: "BOOL", kind: truth, def: []string{"true"},
+		meaning: "`false`: no peers at all",
+		set:     one(func(c *Config) *bool { return &c.P2P }, parseBool),
+		get:     func(c *Config) any { return c.P2P },
+	}, {
+		name: "p2p-listen", arg: "MULTIADDR", kind: list, def: []string{"/ip4/0.0.0.0/tcp/7656", "/ip6/::/tcp/7656"},
+		meaning: "multiaddrs; port 0 picks one",
+		set:     many(func(c *Config) *[]string { return &c.P2PListen }, parseP2PListen),
+		get:     func(c *Config) any { return c.P2PListen },
+	}, {
+		name: "mdns", arg: "BOOL", kind: truth, def: []string{"true"},
+		meaning: "look for peers on the link",
+		set:     one(func(c *Config) *bool { return &c.MDNS }, parseBool),
+		get:     func(c *Config) any { return c.MDNS },
+	}, {
+		name: "bootstrap", arg: "WHERE", kind: list, defText: none,
+		meaning: "multiaddr (peer ID optional), `dns:NAME[:PORT]`, `srv:NAME`, `http(s)://…`, `file:PATH`",
+		set:     many(func(c *Config) *[]string { return &c.Bootstrap }, parseBootstrap),
+		get:     func(c *Config) any { return c.Bootstrap },
+	}, {
+		name: "max-peers", arg: "N", kind: number, def: []string{"256"},
+		meaning: "connected peers",
+		set:     one(func(c *Config) *int { return &c.MaxPeers }, whole(1, 1<<16)),
+		get:     func(c *Config) any { return int64(c.MaxPeers) },
+	}, {
+		name: "swarm-key-file", arg: "FILE", def: []string{""}, defText: none,
+		meaning: "closed site: only holders of this secret",
+		set:     one(func(c *Config) *string { return &c.SwarmKeyFile }, maybe(parseDir)),
+		get:     func(c *Config) any { return c.SwarmKeyFile },
+	}, {
+		name: "allow-cidr", arg: "CIDR", kind: list, defFor: defaultCIDRs,
+		defText: "10/8, 172.16/12, 192.168/16, 169.254/16, fc00::/7, fe80::/10, `on-link`; 127/8 and ::1 if `--p2p-listen` names a loopback address",
+		meaning: "whom to talk to; `on-link` stands for the networks that this machine's interfaces are on",
+		set:     setCIDRs,
+		get:     getCIDRs,
+	}, {
+		name: "upload-limit", arg: "RATE", def: []string{""}, defText: none,
+		meaning: "e.g. `20MB/s`, to peers",
+		set:     one(func(c *Config) *int64 { return &c.UploadLimit }, maybe(ParseRate)),
+		get: func(c *Config) any {
+			if c.UploadLimit == 0 {
+				return ""
+			}
+			return FormatSize(c.UploadLimit) + "/s"
+		},
+	}, {
+		name: "log-level", arg: "LEVEL", def: []string{"info"},
+		meaning: "`debug`, `info`, `warn` or `error`",
+		set:     one(func(c *Config) *slog.Level { return &c.LogLevel }, parseLevel),
+		get:     func(c *Config) any { return strings.ToLower(c.LogLevel.String()) },
+	}, {
+		name: "log-format", arg: "FORMAT", def: []string{"text"},
+		meaning: "`text` or `json`",
+		set:     one(func(c *Config) *string { return &c.LogFormat }, parseFormat),
+		get:     func(c *Config) any { return c.LogFormat },
+	},
+}
+
+// one sets a single value.
+func one[T any](field func(*Config) *T, parse func(string) (T, error)) func(*Config, []string) error {
+	return func(c *Config, v []string) error {
+		x, err := parse(v[0])
+		if err != nil {
+			return err
+		}
+		*field(c) = x
+		return nil
+	}
+}
+
+// many sets a list, without what is repeated in it.
+func many(field func(*Config) *[]string, parse func(string) (string, error)) func(*Config, []string) error {
+	return func(c *Config, v []string) error {
+		all := []string{}
+		seen := map[string]bool{}
+		for _, s := range v {
+			x, err := parse(s)
+			if err != nil {
+				return err
+			}
+			if !seen[x] {
+				all = append(all, x)
+			}
+			seen[x] = true
+		}
+		*field(c) = all
+		return nil
+	}
+}
+
+// maybe lets an empty text through as the zero value.
+func maybe[T any](parse func(string) (T, error)) func(string) (T, error) {
+	return func(s string) (x T, err error) {
+		if s == "" {
+			return x, nil
+		}
+		return parse(s)
+	}
+}
+
+func whole(lo, hi int) func(string) (int, error) {
+	return func(s string) (int, error) {
+		n, err := strconv.Atoi(s)
+		if err != nil || n < lo || n > hi {
+			return 0, wrong("", "%q is no number from %d to %d", s, lo, hi)
+		}
+		return n, nil
+	}
+}
+
+func parseBool(s string) (bool, error) {
+	switch s {
+	case "true":
+		return true, nil
+	case "false":
+		return false, nil
+	}
+	return false, wrong("", "%q is neither true nor false", s)
+}
+
+func parseLevel(s string) (slog.Level, error) {
+	for _, l := range []slog.Level{slog.LevelDebug, slog.LevelInfo, slog.LevelWarn, slog.LevelError} {
+		if strings.EqualFold(s, l.String()) {
+			return l, nil
+		}
+	}
+	return 0, wrong("", "%q is none of debug, info, warn, error", s)
+}
+
+func parseFormat(s string) (string, error) {
+	if s != "text" && s != "json" {
+		return "", wrong("", "%q is neither text nor json", s)
+	}
+	return s, nil
+}
+
+func parseDir(s string) (string, error) {
+	if !filepath.IsAbs(s) || strings.ContainsRune(s, 0) {
+		return "", wrong("write it from / on", "%q is not an absolute path", s)
+	}
+	return filepath.Clean(s), nil
+}
+
+func setKeys(c *Config, v []string) error {
+	var texts []string
+	for _, s := range v {
+		s = strings.TrimSpace(s)
+		if len(strings.Fields(s)) > 1 {
+			return wrong("give each key on its own", "more than one key in %q", s)
+		}
+		k, err := nix.ParsePublicKey(s)
+		if err != nil {
+			return wrong("it looks like "+officialKey, "%q: %v", s, err)
+		}
+		texts = append(texts, k.String())
+	}
+	if len(texts) == 0 {
+		return wrong("leave it out for the key of cache.nixos.org", "no key: then nothing can be answered")
+	}
+	keys, err := verify.ParseKeys(texts)
+	if err != nil {
+		return err
+	}
+	c.TrustedPublicKeys, c.Keys = texts, keys
+	return nil
+}
+
+func parseKeyName(s string) (string, error) {
+	name, _, whole := strings.Cut(s, ":")
+	if whole {
+		return "", wrong("write "+strconv.Quote(name), "%q is not the name of a key but a key", s)
+	}
+	if name == "" || strings.ContainsAny(name, " \t\n") {
+		return "", wrong("it looks like cache.nixos.org-1", "%q is not the name of a key", s)
+	}
+	return name, nil
+}
+
+// onLink stands in a list of networks for those that the interfaces are on.
+const onLink = "on-link"
+
+func defaultCIDRs(c *Config, _ Env) ([]string, error) {
+	all := []string{"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16", "fc00::/7", "fe80::/10", onLink}
+	for _, a := range c.P2PListen {
+		if m, err := parseMultiaddr(a); err == nil && m.ip.IsLoopback() {
+			return append(all, "127.0.0.0/8", "::1/128"), nil
+		}
+	}
+	return all, nil
+}
+
+func setCIDRs(c *Config, v []string) error {
+	all := []netip.Prefix{}
+	link := false
+	for _, s := range v {
+		if s == onLink {
+			link = true
+			continue
+		}
+		p, err := parseCIDR(s)
+		if err != nil {
+			return err
+		}
+		all = append(all, p)
+	}
+	c.AllowCIDRs, c.AllowOnLink = all, link
+	return nil
+}
+
+func getCIDRs(c *Config) any {
+	all := []string{}
+	for _, p := range c.AllowCIDRs {
+		all = append(all, p.String())
+	}
+	if c.AllowOnLink {
+		all = append(all, onLink)
+	}
+	return all
+}
+
+func parseCIDR(s string) (netip.Prefix, error) {
+	if a, err := netip.ParseAddr(s); err == nil && a.Zone() == "" {
+		a = a.Unmap()
+		return netip.PrefixFrom(a, a.BitLen()), nil
+	}
+	p, err := netip.ParsePrefix(s)
+	if err == nil && p.Addr().Is4In6() {
+		err = errors.New("write it as IPv4")
+	}
+	if err != nil {
+		return p, wrong("it looks like 10.0.0.0/8, fd00::/8, or "+onLink, "%q is no network", s)
+	}
+	return p.Masked(), nil
+}

@@ -1,0 +1,119 @@
+package config
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// TOML returns the configuration as a file with the same effect, each value with where it
+// came from as a comment.
+func (c *Config) TOML() string {
+	var b strings.Builder
+	for _, o := range options {
+		from := "default"
+		if at, ok := c.origins[o.name]; ok {
+			from = at.where(o.name)
+		}
+		fmt.Fprintf(&b, "%s = %s # %s\n", o.name, render(o.get(c)), strings.Map(printable, from))
+	}
+	return b.String()
+}
+
+// Values returns the configuration by key, for JSON.
+func (c *Config) Values() map[string]any {
+	m := map[string]any{}
+	for _, o := range options {
+		m[o.name] = o.get(c)
+	}
+	return m
+}
+
+// render writes a value as TOML.
+func render(v any) string {
+	switch v := v.(type) {
+	case bool:
+		return strconv.FormatBool(v)
+	case int64:
+		return strconv.FormatInt(v, 10)
+	case string:
+		return quote(v)
+	case []string:
+		if len(v) < 2 {
+			return "[" + strings.Join(mapped(v, quote), "") + "]"
+		}
+		return "[\n  " + strings.Join(mapped(v, quote), ",\n  ") + ",\n]"
+	}
+	panic(fmt.Sprintf("a value of type %T", v))
+}
+
+func mapped(in []string, f func(string) string) []string {
+	out := make([]string, len(in))
+	for i, s := range in {
+		out[i] = f(s)
+	}
+	return out
+}
+
+// quote writes a TOML basic string. A file has only UTF-8 in it; flags may have anything.
+func quote(s string) string {
+	var b strings.Builder
+	b.WriteByte('"')
+	for _, r := range s {
+		switch {
+		case r == '"' || r == '\\':
+			b.WriteByte('\\')
+			b.WriteRune(r)
+		case r < ' ' || r == 0x7f:
+			fmt.Fprintf(&b, "\\u%04X", r)
+		default:
+			b.WriteRune(r)
+		}
+	}
+	b.WriteByte('"')
+	return b.String()
+}
+
+// printable keeps a file name from ending the comment that it stands in.
+func printable(r rune) rune {
+	if r < ' ' || r == 0x7f {
+		return '?'
+	}
+	return r
+}
+
+// Row is a flag as documents name it.
+type Row struct {
+	Flag    string // with its dashes
+	List    bool   // may be repeated
+	Default string // Markdown
+	Meaning string // Markdown
+}
+
+// Rows returns the table of flags.
+func Rows() (rows []Row) {
+	for i := range options {
+		o := &options[i]
+		rows = append(rows, Row{"--" + o.name, o.kind == list, defaultText(o), o.meaning})
+	}
+	return rows
+}
+
+// Markdown returns the row of a table with flag, default and meaning.
+func (r Row) Markdown() string {
+	flag := "`" + r.Flag + "`"
+	if r.List {
+		flag += " (list)"
+	}
+	return fmt.Sprintf("| %s | %s | %s |", flag, r.Default, r.Meaning)
+}
+
+// none is the default of what is not set.
+const none = "–"
+
+func defaultText(o *option) string {
+	if o.defText != "" {
+		return o.defText
+	}
+	return "`" + strings.Join(o.def, "`, `") + "`"
+}

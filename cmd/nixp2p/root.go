@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/nixp2p/nixp2p/internal/config"
+	"github.com/nixp2p/nixp2p/internal/manual"
 )
 
 func newRoot(u *ui) *cobra.Command {
@@ -24,7 +25,7 @@ trusted key has not signed.`,
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return &usageError{&hintError{err, "`" + c.CommandPath() + " --help` lists the flags"}}
 	})
-	root.AddCommand(serveCommand(u), whyCommand(u), statusCommand(u), configCommand(u), versionCommand(u))
+	root.AddCommand(serveCommand(u), whyCommand(u), statusCommand(u), configCommand(u), versionCommand(u), manCommand(u))
 	for _, c := range root.Commands() {
 		wrapArgs(c)
 	}
@@ -144,6 +145,27 @@ func configCheck(u *ui) *cobra.Command {
 		}
 		u.printf("ok: %s\n", cfg.File)
 		return nil
+	}
+	return c
+}
+
+// manCommand is for packagers: it is hidden, since a reader has the page itself.
+func manCommand(u *ui) *cobra.Command {
+	c := &cobra.Command{Use: "man", Short: "print the manual page", Hidden: true}
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		return manual.Write(u.out, c.Root(), manual.Page{Version: version(), Configured: "serve", Sections: []manual.Section{
+			{Title: "FILES", Entries: []manual.Entry{
+				{Term: config.DefaultFile, Text: "The configuration, TOML. It need not exist."},
+				{Term: "/var/lib/nixp2p", Text: "Identity, known peers, narinfos."},
+				{Term: "/var/cache/nixp2p", Text: "NAR files, bounded by --cache-size."},
+			}},
+			{Title: "EXIT STATUS", Entries: []manual.Entry{
+				{Term: "0", Text: "Done."},
+				{Term: "1", Text: "Failed."},
+				{Term: "2", Text: "Wrong usage or configuration."},
+			}},
+			{Title: "SEE ALSO", Entries: []manual.Entry{{Text: "nix.conf(5), systemd.socket(5), https://github.com/nixp2p/nixp2p"}}},
+		}})
 	}
 	return c
 }

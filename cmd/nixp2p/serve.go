@@ -94,7 +94,8 @@ func (s *server) run(ctx context.Context, cfg *config.Config, cfgErr error, load
 		s.admin.node.Store(n)
 	case s.listen.inherited:
 		s.log.Error("cannot work, answering 404 to everything", "err", err)
-		s.admin.broken.Store(&err)
+		why := err // err is used again below
+		s.admin.broken.Store(&why)
 	default:
 		return err
 	}
@@ -138,6 +139,7 @@ func (s *server) work(ctx context.Context, n *node, page http.Handler, load func
 		g.Go(func() error { return served(frontServer.Serve(netutil.LimitListener(l, maxConnections))) })
 	}
 	if s.socket != nil {
+		s.log.Info("listening for admin", "url", urlOf(s.socket))
 		g.Go(func() error { return served(adminServer.Serve(s.socket)) })
 	}
 	// The node outlives the servers by the time that transfers need to end.

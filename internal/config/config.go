@@ -175,7 +175,7 @@ func (c *Config) checkTogether() (bad []error) {
 			warn("share-key %q is not the name of a trusted public key: it shares nothing", name)
 		}
 	}
-	if c.Listen != "" && c.Listen == c.AdminListen {
+	if c.Listen != "" && c.Listen == c.AdminListen && !strings.HasSuffix(c.Listen, ":0") {
 		fail("admin-listen", wrong("give it another port", "%s is the substituter's own address", c.AdminListen))
 	}
 	for _, u := range c.Upstreams {

@@ -64,6 +64,36 @@ func (a *adminNode) Why(ctx context.Context, h nix.StoreHash) []admin.Answer {
 
 func (a *adminNode) Peers() []admin.Peer { return nil }
 
+func (a *adminNode) Prefetch(ctx context.Context, h nix.StoreHash, dry bool) (admin.Prefetched, error) {
+	n := a.node.Load()
+	if n == nil {
+		return admin.Prefetched{}, a.Ready()
+	}
+	p, err := n.resolver.Prefetch(ctx, h, dry)
+	if err != nil {
+		return admin.Prefetched{}, err
+	}
+	out := admin.Prefetched{
+		StorePath: p.Info.StorePath().String(), NarSize: p.Info.NarSize(), Size: p.Size, AtHand: p.AtHand, References: []string{},
+	}
+	for _, ref := range p.Info.References() {
+		if ref != p.Info.StorePath() {
+			out.References = append(out.References, ref.Hash().String())
+		}
+	}
+	return out, nil
+}
+
+var errNoCache = errors.New("there is no NAR cache: `nixp2p status` says why")
+
+func (a *adminNode) Trim(limit int64) (any, error) {
+	n := a.node.Load()
+	if n == nil || n.cache == nil {
+		return nil, errNoCache
+	}
+	return n.cache.GC(limit), nil
+}
+
 // answerOf says for people and programs what a source said.
 func answerOf(f resolve.Finding) admin.Answer {
 	ans := admin.Answer{Source: f.Source, Result: admin.Has, TookMS: milliseconds(f.Took)}

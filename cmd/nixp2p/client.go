@@ -1,11 +1,13 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"strings"
 	"time"
@@ -23,34 +25,101 @@ const daemonTime = 30 * time.Second
 // maxAnswer bounds what is read of its answer.
 const maxAnswer = 16 << 20
 
-// ask gets path from the admin listener of the running daemon into v.
-func ask(ctx context.Context, flags *config.Flags, path string, v any) error {
+// daemonClient asks the running daemon on its admin listener.
+type daemonClient struct{ cfg *config.Config }
+
+// dialDaemon finds out where the daemon listens; it does not ask it yet.
+func dialDaemon(flags *config.Flags) (*daemonClient, error) {
 	cfg, err := flags.Load(config.Env{})
 	if err != nil {
-		return &usageError{err}
+		return nil, &usageError{err}
 	}
+	return &daemonClient{cfg}, nil
+}
+
+// refusedError is an answer of the daemon that says no.
+type refusedError struct {
+	status int
+	reason string
+}
+
+func (e *refusedError) Error() string { return e.reason }
+
+// Is lets 404 be absence.
+func (e *refusedError) Is(target error) bool {
+	return target == fs.ErrNotExist && e.status == http.StatusNotFound
+}
+
+// get reads the answer at path into v.
+func (d *daemonClient) get(ctx context.Context, path string, v any) error {
 	ctx, cancel := context.WithTimeout(ctx, daemonTime)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+cfg.AdminListen+path, http.NoBody)
+	return d.ask(ctx, http.MethodGet, path, nil, v)
+}
+
+// post sends body and reads the answer into v. It takes as long as the daemon does.
+func (d *daemonClient) post(ctx context.Context, path string, body, v any) error {
+	text, err := json.Marshal(body)
 	if err != nil {
 		return err
 	}
+	return d.ask(ctx, http.MethodPost, path, text, v)
+}
+
+func (d *daemonClient) ask(ctx context.Context, method, path string, body []byte, v any) error {
+	at := d.cfg.AdminListen
+	req, err := http.NewRequestWithContext(ctx, method, "http://"+at+path, bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Content-Type", "application/json")
 	res, err := http.DefaultClient.Do(req)
 	if err != nil {
-		return fmt.Errorf("ask the daemon at %s: %w", cfg.AdminListen, errors.Unwrap(err))
+		return fmt.Errorf("ask the daemon at %s: %w", at, errors.Unwrap(err))
 	}
 	defer res.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer))
+	text, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer))
 	if err != nil {
-		return fmt.Errorf("ask the daemon at %s: %w", cfg.AdminListen, err)
+		return fmt.Errorf("ask the daemon at %s: %w", at, err)
 	}
 	if res.StatusCode != http.StatusOK {
-		return fmt.Errorf("the daemon at %s answers %s: %s", cfg.AdminListen, res.Status, strings.TrimSpace(string(body)))
+		var refusal admin.Refusal
+		if json.Unmarshal(text, &refusal) != nil || refusal.Error == "" {
+			refusal.Error = strings.TrimSpace(string(text))
+		}
+		return fmt.Errorf("the daemon at %s answers %s: %w", at, res.Status, &refusedError{res.StatusCode, refusal.Error})
 	}
-	if err := json.Unmarshal(body, v); err != nil {
-		return &hintError{fmt.Errorf("the answer of %s is not understood: %w", cfg.AdminListen, err), "is another program listening there?"}
+	if err := json.Unmarshal(text, v); err != nil {
+		return &hintError{fmt.Errorf("the answer of %s is not understood: %w", at, err), "is another program listening there?"}
 	}
 	return nil
+}
+
+// ask gets one answer of the running daemon.
+func ask(ctx context.Context, flags *config.Flags, path string, v any) error {
+	d, err := dialDaemon(flags)
+	if err != nil {
+		return err
+	}
+	return d.get(ctx, path, v)
+}
+
+// humanSize writes bytes for people, with two or three digits that matter.
+func humanSize(n int64) string {
+	if n < 1<<10 {
+		return fmt.Sprintf("%d B", n)
+	}
+	x, unit := float64(n)/(1<<10), "KiB"
+	for _, u := range []string{"MiB", "GiB", "TiB"} {
+		if x < 1000 {
+			break
+		}
+		x, unit = x/(1<<10), u
+	}
+	if x < 10 {
+		return fmt.Sprintf("%.1f %s", x, unit)
+	}
+	return fmt.Sprintf("%.0f %s", x, unit)
 }
 
 func statusCommand(u *ui) *cobra.Command {
@@ -83,11 +152,11 @@ func (u *ui) status(s admin.Status) {
 	}
 	u.printf("store paths shared  %d\n", s.StorePathsShared)
 	u.printf("peers               %d\n", s.Peers)
-	u.printf("sent to Nix         store %s, cache %s, peers %s, upstream %s\n", config.FormatSize(s.Bytes.Store),
-		config.FormatSize(s.Bytes.Cache), config.FormatSize(s.Bytes.Peer), config.FormatSize(s.Bytes.Upstream))
-	u.printf("saved               %s\n", config.FormatSize(s.SavedBytes))
+	u.printf("sent to Nix         store %s, cache %s, peers %s, upstream %s\n", humanSize(s.Bytes.Store),
+		humanSize(s.Bytes.Cache), humanSize(s.Bytes.Peer), humanSize(s.Bytes.Upstream))
+	u.printf("saved               %s\n", humanSize(s.SavedBytes))
 	if s.Cache.Limit > 0 {
-		u.printf("NAR cache           %s of %s in %d files\n", config.FormatSize(s.Cache.Bytes), config.FormatSize(s.Cache.Limit), s.Cache.Entries)
+		u.printf("NAR cache           %s of %s in %d files\n", humanSize(s.Cache.Bytes), humanSize(s.Cache.Limit), s.Cache.Entries)
 	}
 	for _, up := range s.Upstreams {
 		state := "up"
@@ -140,7 +209,7 @@ func whyDetail(a admin.Answer) string {
 	if a.Result != admin.Has {
 		return a.Err
 	}
-	detail := fmt.Sprintf("%s, %s, signed by %s", a.StorePath, config.FormatSize(a.NarSize), strings.Join(a.Signers, ", "))
+	detail := fmt.Sprintf("%s, %s, signed by %s", a.StorePath, humanSize(a.NarSize), strings.Join(a.Signers, ", "))
 	if len(a.Forms) > 0 {
 		detail = "holds " + strings.Join(a.Forms, ", ")
 	}

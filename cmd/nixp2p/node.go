@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net/http"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -33,6 +34,9 @@ var (
 	_ httpfront.Resolver = front{}
 )
 
+// cacheSubdir is the NAR cache's place below --cache-dir.
+const cacheSubdir = "nar"
+
 // node is all that answers, wired together.
 type node struct {
 	started  time.Time
@@ -56,7 +60,7 @@ func newNode(cfg *config.Config, m *metrics.Metrics, id string, log *slog.Logger
 	n.disk, err = infocache.Open(infocache.Config{Dir: filepath.Join(cfg.StateDir, "narinfo"), Keys: keys, Log: log, Metrics: m})
 	n.without(log, "narinfos are not kept over a restart", err)
 	if n.upstream, err = upstream.New(upstream.Config{
-		URLs: cfg.Upstreams, Keys: keys, ID: id, Version: version(), Log: log, Metrics: m,
+		URLs: cfg.Upstreams, Keys: keys, ID: id, Version: version(), Netrc: netrcFile(), Log: log, Metrics: m,
 	}); err != nil {
 		return nil, err
 	}
@@ -66,12 +70,11 @@ func newNode(cfg *config.Config, m *metrics.Metrics, id string, log *slog.Logger
 	}); err != nil {
 		return nil, err
 	}
-	if cfg.CacheSize > 0 {
-		n.cache, err = narcache.Open(narcache.Config{
-			Dir: filepath.Join(cfg.CacheDir, "nar"), Size: cfg.CacheSize, InStore: n.inStore, Log: log, Metrics: m,
-		})
-		n.without(log, "NARs are not kept and not shared between clients", err)
-	}
+	// Also with size 0: what an earlier configuration left behind goes.
+	n.cache, err = narcache.Open(narcache.Config{
+		Dir: filepath.Join(cfg.CacheDir, cacheSubdir), Size: cfg.CacheSize, InStore: n.inStore, Log: log, Metrics: m,
+	})
+	n.without(log, "NARs are not kept and not shared between clients", err)
 	if n.resolver, err = resolve.New(n.sources(m, log)); err != nil {
 		return nil, err
 	}
@@ -79,6 +82,21 @@ func newNode(cfg *config.Config, m *metrics.Metrics, id string, log *slog.Logger
 		Resolver: front{n.resolver}, Metrics: m, Share: cfg.ShareKeys, Priority: cfg.Priority, ID: id, Log: log,
 	})
 	return n, err
+}
+
+// netrcFile returns the file with credentials for upstreams: $NETRC, or the one that Nix reads
+// (nix.conf: netrc-file) where this user may read it.
+func netrcFile() string {
+	if name := os.Getenv("NETRC"); name != "" {
+		return name
+	}
+	const nixes = "/etc/nix/netrc"
+	f, err := os.Open(nixes)
+	if err != nil {
+		return ""
+	}
+	_ = f.Close()
+	return nixes
 }
 
 // without notes a part that failed.

@@ -1,7 +1,7 @@
 // Package admin answers operators: a status page, a JSON API, metrics, health and profiles,
 // on a listener of its own. It believes no browser: a web page that is open on the same
-// machine must neither read nor cause anything here. It changes nothing and never takes
-// part in answering Nix.
+// machine must neither read nor cause anything here. It
+// never takes part in answering Nix.
 package admin
 
 import (
@@ -30,6 +30,12 @@ type Node interface {
 	// Why asks every source for a path.
 	Why(ctx context.Context, h nix.StoreHash) []Answer
 	Peers() []Peer
+	// Prefetch brings a path into the NAR cache unless this machine has it; with dry it
+	// only says what it would do. An error that wraps fs.ErrNotExist means that no source has it.
+	Prefetch(ctx context.Context, h nix.StoreHash, dry bool) (Prefetched, error)
+	// Trim shrinks the NAR cache to max bytes, or only lists it when max is negative. The
+	// result is what `nixp2p gc` prints.
+	Trim(max int64) (any, error)
 }
 
 // Config is what New needs.
@@ -78,21 +84,23 @@ func New(cfg Config) (*Handler, error) {
 		return nil, err
 	}
 	h := &Handler{cfg: cfg, mux: http.NewServeMux(), page: page}
-	h.mux.HandleFunc("/{$}", h.status)
-	h.mux.HandleFunc("/status.css", h.css)
-	h.mux.Handle("/metrics", promhttp.HandlerFor(cfg.Metrics.Registry, promhttp.HandlerOpts{
+	h.mux.HandleFunc("GET /{$}", h.status)
+	h.mux.HandleFunc("GET /status.css", h.css)
+	h.mux.Handle("GET /metrics", promhttp.HandlerFor(cfg.Metrics.Registry, promhttp.HandlerOpts{
 		ErrorLog: slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug), MaxRequestsInFlight: scrapes,
 	}))
-	h.mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { text(w, http.StatusOK, "ok") })
-	h.mux.HandleFunc("/readyz", h.readyz)
-	h.mux.HandleFunc("/api/v1/status", func(w http.ResponseWriter, _ *http.Request) { h.json(w, http.StatusOK, h.Status()) })
-	h.mux.HandleFunc("/api/v1/peers", h.peers)
-	h.mux.HandleFunc("/api/v1/why/{hash}", h.why)
-	h.mux.HandleFunc("/debug/pprof/", pprof.Index)
-	h.mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
-	h.mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
-	h.mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
-	h.mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	h.mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { text(w, http.StatusOK, "ok") })
+	h.mux.HandleFunc("GET /readyz", h.readyz)
+	h.mux.HandleFunc("GET /api/v1/status", func(w http.ResponseWriter, _ *http.Request) { h.json(w, http.StatusOK, h.Status()) })
+	h.mux.HandleFunc("GET /api/v1/peers", h.peers)
+	h.mux.HandleFunc("GET /api/v1/why/{hash}", h.why)
+	h.mux.HandleFunc("POST /api/v1/prefetch", h.prefetch)
+	h.mux.HandleFunc("POST /api/v1/gc", h.gc)
+	h.mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	h.mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
+	h.mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	h.mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
+	h.mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 	return h, nil
 }
 

@@ -28,6 +28,18 @@ type fake struct {
 	state State
 	peers []Peer
 	why   func(context.Context, nix.StoreHash) []Answer
+
+	prefetch func(nix.StoreHash, bool) (Prefetched, error)
+	trimmed  []int64
+}
+
+func (f *fake) Prefetch(_ context.Context, h nix.StoreHash, dry bool) (Prefetched, error) {
+	return f.prefetch(h, dry)
+}
+
+func (f *fake) Trim(max int64) (any, error) {
+	f.trimmed = append(f.trimmed, max)
+	return map[string]int{"kept": 3}, nil
 }
 
 func (f *fake) Ready() error  { return f.ready }

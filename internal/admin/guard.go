@@ -41,7 +41,7 @@ func refuse(r *http.Request, addr string) *refusal {
 		if t, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || t != "application/json" {
 			return &refusal{http.StatusUnsupportedMediaType, "only JSON is posted here"}
 		}
-		// Nothing here can be changed yet.
+		return nil
 	}
 	return &refusal{http.StatusMethodNotAllowed, "method not allowed"}
 }

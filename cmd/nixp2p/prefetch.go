@@ -1,0 +1,301 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/nixp2p/nixp2p/internal/admin"
+	"github.com/nixp2p/nixp2p/internal/compress"
+	"github.com/nixp2p/nixp2p/internal/config"
+	"github.com/nixp2p/nixp2p/internal/nix"
+)
+
+// prefetchers is how many paths are worked on at once: as many as Nix fetches.
+const prefetchers = 16
+
+// maxPathList bounds the decoded list of paths: a channel's store-paths has some 10 MB.
+const maxPathList = 1 << 30
+
+func prefetchCommand(u *ui) *cobra.Command {
+	var asJSON, dry bool
+	var from string
+	c := &cobra.Command{
+		Use:   "prefetch STORE-PATH…",
+		Short: "bring the closures of paths into the NAR cache",
+		Long: `Asks the running daemon to fetch the closures of the given paths, as far as this machine
+does not have them. It can be broken off at any time: what was fetched stays, and the next
+run goes on from there.`,
+		Args: cobra.ArbitraryArgs,
+	}
+	flags := config.RegisterClient(c.Flags())
+	c.Flags().StringVar(&from, "from-file", "", "read paths from `FILE`, one a line; .xz is decoded, - is standard input")
+	c.Flags().BoolVar(&dry, "dry-run", false, "say how much would be fetched")
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		roots, err := pathArgs(args, from)
+		if err != nil {
+			return err
+		}
+		d, err := dialDaemon(flags)
+		if err != nil {
+			return err
+		}
+		p := &prefetch{d: d, dry: dry, seen: map[nix.StoreHash]bool{}, bar: newBar(u, asJSON)}
+		err = p.run(c.Context(), roots)
+		p.bar.end()
+		if asJSON {
+			err = errors.Join(err, u.json(p.sum))
+		} else {
+			u.prefetched(p.sum, dry)
+		}
+		if err == nil && p.sum.Missing+p.sum.Failed > 0 {
+			return errSilent
+		}
+		return err
+	}
+	return c
+}
+
+// pathArgs reads the roots from the command line and a file.
+func pathArgs(args []string, from string) ([]nix.StoreHash, error) {
+	var roots []nix.StoreHash
+	for _, a := range args {
+		h, err := parsePathArg(a)
+		if err != nil {
+			return nil, err
+		}
+		roots = append(roots, h)
+	}
+	if from != "" {
+		more, err := readPathList(from)
+		if err != nil {
+			return nil, err
+		}
+		roots = append(roots, more...)
+	}
+	if len(roots) == 0 {
+		return nil, &usageError{&hintError{errors.New("no path to prefetch"), "name store paths, or a list of them with --from-file"}}
+	}
+	return roots, nil
+}
+
+func readPathList(name string) (roots []nix.StoreHash, err error) {
+	var r io.Reader = os.Stdin
+	if name != "-" {
+		f, err := os.Open(name)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		r = f
+	}
+	if strings.HasSuffix(name, ".xz") {
+		dec, err := compress.NewReader(nix.XZ, r)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		defer dec.Close()
+		r = dec
+	}
+	lines := bufio.NewScanner(io.LimitReader(r, maxPathList))
+	for n := 1; lines.Scan(); n++ {
+		line := strings.TrimSpace(lines.Text())
+		if line == "" || strings.HasPrefix(line, "#") {
+			continue
+		}
+		h, err := parsePathArg(line)
+		if err != nil {
+			return nil, fmt.Errorf("%s:%d: %w", name, n, err)
+		}
+		roots = append(roots, h)
+	}
+	if err := lines.Err(); err != nil {
+		return nil, fmt.Errorf("read %s: %w", name, err)
+	}
+	return roots, nil
+}
+
+// prefetchSum is what a run did.
+type prefetchSum struct {
+	Paths       int      `json:"paths"`
+	AtHand      int      `json:"at_hand"`
+	Fetched     int      `json:"fetched"`
+	FetchBytes  int64    `json:"fetch_bytes"`  // in the forms in which they are fetched
+	NarBytes    int64    `json:"nar_bytes"`    // of all paths, raw
+	Missing     int      `json:"missing"`      // paths that no source has
+	Failed      int      `json:"failed"`       // paths that could not be fetched
+	FailedPaths []string `json:"failed_paths"` // store hashes of both, at most maxFailed
+	FirstError  string   `json:"error,omitempty"`
+}
+
+const maxFailed = 100
+
+// prefetch walks closures: each path's answer names its references.
+type prefetch struct {
+	d   *daemonClient
+	dry bool
+	bar *bar
+
+	mu    sync.Mutex
+	seen  map[nix.StoreHash]bool
+	queue []nix.StoreHash
+	sum   prefetchSum
+}
+
+func (p *prefetch) run(ctx context.Context, roots []nix.StoreHash) error {
+	p.add(roots)
+	for {
+		// One generation after the other: a closure is wide and not deep.
+		p.mu.Lock()
+		batch := p.queue
+		p.queue = nil
+		p.mu.Unlock()
+		if len(batch) == 0 || ctx.Err() != nil {
+			return ctx.Err()
+		}
+		g, ctx := errgroup.WithContext(ctx)
+		g.SetLimit(prefetchers)
+		for _, h := range batch {
+			g.Go(func() error { return p.one(ctx, h) })
+		}
+		if err := g.Wait(); err != nil {
+			return err
+		}
+	}
+}
+
+func (p *prefetch) add(hashes []nix.StoreHash) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, h := range hashes {
+		if !p.seen[h] {
+			p.seen[h] = true
+			p.queue = append(p.queue, h)
+			p.sum.Paths++
+		}
+	}
+}
+
+// one fetches a path. An error ends the run: the daemon is gone. What only this path lacks is
+// counted.
+func (p *prefetch) one(ctx context.Context, h nix.StoreHash) error {
+	var a admin.Prefetched
+	err := p.d.post(ctx, "/api/v1/prefetch", admin.PrefetchRequest{StoreHash: h.String(), DryRun: p.dry}, &a)
+	var refused *refusedError
+	if err != nil && !errors.As(err, &refused) {
+		return err
+	}
+	p.mu.Lock()
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		p.sum.Missing++
+	case err != nil:
+		p.sum.Failed++
+		if p.sum.FirstError == "" {
+			p.sum.FirstError = err.Error()
+		}
+	case a.AtHand != "":
+		p.sum.AtHand++
+	default:
+		p.sum.Fetched++
+		p.sum.FetchBytes += max(a.Size, 0)
+	}
+	if err != nil && len(p.sum.FailedPaths) < maxFailed {
+		p.sum.FailedPaths = append(p.sum.FailedPaths, h.String())
+	}
+	p.sum.NarBytes += a.NarSize
+	p.mu.Unlock()
+	var refs []nix.StoreHash
+	for _, r := range a.References {
+		if ref, err := nix.ParseStoreHash(r); err == nil {
+			refs = append(refs, ref)
+		}
+	}
+	p.add(refs)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.bar.show(p.sum, a.StorePath)
+	return nil
+}
+
+// prefetched prints the sum for a person.
+func (u *ui) prefetched(s prefetchSum, dry bool) {
+	verb := "fetched"
+	if dry {
+		verb = "to fetch"
+	}
+	u.printf("%d paths (%s of NARs): %d at hand, %d %s (%s)", s.Paths, humanSize(s.NarBytes), s.AtHand, s.Fetched, verb, humanSize(s.FetchBytes))
+	if s.Missing > 0 {
+		u.printf(", %d that no source has", s.Missing)
+	}
+	if s.Failed > 0 {
+		u.printf(", %d failed: %s", s.Failed, s.FirstError)
+	}
+	u.printf("\n")
+	for _, h := range s.FailedPaths {
+		u.printf("  not fetched: %s\n", h)
+	}
+}
+
+// bar shows progress: one line that changes on a terminal, a line every few seconds elsewhere.
+type bar struct {
+	ui       *ui
+	quiet    bool
+	terminal bool
+	last     time.Time
+	drawn    bool
+}
+
+func newBar(u *ui, quiet bool) *bar {
+	f, ok := u.err.(*os.File)
+	terminal := false
+	if ok {
+		info, err := f.Stat()
+		terminal = err == nil && info.Mode()&fs.ModeCharDevice != 0 && os.Getenv("TERM") != "dumb"
+	}
+	return &bar{ui: u, quiet: quiet, terminal: terminal, last: time.Now()}
+}
+
+const (
+	barEvery  = 100 * time.Millisecond
+	lineEvery = 5 * time.Second
+	barWidth  = 30
+)
+
+func (b *bar) show(s prefetchSum, path string) {
+	every := lineEvery
+	if b.terminal {
+		every = barEvery
+	}
+	if b.quiet || time.Since(b.last) < every {
+		return
+	}
+	b.last = time.Now()
+	done := s.AtHand + s.Fetched + s.Missing + s.Failed
+	if !b.terminal {
+		fmt.Fprintf(b.ui.err, "%d of %d paths, %s fetched\n", done, s.Paths, humanSize(s.FetchBytes))
+		return
+	}
+	filled := barWidth * done / max(s.Paths, 1)
+	name := strings.TrimPrefix(path, nix.StoreDir+"/")
+	fmt.Fprintf(b.ui.err, "\r\x1b[K[%s%s] %d/%d %s %.40s", strings.Repeat("#", filled), strings.Repeat(".", barWidth-filled),
+		done, s.Paths, humanSize(s.FetchBytes), name)
+	b.drawn = true
+}
+
+func (b *bar) end() {
+	if b.drawn {
+		fmt.Fprint(b.ui.err, "\r\x1b[K")
+	}
+}

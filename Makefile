@@ -15,8 +15,8 @@ JOBS ?= 2
 
 # Where goroutines meet. The race detector makes a test several times slower and the SQLite
 # driver takes it minutes to compile, so the rest is left out, and tests are run -short.
-RACE := verify localstore internal/resolve internal/upstream internal/infocache internal/narcache httpfront internal/admin internal/compress p2p
-RACE_HERE = $(patsubst %,./%/...,$(foreach p,$(RACE),$(if $(wildcard $(p)/*.go),$(p))))
+RACE := verify localstore internal/resolve internal/upstream internal/infocache internal/narcache httpfront internal/admin p2p
+RACE_HERE = $(patsubst %,./%/...,$(foreach p,$(RACE),$(if $(wildcard $(p)/*.go $(p)/*/*.go),$(p))))
 
 .PHONY: help
 help: ## print this
@@ -79,6 +79,84 @@ chroots: ## make trees with Nix 2.26 and 2.34, which more tests use (root, deboo
 .PHONY: readme
 readme: ## write the tables of README.md that the code makes
 	$(GO) test ./internal/archtest -run TestReadme -write -count=1
+
+# Installing. PREFIX and DESTDIR as everywhere; /usr/local/lib/systemd is one of the places
+# where systemd looks.
+VERSION := $(shell cat VERSION)
+PREFIX ?= /usr/local
+DESTDIR ?=
+BINDIR ?= $(PREFIX)/bin
+UNITDIR ?= $(PREFIX)/lib/systemd/system
+MANDIR ?= $(PREFIX)/share/man/man1
+BASHDIR ?= $(PREFIX)/share/bash-completion/completions
+ZSHDIR ?= $(PREFIX)/share/zsh/site-functions
+FISHDIR ?= $(PREFIX)/share/fish/vendor_completions.d
+# How the unit's ExecReload finds kill; systemd searches the usual places.
+KILL ?= kill
+# Makes manual and completions: BIN, or its like for this machine when that is for another.
+HOSTBIN ?= $(BIN)
+
+.PHONY: install
+install: ## install what `make build` built, with units, manual and completions (PREFIX, DESTDIR)
+	@test -x $(BIN) || { echo "there is no $(BIN): run 'make build' first" >&2; exit 1; }
+	install -d $(DESTDIR)$(BINDIR)
+	install -m 0755 $(BIN) $(DESTDIR)$(BINDIR)/nixp2p
+	@$(MAKE) --no-print-directory install-manual install-units
+
+.PHONY: install-manual
+install-manual:
+	install -d $(DESTDIR)$(MANDIR) $(DESTDIR)$(BASHDIR) $(DESTDIR)$(ZSHDIR) $(DESTDIR)$(FISHDIR)
+	$(abspath $(HOSTBIN)) man > $(DESTDIR)$(MANDIR)/nixp2p.1
+	$(abspath $(HOSTBIN)) completion bash > $(DESTDIR)$(BASHDIR)/nixp2p
+	$(abspath $(HOSTBIN)) completion zsh > $(DESTDIR)$(ZSHDIR)/_nixp2p
+	$(abspath $(HOSTBIN)) completion fish > $(DESTDIR)$(FISHDIR)/nixp2p.fish
+
+.PHONY: install-units
+install-units:
+	install -d $(DESTDIR)$(UNITDIR)
+	install -m 0644 systemd/nixp2p.socket $(DESTDIR)$(UNITDIR)/nixp2p.socket
+	sed -e 's|^ExecStart=/usr/local/bin/nixp2p |ExecStart=$(BINDIR)/nixp2p |' -e 's|^ExecReload=kill |ExecReload=$(KILL) |' systemd/nixp2p.service > $(DESTDIR)$(UNITDIR)/nixp2p.service
+	@grep -q '^ExecStart=$(BINDIR)/nixp2p ' $(DESTDIR)$(UNITDIR)/nixp2p.service || { echo "the unit starts something else" >&2; exit 1; }
+
+.PHONY: uninstall
+uninstall: ## remove what `make install` put there; state and cache stay
+	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then systemctl disable --now nixp2p.socket nixp2p.service || true; fi
+	rm -f $(DESTDIR)$(BINDIR)/nixp2p $(DESTDIR)$(UNITDIR)/nixp2p.socket $(DESTDIR)$(UNITDIR)/nixp2p.service $(DESTDIR)$(MANDIR)/nixp2p.1 \
+	  $(DESTDIR)$(BASHDIR)/nixp2p $(DESTDIR)$(ZSHDIR)/_nixp2p $(DESTDIR)$(FISHDIR)/nixp2p.fish
+	@if [ -z "$(DESTDIR)" ] && grep -qs 127.0.0.1:7654 /etc/nix/nix.conf; then \
+	  echo "/etc/nix/nix.conf still names http://127.0.0.1:7654: take it out, or Nix waits for it" >&2; fi
+
+.PHONY: install-test
+install-test: build ## install into an empty directory, look, remove
+	.ci/install-test
+
+.PHONY: deb
+deb: ## make dist/nixp2p_VERSION_ARCH.deb (ARCH=amd64|arm64)
+	deploy/debian/build.sh $(ARCH)
+
+.PHONY: deb-test
+deb-test: ## install, run and remove the package in a copy of a chroot of `make chroots` (root)
+	deploy/debian/test.sh
+
+.PHONY: release
+release: ## make dist/ with archives for all platforms; the same bytes from the same sources (TARGETS='linux/amd64 ...')
+	.ci/release dist $(TARGETS)
+
+.PHONY: release-test
+release-test: ## make a release twice, in other directories and from nothing, and compare (TARGETS)
+	.ci/release-test $(TARGETS)
+
+.PHONY: vendor-hash
+vendor-hash: ## bring vendorHash in nix/package.nix up to date with go.mod (needs Nix)
+	nix/vendor-hash.sh --write
+
+.PHONY: test-nix
+test-nix: ## evaluate the modules, compare vendorHash (needs Nix; part of `make test`)
+	$(GO) test -count=1 ./nix
+
+.PHONY: test-deploy
+test-deploy: ## hold deploy/*.yaml against the schemas of Kubernetes and Compose (downloads them)
+	cd deploy/check && $(GO) run . ../kubernetes.yaml ../compose.yaml
 
 .PHONY: clean
 clean: ## remove what was built

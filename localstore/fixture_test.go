@@ -75,7 +75,7 @@ func (w *world) openDB() {
 	}
 	_, err := os.Stat(w.dbPath())
 	fresh := errors.Is(err, fs.ErrNotExist)
-	w.db, err = sql.Open("sqlite", "file:"+w.dbPath()+"?_pragma=journal_mode(wal)&_pragma=foreign_keys(1)")
+	w.db, err = sql.Open("sqlite", "file:"+w.dbPath()+"?_pragma=journal_mode(wal)&_pragma=foreign_keys(1)&_pragma=synchronous(0)")
 	must(w.t, err)
 	w.db.SetMaxOpenConns(1)
 	if fresh {
@@ -319,4 +319,13 @@ func dump(t testing.TB, w io.Writer, path string) {
 	}
 	str("nix-archive-1")
 	node(path)
+}
+
+// openPlain opens a database for writing in the journal mode that it has.
+func openPlain(path string) (*sql.DB, error) {
+	db, err := sql.Open("sqlite", "file:"+path)
+	if err == nil {
+		db.SetMaxOpenConns(1)
+	}
+	return db, err
 }

@@ -145,6 +145,7 @@ type walker struct {
 	limit int64
 	head  []byte
 	buf   []byte
+	stat  unix.Stat_t
 }
 
 // makeLayout walks the tree whose root is top. A tree that grows beyond limit bytes of NAR is an
@@ -213,12 +214,13 @@ func (w *walker) entry(ctx context.Context, dir int, parent uint32, depth int, n
 	if len(name) > math.MaxUint8 || len(w.names) > math.MaxUint32-math.MaxUint16 {
 		return errTooBig
 	}
-	st, err := lstatAt(dir, name)
-	if err != nil {
+	st := &w.stat
+	if err := lstatAt(dir, name, st); err != nil {
 		return err
 	}
 	n := node{name: uint32(len(w.names)), length: uint8(len(name)), parent: parent}
 	w.names = append(w.names, name...)
+	var err error
 	if n.kind, err = kindOf(st); err != nil {
 		return err
 	}
@@ -280,10 +282,8 @@ func readNames(fd int, buf []byte) (names []string, err error) {
 	}
 }
 
-func lstatAt(dir int, name string) (*unix.Stat_t, error) {
-	st := new(unix.Stat_t)
-	err := retry(func() error { return unix.Fstatat(dir, name, st, unix.AT_SYMLINK_NOFOLLOW) })
-	return st, err
+func lstatAt(dir int, name string, st *unix.Stat_t) error {
+	return retry(func() error { return unix.Fstatat(dir, name, st, unix.AT_SYMLINK_NOFOLLOW) })
 }
 
 func openAt(dir int, name string, flags int) (fd int, err error) {

@@ -58,7 +58,7 @@ func parseRow(v []driver.Value) *row {
 		return r
 	}
 	hash, err := nix.ParseNarHash(text(v[2]))
-	if err != nil {
+	if err != nil || hash == (nix.NarHash{}) { // in a narinfo the zero hash means none
 		return r
 	}
 	r.path, r.nar = path, hash

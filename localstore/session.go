@@ -138,15 +138,21 @@ func (s *session) fits(now files) bool {
 	return s.found == now
 }
 
+const (
+	modeNone     = "none"
+	modeLive     = "live"
+	modeSnapshot = "snapshot"
+)
+
 // mode names the way in which the database is read.
 func (s *session) mode() string {
 	switch {
 	case s == nil:
-		return "none"
+		return modeNone
 	case s.live:
-		return "live"
+		return modeLive
 	default:
-		return "snapshot"
+		return modeSnapshot
 	}
 }
 
@@ -288,17 +294,17 @@ func (d *database) say(s *session, err error) {
 	if said == d.said {
 		return
 	}
-	first := d.said == "" || d.cur.Load() == nil
+	again := d.said == modeLive || d.said == modeSnapshot
 	d.said = said
 	switch {
 	case d.gone:
 		d.log.Info("store has no database yet", "path", d.path)
 	case err != nil:
 		d.log.Warn("store database cannot be read, the store counts as empty", "path", d.path, "err", err)
-	case first:
-		d.log.Info("reading store database", "path", d.path, "mode", said)
-	default:
+	case again:
 		d.log.Debug("reading store database", "path", d.path, "mode", said)
+	default:
+		d.log.Info("reading store database", "path", d.path, "mode", said)
 	}
 }
 

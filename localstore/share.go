@@ -58,11 +58,8 @@ func (s *Store) SharedCount() int {
 func (s *Store) Shares() iter.Seq[Share] {
 	return func(yield func(Share) bool) {
 		var batch []Share
-		for last := int64(0); ; {
-			batch, last = s.idx.shares(batch[:0], last)
-			if len(batch) == 0 && last == 0 {
-				return
-			}
+		for last, more := int64(0), true; more; {
+			batch, last, more = s.idx.shares(batch[:0], last)
 			for _, x := range batch {
 				if !yield(x) {
 					return
@@ -72,8 +69,8 @@ func (s *Store) Shares() iter.Seq[Share] {
 	}
 }
 
-// shares appends some shared rows with ids above last, and returns where to go on; 0 at the end.
-func (x *index) shares(batch []Share, last int64) ([]Share, int64) {
+// shares appends some shared rows with ids above last, and returns where to go on, if at all.
+func (x *index) shares(batch []Share, last int64) ([]Share, int64, bool) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	slot, ok := x.slot(last)
@@ -84,7 +81,7 @@ func (x *index) shares(batch []Share, last int64) ([]Share, int64) {
 	for i := range most {
 		at := slot + i
 		if at >= len(x.entries) {
-			return batch, 0
+			return batch, 0, false
 		}
 		e := &x.entries[at]
 		if e.offered() {
@@ -92,7 +89,7 @@ func (x *index) shares(batch []Share, last int64) ([]Share, int64) {
 		}
 		last = e.id
 	}
-	return batch, last
+	return batch, last, true
 }
 
 // Census says what the rows of the database are worth, each counted once.

@@ -14,8 +14,6 @@ import (
 	"log/slog"
 	"path/filepath"
 	"slices"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/nixp2p/nixp2p/internal/metrics"
@@ -60,9 +58,7 @@ type Store struct {
 	idx index
 	bad quarantine
 
-	wake   chan struct{} // capacity 1: Run has changes to tell
-	closed atomic.Bool
-	once   sync.Once
+	wake chan struct{} // capacity 1: Run has changes to tell
 }
 
 // Open returns the store under cfg.Root. A database that is missing, unreadable, damaged or of
@@ -106,10 +102,7 @@ func Open(cfg Config) (*Store, error) {
 // Close releases the database. Questions asked afterwards are answered unavailable; NARs
 // that are being read are not disturbed.
 func (s *Store) Close() error {
-	s.once.Do(func() {
-		s.closed.Store(true)
-		s.db.close()
-	})
+	s.db.close()
 	return nil
 }
 

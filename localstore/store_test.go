@@ -374,6 +374,7 @@ func FuzzRow(f *testing.F) {
 	n := p.Signed(shareKey)
 	f.Add(n.StorePath.String(), n.NarHash.String(), int64(7), n.StorePath.String(), n.Sigs[0].String(), "fixed:x", n.StorePath.String())
 	f.Add("/nix/store/x", "sha256:00", int64(-1), "\n", "a:b c", "text:\nSig: x", "  ")
+	f.Add(n.StorePath.String(), "sha256:"+strings.Repeat("0", 64), int64(7), "", "", "", "")
 	f.Fuzz(func(t *testing.T, path, hash string, size int64, deriver, sigs, ca, refs string) {
 		r := parseRow([]driver.Value{int64(1), path, hash, size, deriver, sigs, ca, refs})
 		if !r.usable() {

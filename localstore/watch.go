@@ -66,7 +66,6 @@ func (w *watcher) look(ctx context.Context) {
 	now := time.Now()
 	s.db.refresh(now)
 	s.db.sweep()
-	s.review()
 	cur := s.db.cur.Load()
 	if cur == nil {
 		if s.db.missing() && w.seen != nil {
@@ -87,6 +86,7 @@ func (w *watcher) look(ctx context.Context) {
 		w.seen, w.version = cur, version
 		w.stale = !w.sync(ctx)
 	}
+	s.review()
 	if now.After(w.again) {
 		w.again = now.Add(reconsider)
 		w.reconsider(ctx)

@@ -91,6 +91,9 @@ var behaviours = []struct {
 	{"breaks when all is sent", func(g *Guard, data []byte) error {
 		return g.Fill(io.MultiReader(bytes.NewReader(data), iotest.ErrReader(errBroken)))
 	}, nil},
+	{"breaks with the last bytes", func(g *Guard, data []byte) error {
+		return g.Fill(iotest.DataErrReader(io.MultiReader(bytes.NewReader(data), iotest.ErrReader(errBroken))))
+	}, nil},
 	{"breaks, another goes on", func(g *Guard, data []byte) error {
 		return breakThenGoOn(g, data, bytes.NewReader(data[len(data)/2:]))
 	}, nil},
@@ -216,15 +219,29 @@ func TestGuardEmpty(t *testing.T) {
 	}
 }
 
-type neverReader struct{}
+// hesitant reads nothing so many times before each byte.
+type hesitant struct {
+	r     io.Reader
+	times int
+	n     int
+}
 
-func (neverReader) Read([]byte) (int, error) { return 0, nil }
+func (r *hesitant) Read(p []byte) (int, error) {
+	if r.n++; r.n%(r.times+1) > 0 {
+		return 0, nil
+	}
+	return r.r.Read(p[:1])
+}
 
 func TestGuardSourceSpins(t *testing.T) {
-	data := noise()[:100]
-	filler, _ := pass(wantOf(data), Hold{}, io.Discard, func(g *Guard) error { return g.Fill(neverReader{}) })
-	if !errors.Is(filler, io.ErrNoProgress) {
-		t.Errorf("got %v", filler)
+	data := noise()[:300]
+	for times, want := range map[int]error{1: nil, 99: nil, 1 << 40: io.ErrNoProgress} {
+		filler, _ := pass(wantOf(data), Hold{}, io.Discard, func(g *Guard) error {
+			return g.Fill(&hesitant{r: bytes.NewReader(data), times: times})
+		})
+		if !errors.Is(filler, want) {
+			t.Errorf("nothing %d times: %v", times, filler)
+		}
 	}
 }
 
@@ -361,9 +378,10 @@ func BenchmarkGuard(b *testing.B) {
 		}
 		b.Run(fmt.Sprintf("plain-%dKiB", size>>10), func(b *testing.B) {
 			b.SetBytes(int64(size))
+			buf := make([]byte, readMost)
 			for b.Loop() {
 				h := sha256.New()
-				_, _ = io.CopyBuffer(struct{ io.Writer }{io.MultiWriter(h, io.Discard)}, struct{ io.Reader }{bytes.NewReader(data)}, make([]byte, readMost))
+				_, _ = io.CopyBuffer(struct{ io.Writer }{io.MultiWriter(h, io.Discard)}, struct{ io.Reader }{bytes.NewReader(data)}, buf)
 				_ = h.Sum(nil)
 			}
 		})

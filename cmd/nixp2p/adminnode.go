@@ -10,6 +10,7 @@ import (
 	"github.com/nixp2p/nixp2p/internal/admin"
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/internal/resolve"
+	"github.com/nixp2p/nixp2p/localstore"
 	"github.com/nixp2p/nixp2p/verify"
 )
 
@@ -37,7 +38,7 @@ func (a *adminNode) State() admin.State {
 	if n == nil {
 		return admin.State{}
 	}
-	s := admin.State{Degraded: n.degraded}
+	s := admin.State{Degraded: n.troubles(), Store: storeState(n.store)}
 	for _, h := range n.upstream.Health() {
 		s.Upstreams = append(s.Upstreams, admin.Upstream{
 			URL: h.URL, Up: h.Up, Why: h.Why, Since: h.Since, LastError: h.LastError,
@@ -45,7 +46,21 @@ func (a *adminNode) State() admin.State {
 		})
 	}
 	if n.cache != nil {
-		s.Cache = admin.Cache{Bytes: n.cache.Usage(), Limit: n.cfg.CacheSize, Entries: len(n.cache.Entries())}
+		s.Cache = admin.Cache{Dir: n.cfg.CacheDir, Bytes: n.cache.Usage(), Limit: n.cfg.CacheSize, Entries: len(n.cache.Entries())}
+	}
+	return s
+}
+
+// storeState says what the own store is worth.
+func storeState(store *localstore.Store) admin.Store {
+	c := store.Census()
+	s := admin.Store{
+		Database: c.Mode, Complete: c.Complete, Paths: c.Rows, Shared: c.Shared, Trusted: c.Trusted, Unsigned: c.Unsigned,
+		Untrusted: c.Untrusted, Addressed: c.Addressed, Unreadable: c.NoSize + c.Invalid, Quarantined: c.Quarantined,
+	}
+	for share := range store.Shares() {
+		s.Sample = share.Store.String()
+		break
 	}
 	return s
 }
@@ -62,7 +77,20 @@ func (a *adminNode) Why(ctx context.Context, h nix.StoreHash) []admin.Answer {
 	return answers
 }
 
-func (a *adminNode) Peers() []admin.Peer { return nil }
+func (a *adminNode) Peers() []admin.Peer {
+	n := a.node.Load()
+	if n == nil || n.peers == nil {
+		return nil
+	}
+	var peers []admin.Peer
+	for _, p := range n.peers.Peers() {
+		peers = append(peers, admin.Peer{
+			ID: p.ID, Addresses: p.Addresses, FoundBy: p.FoundBy, RTTMS: p.RTT, Paths: int64(p.Paths),
+			SentBytes: p.SentBytes, ReceivedBytes: p.ReceivedBytes, Standing: p.Standing,
+		})
+	}
+	return peers
+}
 
 func (a *adminNode) Prefetch(ctx context.Context, h nix.StoreHash, dry bool) (admin.Prefetched, error) {
 	n := a.node.Load()

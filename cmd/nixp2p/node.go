@@ -9,6 +9,8 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -22,12 +24,14 @@ import (
 	"github.com/nixp2p/nixp2p/internal/resolve"
 	"github.com/nixp2p/nixp2p/internal/upstream"
 	"github.com/nixp2p/nixp2p/localstore"
+	"github.com/nixp2p/nixp2p/p2p"
 	"github.com/nixp2p/nixp2p/verify"
 )
 
 // The one place that sees both sides of each interface.
 var (
 	_ resolve.Source     = (*localstore.Store)(nil)
+	_ resolve.Source     = (*p2p.Node)(nil)
 	_ resolve.Far        = (*upstream.Upstreams)(nil)
 	_ resolve.Memory     = (*infocache.Cache)(nil)
 	_ resolve.Cache      = (*narcache.Cache)(nil)
@@ -46,15 +50,19 @@ type node struct {
 	disk     *infocache.Cache // nil when the state directory cannot be used
 	cache    *narcache.Cache  // nil when the cache directory cannot be used
 	upstream *upstream.Upstreams
+	holder   *holder
+	peers    *p2p.Node // nil when peers are off
 	resolver *resolve.Resolver
 	front    http.Handler
+
+	mu       sync.Mutex
 	degraded []string // what does not work, for people
 }
 
 // newNode wires a node. A part that only makes it better, such as a directory on disk, may
 // fail: the node goes on without it and says so.
 func newNode(cfg *config.Config, m *metrics.Metrics, id string, log *slog.Logger) (*node, error) {
-	n := &node{started: time.Now(), cfg: cfg, metrics: m}
+	n := &node{started: time.Now(), cfg: cfg, metrics: m, holder: newHolder(cfg.ShareKeys)}
 	keys := cfg.Keys
 	var err error
 	n.disk, err = infocache.Open(infocache.Config{Dir: filepath.Join(cfg.StateDir, "narinfo"), Keys: keys, Log: log, Metrics: m})
@@ -75,9 +83,13 @@ func newNode(cfg *config.Config, m *metrics.Metrics, id string, log *slog.Logger
 		Dir: filepath.Join(cfg.CacheDir, cacheSubdir), Size: cfg.CacheSize, InStore: n.inStore, Log: log, Metrics: m,
 	})
 	n.without(log, "NARs are not kept and not shared between clients", err)
+	if err = n.joinSite(m, log); err != nil {
+		return nil, err
+	}
 	if n.resolver, err = resolve.New(n.sources(m, log)); err != nil {
 		return nil, err
 	}
+	n.holder.resolver = n.resolver
 	n.front, err = httpfront.New(httpfront.Config{
 		Resolver: front{n.resolver}, Metrics: m, Share: cfg.ShareKeys, Priority: cfg.Priority, ID: id, Log: log,
 	})
@@ -99,18 +111,52 @@ func netrcFile() string {
 	return nixes
 }
 
+// joinSite makes this machine a node among peers, if that is wanted.
+func (n *node) joinSite(m *metrics.Metrics, log *slog.Logger) (err error) {
+	h := n.holder
+	h.store, h.cache, h.disk = n.store, n.cache, n.disk
+	if !n.cfg.P2P {
+		return nil
+	}
+	n.peers, err = p2p.New(p2p.Config{
+		StateDir: n.cfg.StateDir, Listen: n.cfg.P2PListen, Bootstrap: n.cfg.Bootstrap, MDNS: n.cfg.MDNS,
+		MaxPeers: n.cfg.MaxPeers, SwarmKeyFile: n.cfg.SwarmKeyFile, AllowCIDRs: n.cfg.AllowCIDRs,
+		AllowOnLink: n.cfg.AllowOnLink, UploadLimit: n.cfg.UploadLimit, Keys: n.cfg.Keys, ShareKeys: n.cfg.ShareKeys,
+		Holder: h, Metrics: m, Log: log,
+	})
+	if err == nil {
+		h.changed = n.peers.Changed
+	}
+	return err
+}
+
 // without notes a part that failed.
 func (n *node) without(log *slog.Logger, consequence string, err error) {
 	if err == nil {
 		return
 	}
 	log.Warn("going on without a part", "consequence", consequence, "err", err)
+	n.mu.Lock()
+	defer n.mu.Unlock()
 	n.degraded = append(n.degraded, fmt.Sprintf("%s: %v", consequence, err))
+}
+
+// troubles returns what does not work, a sentence each.
+func (n *node) troubles() []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Clone(n.degraded)
 }
 
 // sources fills in what there is: a nil pointer in an interface would not be nil.
 func (n *node) sources(m *metrics.Metrics, log *slog.Logger) resolve.Config {
-	rc := resolve.Config{Store: n.store, Upstream: n.upstream, Metrics: m, Log: log}
+	rc := resolve.Config{
+		Store: n.store, Upstream: n.upstream, Shared: sharedStore{n.store}, Share: n.cfg.ShareKeys,
+		Fetching: n.holder.fetching, Metrics: m, Log: log,
+	}
+	if n.peers != nil {
+		rc.Peers = n.peers
+	}
 	if n.disk != nil {
 		rc.Disk = n.disk
 	}
@@ -139,12 +185,11 @@ func (n *node) remembered(h nix.StoreHash) *verify.Info {
 	return info
 }
 
-// changed makes the resolver ask again for paths that came or went.
+// changed makes the resolver ask again for paths that came or went, and tells the peers.
 func (n *node) changed(added, removed []nix.StoreHash) {
-	if n.resolver != nil {
-		n.resolver.Forget(added...)
-		n.resolver.Forget(removed...)
-	}
+	n.resolver.Forget(added...)
+	n.resolver.Forget(removed...)
+	n.holder.storeChanged(context.Background(), added, removed)
 }
 
 // inStore tells the NAR cache that the store can serve a NAR to everybody.
@@ -154,11 +199,19 @@ func (n *node) inStore(nar nix.NarHash) bool {
 }
 
 // run works until ctx ends and returns when everything has.
-func (n *node) run(ctx context.Context) error {
+func (n *node) run(ctx context.Context, log *slog.Logger) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return n.store.Run(ctx) })
 	g.Go(func() error { return n.upstream.Run(ctx) })
 	g.Go(func() error { return n.resolver.Run(ctx) })
+	g.Go(func() error { return n.holder.run(ctx) })
+	if n.peers != nil {
+		g.Go(func() error {
+			// Peers only make it better: a taken port must not stop what works without them.
+			n.without(log, "this machine has no peers", n.peers.Run(ctx))
+			return nil
+		})
+	}
 	if n.disk != nil {
 		g.Go(func() error { return n.disk.Run(ctx) })
 	}

@@ -146,7 +146,7 @@ func (s *server) work(ctx context.Context, n *node, page http.Handler, load func
 	nctx, stopNode := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopNode()
 	if n != nil {
-		g.Go(func() error { return n.run(nctx) })
+		g.Go(func() error { return n.run(nctx, s.log) })
 	}
 	g.Go(func() error { return feedWatchdog(gctx, s.listen.front[0]) })
 	g.Go(func() error { s.reloadOnHangup(gctx, load); return nil })

@@ -35,6 +35,25 @@ type State struct {
 	Degraded  []string   `json:"degraded"`
 	Upstreams []Upstream `json:"upstreams"`
 	Cache     Cache      `json:"cache"`
+	Store     Store      `json:"store"`
+}
+
+// Store is this machine's own Nix store: how much of it can be shared, and why not the rest.
+// Each path is counted once, but for those in quarantine.
+type Store struct {
+	Database string `json:"database"` // how it is read: "live", "snapshot" or "none"
+	Complete bool   `json:"complete"` // all paths have been looked at
+	Paths    int    `json:"paths"`
+
+	Shared      int `json:"shared"`      // signed by a share key
+	Trusted     int `json:"trusted"`     // signed by a trusted key that is no share key
+	Unsigned    int `json:"unsigned"`    // built here
+	Untrusted   int `json:"untrusted"`   // signed by keys that are not trusted
+	Addressed   int `json:"addressed"`   // sources and fixed outputs, which nobody signed
+	Unreadable  int `json:"unreadable"`  // rows without a size, or that make no sense
+	Quarantined int `json:"quarantined"` // whose bytes do not match their hash; counted above, too
+
+	Sample string `json:"sample,omitempty"` // store hash of a path that can be shared
 }
 
 // Upstream is the health of one cache.
@@ -51,6 +70,7 @@ type Upstream struct {
 
 // Cache is the NAR cache. Limit 0 means that there is none.
 type Cache struct {
+	Dir     string `json:"dir,omitempty"`
 	Bytes   int64 `json:"bytes"` // downloads in progress included
 	Limit   int64 `json:"limit_bytes"`
 	Entries int   `json:"entries"`

@@ -87,6 +87,8 @@ func TestRulesBite(t *testing.T) {
 		{"context kept", checkCode, "verify/a.go", `package verify; import "context"; type t struct { ctx context.Context }`, "in a struct"},
 		{"global logger", checkCode, "verify/a.go", `package verify; import "log/slog"; func f() { slog.Info("x") }`, "slog.Info"},
 		{"logger passed", checkCode, "verify/a.go", `package verify; import "log/slog"; func f(log *slog.Logger) { log.Info("x", slog.Int("n", 1)) }`, ""},
+		{"sleep in a bubble", checkCode, "verify/a_test.go", `package verify; import ("testing/synctest"; "time"); func f() { synctest.Test(nil, func() { time.Sleep(1) }) }`, ""},
+		{"sleep behind a bubble", checkCode, "verify/a_test.go", `package verify; import ("testing/synctest"; "time"); func f() { synctest.Test(nil, nil); time.Sleep(1) }`, "time.Sleep"},
 		{"sleep in a test", checkCode, "verify/a_test.go", `package verify; import "time"; func f() { time.Sleep(1) }`, "time.Sleep"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -30,13 +30,19 @@ var rooms = map[string]room{
 	"internal/infocache": {2, proof},
 	"internal/narcache":  {2, proof},
 
-	// Pure logic of peers: no network in it.
+	// The peers' room and its parts, of which all but dht, mdns and discovery are pure logic.
+	"p2p": {2, with(proof, "p2p/inventory", "p2p/wire", "p2p/pick", "p2p/quota", "p2p/standing", "p2p/swarmkey",
+		"p2p/netif", "p2p/discovery", "p2p/mdns", "p2p/dht")},
+	"p2p/dht":       {2, proof},
 	"p2p/inventory": {2, proof},
 	"p2p/wire":      {2, with(proof, "p2p/inventory")},
 	"p2p/pick":      {2, proof},
 	"p2p/quota":     {2, proof},
 	"p2p/standing":  {2, proof},
 	"p2p/swarmkey":  {2, proof},
+	"p2p/netif":     {2, proof},
+	"p2p/discovery": {2, with(proof, "p2p/netif")},
+	"p2p/mdns":      {2, with(proof, "p2p/netif", "p2p/discovery")},
 
 	"internal/resolve": {3, proof},
 
@@ -45,15 +51,18 @@ var rooms = map[string]room{
 	"internal/admin": {4, proof},
 
 	"internal/config": {5, []string{"internal/nix", "verify"}},
-	"cmd/nixp2p": {6, with(proof, "localstore", "internal/upstream", "internal/infocache", "internal/narcache",
-		"internal/resolve", "httpfront", "internal/admin", "internal/config")},
+	"internal/manual": {5, nil},
+	"cmd/nixp2p": {6, with(proof, "localstore", "internal/upstream", "internal/infocache", "internal/narcache", "p2p",
+		"internal/resolve", "httpfront", "internal/admin", "internal/config", "internal/manual")},
 
 	"internal/nixtest":            {floorTest, proof},
 	"internal/nixtest/realnix":    {floorTest, with(proof, "internal/nixtest")},
 	"internal/resolve/sourcetest": {floorTest, with(proof, "internal/resolve", "internal/nixtest")},
 	"internal/archtest":           {floorTest, []string{"internal/config", "internal/metrics"}},
 
+	// Tests of files that are not Go.
 	"systemd": {floorTest, []string{"internal/config"}},
+	"nix":     {floorTest, []string{"internal/config"}},
 
 	"lab/mkcorpus": {floorLab, with(proof, "internal/nixtest", "internal/nixtest/realnix")},
 }
@@ -83,17 +92,22 @@ var fences = map[string][]string{
 	"github.com/prometheus/client_golang/prometheus/promhttp":   {"internal/admin"},
 	"github.com/prometheus/client_model":                        {"internal/admin"}, // to read a counter
 
-	"github.com/hashicorp/golang-lru/v2": {"internal/resolve", "internal/upstream", "internal/upstream", "internal/narcache", "internal/infocache"},
+	"github.com/hashicorp/golang-lru/v2": {"internal/resolve", "internal/upstream", "internal/narcache", "internal/infocache"},
 	"go.etcd.io/bbolt":                   {"internal/infocache", "internal/narcache"},
 
 	"github.com/FastFilter/xorfilter": {"p2p/inventory"},
+
+	// The network of peers, in the only two rooms that are more than logic about it.
+	"github.com/libp2p/":      {"p2p", "p2p/dht"},
+	"github.com/multiformats": {"p2p", "p2p/dht"},
+	"github.com/ipfs":         {"p2p/dht"},
 
 	// The database of Nix is read in one place.
 	"modernc.org/sqlite": {"localstore"},
 
 	"github.com/BurntSushi/toml":   {"internal/config"},
-	"github.com/spf13/pflag":       {"internal/config", "cmd/nixp2p"},
-	"github.com/spf13/cobra":       {"cmd/nixp2p"},
+	"github.com/spf13/pflag":       {"internal/config", "internal/manual", "cmd/nixp2p"},
+	"github.com/spf13/cobra":       {"internal/manual", "cmd/nixp2p"},
 	"github.com/coreos/go-systemd": {"cmd/nixp2p"},
 	"github.com/mattn/go-isatty":   {"cmd/nixp2p"},
 }

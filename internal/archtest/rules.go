@@ -3,6 +3,7 @@ package archtest
 import (
 	"fmt"
 	"go/ast"
+	"go/token"
 	"path"
 	"regexp"
 	"slices"
@@ -188,8 +189,13 @@ func checkCode(t *tree) (bad []string) {
 	for _, s := range t.sources {
 		free := s.test || rooms[s.dir].floor < 0 || strings.HasPrefix(s.dir, "cmd/")
 		names := importNames(s)
+		bubble := token.NoPos // end of the synctest.Test that we are in: time is not real there
 		ast.Inspect(s.syntax, func(n ast.Node) bool {
 			switch n := n.(type) {
+			case *ast.CallExpr:
+				if is(names, n.Fun, "testing/synctest", "Test") {
+					bubble = max(bubble, n.End())
+				}
 			case *ast.FuncDecl:
 				if n.Recv == nil && n.Name.Name == "init" {
 					bad = append(bad, t.at(n)+"an init function runs for everybody who imports this")
@@ -207,7 +213,7 @@ func checkCode(t *tree) (bad []string) {
 				case !strings.HasPrefix(s.dir, "cmd/") && is(names, n, "log/slog", "Debug", "Info", "Warn", "Error", "DebugContext",
 					"InfoContext", "WarnContext", "ErrorContext", "Log", "LogAttrs", "Default", "SetDefault"):
 					bad = append(bad, t.at(n)+"slog."+n.Sel.Name+": use the logger that was passed")
-				case s.test && is(names, n, "time", "Sleep"):
+				case s.test && n.Pos() >= bubble && is(names, n, "time", "Sleep"):
 					bad = append(bad, t.at(n)+"time.Sleep in a test: use testing/synctest or wait for the event")
 				}
 			}

@@ -29,7 +29,8 @@ type tree struct {
 	sources []*source
 }
 
-// load parses every Go file below root, apart from testdata and hidden directories. Build
+// load parses every Go file below root, apart from testdata, hidden directories and other
+// modules. Build
 // constraints do not matter: a rule holds on every platform.
 func load(root fs.FS) (*tree, error) {
 	t := &tree{fset: token.NewFileSet()}
@@ -40,6 +41,9 @@ func load(root fs.FS) (*tree, error) {
 		base := path.Base(name)
 		if d.IsDir() {
 			if name != "." && (base == "testdata" || base == "vendor" || strings.HasPrefix(base, ".") || strings.HasPrefix(base, "_")) {
+				return fs.SkipDir
+			}
+			if _, err := fs.Stat(root, path.Join(name, "go.mod")); err == nil && name != "." {
 				return fs.SkipDir
 			}
 			return nil

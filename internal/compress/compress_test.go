@@ -192,9 +192,9 @@ func TestDecodeFlipped(t *testing.T) {
 			continue
 		}
 		t.Run(f.name, func(t *testing.T) {
-			for _, at := range cuts(len(f.bytes)) {
-				if f.c == nix.Gzip && at < 10 {
-					continue // times, names and the like
+			for i, at := range cuts(len(f.bytes)) {
+				if i%3 > 0 || f.c == nix.Gzip && at < 10 { // times, names and the like
+					continue
 				}
 				bad := bytes.Clone(f.bytes)
 				bad[at] ^= 0x10

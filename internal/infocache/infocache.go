@@ -158,6 +158,17 @@ func (c *Cache) Len() int {
 	return n
 }
 
+// Hashes returns which paths are remembered, in no order.
+func (c *Cache) Hashes() []nix.StoreHash {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	all := make([]nix.StoreHash, 0, len(c.index))
+	for h := range c.index {
+		all = append(all, h)
+	}
+	return all
+}
+
 // Info returns the narinfo of h as today's keys see it. What they no longer sign for is
 // forgotten. The error wraps fs.ErrNotExist when h is not remembered.
 func (c *Cache) Info(ctx context.Context, h nix.StoreHash) (*verify.Info, error) {
@@ -174,8 +185,11 @@ func (c *Cache) Info(ctx context.Context, h nix.StoreHash) (*verify.Info, error)
 		}
 		text := make([]byte, at.size)
 		_, err := file.ReadAt(text, int64(at.off))
-		if errors.Is(err, fs.ErrClosed) && c.moved(h, at) {
-			continue
+		if errors.Is(err, fs.ErrClosed) {
+			if c.moved(h, at) {
+				continue
+			}
+			return nil, fmt.Errorf("infocache: %s: %w", h, err) // after Close
 		}
 		// A text that is cut or changed is damage; only its signature could say more, and the
 		// checksum costs less.

@@ -172,8 +172,15 @@ func TestSecondProcess(t *testing.T) {
 	if _, err := Open(Config{Dir: dir, Keys: keys}); !errors.Is(err, ErrLocked) || !strings.Contains(err.Error(), dir) {
 		t.Fatalf("second: %v", err)
 	}
+	a := info(t, "a")
+	c.Put(a)
 	_ = c.Close()
-	open(t, Config{Dir: dir})
+	if _, err := c.Info(t.Context(), hash(a)); err == nil || errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("asked after Close: %v", err)
+	}
+	if c = open(t, Config{Dir: dir}); !has(t, c, a) {
+		t.Error("not written by Close")
+	}
 }
 
 // TestDamage breaks the files in every way that a disk knows. The start never fails, what is

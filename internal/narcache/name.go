@@ -60,8 +60,10 @@ func parseFileName(s string) (k key, size int64, err error) {
 			return key{}, 0, fmt.Errorf("%q: %w: %w", s, errName, err)
 		}
 	}
-	size, err = strconv.ParseInt(parts[len(parts)-1], 10, 64)
-	if err != nil || size <= 0 || fileName(k, size) != s {
+	// A size has one text only: no sign, no zeros in front.
+	n := parts[len(parts)-1]
+	size, err = strconv.ParseInt(n, 10, 64)
+	if err != nil || size <= 0 || n[0] < '1' || n[0] > '9' {
 		return key{}, 0, fmt.Errorf("%q: %w: size", s, errName)
 	}
 	return k, size, nil
@@ -72,8 +74,9 @@ func parseFileName(s string) (k key, size int64, err error) {
 const shardLetters = "0123456789abcdfghijklmnpqrsvwxyz"
 
 func shard(nar nix.NarHash) string {
-	s := nar.Nix32()
-	return s[len(s)-1:]
+	// nix32 takes a hash as one little-endian number, so its last digit is the lowest five bits.
+	i := nar[0] & 31
+	return shardLetters[i : i+1]
 }
 
 // Bytes are counted as file systems give them out.

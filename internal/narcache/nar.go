@@ -149,17 +149,14 @@ func isShortOfFiles(err error) bool {
 	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE)
 }
 
-// discard drops an entry that cannot be read and says so, unless somebody removed it before.
-func (c *Cache) discard(e *entry, err error) {
-	c.mu.Lock()
-	gone := e.gone
-	c.mu.Unlock()
-	if gone {
-		return
+// discard drops an entry that cannot be used and says so; false when somebody did before.
+func (c *Cache) discard(e *entry, err error) bool {
+	if !c.drop(e) {
+		return false
 	}
-	c.drop(e)
 	c.log.Warn("a file of the cache cannot be used and is removed", "source", name,
 		"nar", e.nar.String(), "form", e.form.String(), "err", err)
+	return true
 }
 
 // proveOnce hashes an entry from before the start when it is first offered. Who comes meanwhile
@@ -190,14 +187,14 @@ func (c *Cache) proveOnce(ctx context.Context, e *entry, f *os.File) error {
 			}
 		}
 		err := prove(ctx, e, f)
+		if err != nil && ctx.Err() == nil {
+			c.convict(e, err) // before others may try
+			err = errDropped
+		}
 		c.mu.Lock()
 		delete(c.proving, e)
 		e.proven = err == nil
 		c.mu.Unlock()
-		if err != nil && ctx.Err() == nil {
-			c.convict(e, err)
-			err = errDropped
-		}
 		close(wait)
 		return err
 	}
@@ -236,10 +233,12 @@ func prove(ctx context.Context, e *entry, f *os.File) error {
 // convict drops an entry whose bytes are wrong, and counts it.
 func (c *Cache) convict(e *entry, err error) {
 	var lie *verify.LieError
-	if m := c.cfg.Metrics; m != nil && errors.As(err, &lie) {
+	if !c.discard(e, err) || !errors.As(err, &lie) {
+		return
+	}
+	if m := c.cfg.Metrics; m != nil {
 		m.VerifyFailures.WithLabelValues(name, string(lie.Reason)).Inc()
 	}
-	c.discard(e, err)
 }
 
 func isLie(err error) bool {

@@ -257,14 +257,15 @@ func (c *Cache) destroy(e *entry) error {
 	return err
 }
 
-// drop removes e, for a reason other than room.
-func (c *Cache) drop(e *entry) {
+// drop removes e, for a reason other than room; false when somebody did before.
+func (c *Cache) drop(e *entry) bool {
 	c.mu.Lock()
 	mine := c.detach(e)
 	c.mu.Unlock()
 	if mine {
 		_ = c.destroy(e) // it was noted as a fault of the disk
 	}
+	return mine
 }
 
 // count adds n to the bytes in use. The caller holds mu.
@@ -277,6 +278,5 @@ func (c *Cache) count(n int64) {
 
 // path returns where a whole file lies.
 func (c *Cache) path(k key, size int64) string {
-	file := fileName(k, size)
-	return filepath.Join(c.cfg.Dir, shard(k.nar), file)
+	return filepath.Join(c.cfg.Dir, shard(k.nar), fileName(k, size))
 }

@@ -74,6 +74,7 @@ func TestScan(t *testing.T) {
 		hot = append(hot, rawNAR(t, fmt.Sprint("hot", i), 10_000))
 	}
 	c := open(t, Config{Dir: t.TempDir(), Size: 20*cost(int64(len(hot[0].data))) + dirBytes})
+	c.disk.sync = func(*os.File) error { return nil } // no power is cut here
 	for _, n := range hot {
 		put(t, c, n)
 		for range 3 {
@@ -497,5 +498,14 @@ func BenchmarkPass(b *testing.B) {
 			cancel()
 			<-done
 		})
+	}
+}
+
+func TestShardIsLastDigit(t *testing.T) {
+	for range 100 {
+		h := nix.NarHash{byte(rand.Uint32()), byte(rand.Uint32())}
+		if s := h.Nix32(); shard(h) != s[len(s)-1:] {
+			t.Fatalf("%s lies in %s", s, shard(h))
+		}
 	}
 }

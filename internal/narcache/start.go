@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"syscall"
 )
 
@@ -29,17 +31,9 @@ func (c *Cache) start() error {
 	if err := os.Mkdir(tmp, 0o700); err != nil {
 		return err
 	}
-	var found []*entry
-	for _, letter := range shardLetters {
-		dir := filepath.Join(c.cfg.Dir, string(letter))
-		if err := os.Mkdir(dir, 0o700); err == nil {
-			continue
-		} else if !errors.Is(err, os.ErrExist) {
-			return err
-		}
-		if found, err = c.readShard(dir, found); err != nil {
-			return err
-		}
+	found, err := c.readShards()
+	if err != nil {
+		return err
 	}
 	slices.SortFunc(found, func(a, b *entry) int { return cmp.Compare(a.used, b.used) })
 	c.mu.Lock()
@@ -54,23 +48,48 @@ func (c *Cache) start() error {
 	return nil
 }
 
-// readShard appends the entries of one directory. A file of the wrong size was cut by the
+// readers is how many directories are read at once.
+const readers = 4
+
+// readShards makes the directories that are missing and returns what is in the others.
+func (c *Cache) readShards() ([]*entry, error) {
+	var found [len(shardLetters)][]*entry
+	var errs [len(shardLetters)]error
+	var next atomic.Int32
+	var wg sync.WaitGroup
+	for range readers {
+		wg.Go(func() {
+			for i := int(next.Add(1)) - 1; i < len(shardLetters); i = int(next.Add(1)) - 1 {
+				found[i], errs[i] = c.readShard(shardLetters[i : i+1])
+			}
+		})
+	}
+	wg.Wait()
+	return slices.Concat(found[:]...), errors.Join(errs[:]...)
+}
+
+// readShard returns the entries of one directory. A file of the wrong size was cut by the
 // disk or a power failure and is removed; one with a foreign name is not ours to remove.
-func (c *Cache) readShard(dir string, found []*entry) ([]*entry, error) {
+func (c *Cache) readShard(letter string) (found []*entry, err error) {
+	dir := filepath.Join(c.cfg.Dir, letter)
+	if err := os.Mkdir(dir, 0o700); err == nil || !errors.Is(err, os.ErrExist) {
+		return nil, err
+	}
 	files, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, err
 	}
 	for _, d := range files {
+		path := filepath.Join(dir, d.Name())
 		k, size, err := parseFileName(d.Name())
-		if err != nil || shard(k.nar) != filepath.Base(dir) {
-			c.log.Warn("a foreign file in the cache is left alone and not counted", "source", name, "file", filepath.Join(dir, d.Name()))
+		if err != nil || shard(k.nar) != letter {
+			c.log.Warn("a foreign file in the cache is left alone and not counted", "source", name, "file", path)
 			continue
 		}
 		st, err := d.Info()
 		if err != nil || !st.Mode().IsRegular() || st.Size() != size {
-			c.log.Warn("a file of the cache has not the size of its record and is removed", "source", name, "file", filepath.Join(dir, d.Name()), "err", err)
-			if err := os.RemoveAll(filepath.Join(dir, d.Name())); err != nil {
+			c.log.Warn("a file of the cache has not the size of its record and is removed", "source", name, "file", path, "err", err)
+			if err := os.RemoveAll(path); err != nil {
 				return nil, err
 			}
 			continue

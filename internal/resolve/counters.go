@@ -13,6 +13,7 @@ import (
 // Names of sources that are treated in a way of their own.
 const (
 	cacheName    = "cache"
+	peerName     = "peer"
 	upstreamName = "upstream"
 )
 

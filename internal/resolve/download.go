@@ -34,13 +34,17 @@ type download struct {
 	cancel context.CancelFunc
 
 	begun chan struct{} // closed when the first source gives bytes, or none does
+	done  chan struct{} // closed when it has ended and another may begin
 	spool Download      // valid once begun is closed and err is nil
 	err   error         // valid once begun is closed
 	giver atomic.Value  // string: who is giving
 
-	followers int  // under Resolver.mu
-	left      int  // how often all have left, under Resolver.mu
-	ended     bool // under Resolver.mu
+	// All under Resolver.mu.
+	followers int
+	left      int  // how often all have left
+	given     bool // up: it was cancelled, but has not ended yet
+	ended     bool
+	misnamed  bool // its file hash is wrong: it goes out of the cache with the last follower
 }
 
 // begin lets the joiners go on. It is called by the filler, and the first call counts.
@@ -59,16 +63,46 @@ func (r *Resolver) join(ctx context.Context, info *verify.Info, c choice, size i
 	if r.cfg.Spool == nil {
 		return nil, false, errNoSpool
 	}
+	if d, began, err = r.enlist(ctx, info, c, size); err != nil {
+		return nil, false, err
+	}
+	select {
+	case <-d.begun:
+		err = d.err
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	if err != nil {
+		r.leave(d)
+		return nil, false, err
+	}
+	return d, began, nil
+}
+
+// enlist is join without the wait for the first source.
+func (r *Resolver) enlist(ctx context.Context, info *verify.Info, c choice, size int64) (d *download, began bool, err error) {
 	key := downloadKey{info.NarHash(), c.form, size}
 	r.mu.Lock()
-	if r.closed {
+	defer r.mu.Unlock()
+	for {
+		if r.closed {
+			return nil, false, errClosed
+		}
+		d = r.downloads[key]
+		if d == nil || !d.given {
+			break
+		}
 		r.mu.Unlock()
-		return nil, false, errClosed
+		ended := d.endsSoon(ctx)
+		r.mu.Lock()
+		if !ended {
+			return nil, false, errNoSpool
+		}
 	}
-	d, ok := r.downloads[key]
-	if !ok {
+	if d == nil {
+		began = true
 		own, cancel := context.WithCancel(context.WithoutCancel(ctx))
-		d = &download{key: key, info: info, cancel: cancel, begun: make(chan struct{})}
+		d = &download{key: key, info: info, cancel: cancel, begun: make(chan struct{}), done: make(chan struct{})}
 		r.downloads[key] = d
 		r.fillers.Go(func() {
 			defer cancel()
@@ -76,25 +110,32 @@ func (r *Resolver) join(ctx context.Context, info *verify.Info, c choice, size i
 		})
 	}
 	d.followers++
-	r.mu.Unlock()
+	return d, began, nil
+}
+
+// endsSoon waits for a download that was given up: only then may the same begin anew. It tells
+// whether that came about; a source that does not hear keeps nobody up.
+func (d *download) endsSoon(ctx context.Context) bool {
+	timer := time.NewTimer(giveUp)
+	defer timer.Stop()
 	select {
-	case <-d.begun:
+	case <-d.done:
+		return true
 	case <-ctx.Done():
-		r.leave(d)
-		return nil, false, ctx.Err()
+	case <-timer.C:
 	}
-	if d.err != nil {
-		r.leave(d)
-		return nil, false, d.err
-	}
-	return d, !ok, nil
+	return false
 }
 
 func (r *Resolver) leave(d *download) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	d.followers--
-	if d.followers > 0 || d.ended {
+	switch {
+	case d.followers > 0:
+		return
+	case d.ended:
+		r.tidy(d)
 		return
 	}
 	d.left++
@@ -103,24 +144,29 @@ func (r *Resolver) leave(d *download) {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		if d.followers == 0 && d.left == left {
-			r.unlist(d)
+			d.given = true
 			d.cancel()
 		}
 	})
 }
 
-// drop takes d out of the list: who asks from now on finds it in the cache or begins anew.
-func (r *Resolver) drop(d *download) {
+// drop takes d, which has ended, out of the list: who asks from now on finds it in the cache or
+// begins anew.
+func (r *Resolver) drop(d *download, misnamed bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	d.ended = true
-	r.unlist(d)
+	delete(r.downloads, d.key)
+	d.ended, d.misnamed = true, misnamed
+	if d.followers == 0 {
+		r.tidy(d)
+	}
+	close(d.done)
 }
 
-// unlist is for holders of mu. Another download may have taken d's place.
-func (r *Resolver) unlist(d *download) {
-	if r.downloads[d.key] == d {
-		delete(r.downloads, d.key)
+// tidy is for holders of mu, when nobody follows d any more and nobody will.
+func (r *Resolver) tidy(d *download) {
+	if d.misnamed && r.cfg.Cache != nil {
+		r.cfg.Cache.Convict(d.info, d.key.form, nil)
 	}
 }
 
@@ -134,14 +180,16 @@ func (r *Resolver) closeDownloads() {
 	}
 }
 
-// fill fetches d and takes it out of the list when it has ended: from then on it is in the
-// cache, or the next who asks tries anew.
+// fill fetches d and takes it out of the list when it has ended.
 func (r *Resolver) fill(ctx context.Context, d *download, c choice) {
 	spool, err := r.cfg.Spool(d.key.nar, d.key.form, d.key.size)
 	if err != nil {
-		r.drop(d)
+		r.drop(d, false)
 		d.begin(errors.Join(errNoSpool, err))
 		return
+	}
+	if r.cfg.Fetching != nil {
+		r.cfg.Fetching(d.info)
 	}
 	d.spool = spool
 	p := &pouring{
@@ -152,22 +200,71 @@ func (r *Resolver) fill(ctx context.Context, d *download, c choice) {
 		},
 	}
 	into := &spoolSink{
-		Download: spool, r: r, info: d.info, form: d.key.form, drop: func() { r.drop(d) },
+		Download: spool, r: r, info: d.info, form: d.key.form,
 		proof: verify.NewProof(d.info.Want(d.key.form, d.key.size)), buf: make([]byte, min(copyBuffer, d.key.size)),
 	}
 	err = p.pour(ctx, into, nil)
-	r.drop(d)
+	r.drop(d, into.misnamed)
 	d.begin(err)
 }
 
+// endedError is how a download ends for its followers when its sources failed. What else a
+// follower is told, the cache says for itself.
+type endedError struct{ err error }
+
+func (e *endedError) Error() string { return e.err.Error() }
+func (e *endedError) Unwrap() error { return e.err }
+
 // follow sends a download as it grows.
 func (n *NAR) follow(ctx context.Context, w io.Writer) error {
-	rd := n.d.spool.Reader(0)
+	n.awaitProof(ctx)
+	rd := &followed{Reader: n.d.spool.Reader(0)}
+	defer rd.Close()
 	stop := context.AfterFunc(ctx, func() { _ = rd.Close() })
 	defer stop()
-	defer rd.Close()
 	_, err := io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{rd}, make([]byte, min(copyBuffer, n.formSize)))
+	if rd.failed {
+		// Who tries anew must not find this one under way.
+		select {
+		case <-n.d.done:
+		case <-ctx.Done():
+		}
+	}
 	return err
+}
+
+// awaitProof gives a download from a peer some time to be proven whole before its first byte
+// leaves: then a peer that lies is not felt.
+func (n *NAR) awaitProof(ctx context.Context) {
+	if giver, _ := n.d.giver.Load().(string); giver != peerName || n.formSize > peerAhead {
+		return
+	}
+	timer := time.NewTimer(peerWait)
+	defer timer.Stop()
+	select {
+	case <-n.d.done:
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
+// followed marks the errors of the cache.
+type followed struct {
+	Reader
+	failed bool
+}
+
+func (f *followed) Read(p []byte) (int, error) {
+	n, err := f.Reader.Read(p)
+	var ended *endedError
+	switch {
+	case err == nil || errors.Is(err, io.EOF) && !errors.As(err, &ended):
+		return n, err
+	case !errors.As(err, &ended):
+		err = errors.Join(errSpoolFailed, err)
+	}
+	f.failed = true
+	return n, err
 }
 
 // spoolSink writes a stream into the cache's file and judges it.
@@ -176,9 +273,10 @@ type spoolSink struct {
 	r     *Resolver
 	info  *verify.Info
 	form  nix.Form
-	drop  func() // takes the download out of the list
 	proof *verify.Proof
 	buf   []byte
+	// misnamed: it was committed although its file hash is wrong.
+	misnamed bool
 }
 
 func (s *spoolSink) Offset() int64 { return s.proof.Offset() }
@@ -212,29 +310,18 @@ func (s *spoolSink) End(err error, blame func(error)) error {
 		if isLie(err) && !s.form.IsRaw() && s.holdsNAR() {
 			s.r.log.Warn("file hash of an upstream is wrong, its NAR is right", "path", s.info.StorePath().Base(), "form", s.form.String())
 			s.r.disbelieve(s.info, s.form)
-			err = s.commit()
-			if s.r.cfg.Cache != nil {
-				s.r.cfg.Cache.Convict(s.info, s.form, nil)
-			}
-			return err
+			s.misnamed = true
+			err = nil
 		}
 	}
 	if err != nil {
 		blame(err)
-		// Out of the list first: a follower that tries anew must not find it there.
-		s.drop()
-		s.Abort(err)
+		s.Abort(&endedError{err})
 		return err
 	}
-	return s.commit()
-}
-
-func (s *spoolSink) commit() error {
 	if err := s.Commit(); err != nil {
-		err = &receiverError{errors.Join(errSpoolFailed, err)}
-		s.drop()
 		s.Abort(err)
-		return err
+		return &receiverError{errors.Join(errSpoolFailed, err)}
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"io"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
@@ -158,6 +159,9 @@ func decode(t *testing.T, c nix.Compression, file []byte) []byte {
 	}
 	return b
 }
+
+// pass lets time pass in a synctest bubble.
+func pass(d time.Duration) { <-time.After(d) }
 
 // lie is an error of a source that said something wrong.
 func lie() error {

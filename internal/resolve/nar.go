@@ -20,6 +20,8 @@ type Query struct {
 	// Resume: the client has the beginning already and asks for a range. It can go on only
 	// with exactly the bytes that it began with.
 	Resume bool
+	// ForPeer: the bytes do not go to Nix and are not counted as such.
+	ForPeer bool
 }
 
 // NAR is the answer to a NAR request: where it will come from is chosen, nothing is sent.
@@ -171,9 +173,11 @@ func (n *NAR) choices() []choice {
 	return append(list, choice{wrap: want.Compression, far: upstream})
 }
 
-// usable leaves out a source that had a part in wrong bytes of this NAR, or failed before.
+// usable leaves out a source that had a part in wrong bytes of this NAR, or failed before, and
+// peers for what is private: the question alone would tell them.
 func (n *NAR) usable(s NARSource) []NARSource {
-	if n.r.avoided.has(avoidKey{s.Name(), n.info.NarHash()}) || slices.Contains(n.useless, s) {
+	private := n.r.cfg.Peers != nil && s == NARSource(n.r.cfg.Peers) && !n.info.SignedByAny(n.r.cfg.Share)
+	if private || n.r.avoided.has(avoidKey{s.Name(), n.info.NarHash()}) || slices.Contains(n.useless, s) {
 		return nil
 	}
 	return []NARSource{s}
@@ -216,8 +220,9 @@ func (n *NAR) begin(ctx context.Context, c choice) error {
 				return err
 			}
 		}
-		// It does not fit, or only the source knows its size: stream it through.
-		c.near, c.far, c.backup = c.far, c.backup, nil
+		// It does not fit, or only the source knows its size: stream it through. Or it has just
+		// come into the cache.
+		c.near, c.far, c.backup = append(n.cached(c.form), c.far...), c.backup, nil
 	}
 	var errs []error
 	for i, s := range c.near {
@@ -233,6 +238,17 @@ func (n *NAR) begin(ctx context.Context, c choice) error {
 		}
 	}
 	return missing(errs)
+}
+
+// cached returns the cache if it holds exactly this form now.
+func (n *NAR) cached(form nix.Form) []NARSource {
+	if n.r.cfg.Cache == nil {
+		return nil
+	}
+	if raw, files := n.r.cfg.Cache.Held(n.info.NarHash()); form.IsRaw() && raw || slices.Contains(files, form) {
+		return n.usable(n.r.cfg.Cache)
+	}
+	return nil
 }
 
 func (n *NAR) set(c choice, size int64) {
@@ -298,8 +314,11 @@ func (n *NAR) Close() {
 // an error and nothing was written to w, the request may still be refused; else the response
 // has to be cut.
 func (n *NAR) Send(ctx context.Context, w io.Writer, from, count int64) error {
-	out := newSection(&counted{w, n}, from, count, n.Size())
-	for range maxAttempts {
+	if !n.q.ForPeer {
+		w = &counted{w, n}
+	}
+	out := newSection(w, from, count, n.Size())
+	for attempt := 1; ; attempt++ {
 		err := n.once(ctx, out)
 		if err == nil {
 			err = out.finish()
@@ -316,7 +335,7 @@ func (n *NAR) Send(ctx context.Context, w io.Writer, from, count int64) error {
 			return err
 		}
 		// Nothing left, or only the disk failed: another source may do it.
-		if out.began() && !errors.Is(err, errSpoolFailed) {
+		if out.began() && !errors.Is(err, errSpoolFailed) || attempt == maxAttempts {
 			return err
 		}
 		form, wrap, size := n.form, n.wrap, n.formSize
@@ -330,8 +349,6 @@ func (n *NAR) Send(ctx context.Context, w io.Writer, from, count int64) error {
 		}
 		out.rewind()
 	}
-	n.Close()
-	return errors.New("too many attempts")
 }
 
 // maxAttempts bounds how often a response is begun anew.

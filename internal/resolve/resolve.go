@@ -66,7 +66,8 @@ type Cache interface {
 
 // Download is a NAR on its way into the cache: one fills it, any number follow.
 type Download interface {
-	// Write appends. It is called by one goroutine.
+	// Write appends. It is called by one goroutine. When it fails the cache may end the
+	// download for the followers by itself.
 	Write(p []byte) (int, error)
 	// Reader follows from byte off on. It sees all but a held-back tail, everything after
 	// Commit, and the error of Abort after that.
@@ -76,7 +77,8 @@ type Download interface {
 	// Commit says that the bytes are proven. They are whole for the followers at once, and
 	// the cache holds them when it returns.
 	Commit() error
-	// Abort ends the download for all who follow, with an error that wraps err.
+	// Abort ends the download for all who follow, with an error that wraps err. After a
+	// Commit or Abort it does nothing.
 	Abort(err error)
 }
 
@@ -100,9 +102,11 @@ type Config struct {
 	Share []string
 	// Spool begins a download into the cache. An error says that it does not fit or that the
 	// disk is ill: the NAR then streams through and cannot be followed.
-	Spool   func(nar nix.NarHash, form nix.Form, size int64) (Download, error)
-	Metrics *metrics.Metrics // required
-	Log     *slog.Logger     // nil discards
+	Spool func(nar nix.NarHash, form nix.Form, size int64) (Download, error)
+	// Fetching is told of each download into the cache as it begins. Nil: nobody is told.
+	Fetching func(info *verify.Info)
+	Metrics  *metrics.Metrics // required
+	Log      *slog.Logger     // nil discards
 }
 
 // Limits and times. They are the contract's (narinfo deadline, remembered misses, bytes
@@ -125,6 +129,7 @@ const (
 	// linger is how long a download goes on when nobody follows it: the client of a cut
 	// connection comes back within it.
 	linger = 5 * time.Second
+	giveUp = time.Second // for a download that was cancelled to end
 )
 
 // Reach says how far a question may go, and for whose eyes the answer is.

@@ -149,7 +149,9 @@ func (p *pouring) blame(contributors []NARSource, err error) {
 func (r *Resolver) blameNAR(s NARSource, info *verify.Info, form nix.Form, err error) error {
 	var lie *verify.LieError
 	if errors.As(err, &lie) {
-		r.count.lie(s.Name(), lie)
+		if s.Name() != cacheName { // which counts what it drops
+			r.count.lie(s.Name(), lie)
+		}
 		r.log.Warn("wrong bytes refused", "source", s.Name(), "path", info.StorePath().Base(), "form", form.String(), "err", err)
 		s.Convict(info, form, lie)
 		if !form.IsRaw() && s.Name() == upstreamName {

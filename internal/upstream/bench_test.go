@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"errors"
 	"io"
 	"net/http"
 	"testing"
@@ -74,7 +75,7 @@ func drain(b *testing.B, body io.ReadCloser, buf []byte) {
 	b.Helper()
 	for {
 		_, err := body.Read(buf)
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {

@@ -99,9 +99,7 @@ func (m *mirror) fetch(ctx context.Context, u *Upstreams, q request) (*reply, er
 
 // foreign tells whether a URL leads to another host, whose trouble says nothing about the
 // cache's own.
-func (m *mirror) foreign(at *url.URL) bool {
-	return m.base.Scheme != schemeFile && hostPort(at) != m.addr
-}
+func (m *mirror) foreign(at *url.URL) bool { return at.Hostname() != m.base.Hostname() }
 
 // judge notes what a status says about health.
 func (m *mirror) judge(status int) {
@@ -112,6 +110,15 @@ func (m *mirror) judge(status int) {
 	m.answered()
 }
 
+// chain is the Via header: all who are in the chain already, and this daemon. Two that have
+// each other as upstream know themselves by it.
+func (u *Upstreams) chain(ctx context.Context) string {
+	if before := nix.Via(ctx); before != "" {
+		return before + ", " + u.via
+	}
+	return u.via
+}
+
 // follow sends the request on as redirects say, never to a lesser scheme, and leaves in q.at
 // where it got. Credentials go to the host that they are for, wherever that comes in the
 // chain.
@@ -120,7 +127,7 @@ func (m *mirror) follow(ctx context.Context, u *Upstreams, q *request) (*http.Re
 		at := q.at
 		req := (&http.Request{
 			Method: http.MethodGet, URL: at, Host: at.Host, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-			Header: http.Header{"User-Agent": {u.agent}, "Via": {u.via}},
+			Header: http.Header{"User-Agent": {u.agent}, "Via": {u.chain(ctx)}},
 		}).WithContext(ctx)
 		if q.from > 0 {
 			req.Header.Set("Range", "bytes="+strconv.FormatInt(q.from, 10)+"-")
@@ -138,6 +145,9 @@ func (m *mirror) follow(ctx context.Context, u *Upstreams, q *request) (*http.Re
 		case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther, http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
 		default:
 			return resp, nil
+		}
+		if !m.foreign(at) {
+			m.answered()
 		}
 		n, _ := io.CopyN(io.Discard, resp.Body, 2<<10) // so that the connection serves again
 		u.metrics.UpstreamBytes.Add(float64(n))

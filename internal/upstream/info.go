@@ -179,7 +179,7 @@ func (u *Upstreams) lied(m *mirror, h nix.StoreHash, err error) error {
 		return err
 	}
 	u.metrics.VerifyFailures.WithLabelValues(sourceName, string(lie.Reason)).Inc()
-	args := []any{"upstream", m.name, "store_hash", h, "err", err}
+	args := []any{"upstream", m.name, "store_hash", h.String(), "err", err}
 	if m.mayMention(mentionLie) {
 		u.log.Warn("wrong narinfo from upstream", args...)
 	} else {

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -27,11 +28,26 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 var key = nixtest.NewKey("cache.example.org-1")
 
-// quick are patiences that make tests short. What must not happen by chance is long.
+// quick are patiences that make tests short. What must not happen by chance on a busy
+// machine is long.
 var quick = timings{
-	connect: 2 * time.Second, headers: 150 * time.Millisecond, first: 150 * time.Millisecond, stall: 150 * time.Millisecond,
-	probe: 20 * time.Millisecond, probing: 100 * time.Millisecond, refresh: time.Hour,
+	connect: 10 * time.Second, headers: 10 * time.Second, first: 10 * time.Second, stall: 10 * time.Second,
+	probe: 20 * time.Millisecond, probing: 2 * time.Second, refresh: time.Hour,
 	hedge: 30 * time.Millisecond, backOff: 4 * time.Millisecond, busyMost: time.Minute, busy: time.Minute, convict: time.Hour,
+}
+
+// hasty is for those who are kept waiting.
+func hasty(c *Config) {
+	const soon = 200 * time.Millisecond
+	c.times.headers, c.times.first, c.times.stall, c.times.probing = soon, soon, soon, soon
+}
+
+// hastyFor is hasty where a fault is to hang.
+func hastyFor(faults ...nixtest.Fault) func(*Config) {
+	if slices.ContainsFunc(faults, func(f nixtest.Fault) bool { return f.Do == nixtest.Hang }) {
+		return hasty
+	}
+	return nil
 }
 
 // logged is a log that tests read.

@@ -28,7 +28,7 @@ type mirror struct {
 	base     *url.URL // ends in a slash; no user, query or fragment
 	name     string   // base as text: it has no secret
 	own      *credential
-	addr     string // host and port that are dialled
+	addr     string // host and port
 	proxied  bool   // the proxy is dialled instead
 	priority *int   // from the configuration
 	get      http.RoundTripper
@@ -188,8 +188,11 @@ func (u *Upstreams) newTransport(cfg *Config, proxy func(*url.URL) (*url.URL, er
 			ctx, cancel := context.WithTimeout(ctx, u.times.connect)
 			defer cancel()
 			conn, err := dial(ctx, network, addr)
-			if m, ok := ctx.Value(mirrorKey{}).(*mirror); ok && (m.proxied || addr == m.addr) {
-				m.connected(err)
+			if m, ok := ctx.Value(mirrorKey{}).(*mirror); ok {
+				host, _, _ := net.SplitHostPort(addr)
+				if m.proxied || host == m.base.Hostname() {
+					m.connected(err)
+				}
 			}
 			return conn, err
 		},

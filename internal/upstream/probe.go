@@ -76,8 +76,13 @@ func (m *mirror) hear(u *Upstreams, text []byte) error {
 	if info.StoreDir != "" && info.StoreDir != nix.StoreDir {
 		s.wrong = fmt.Errorf("%w: %q", errStoreDir, info.StoreDir)
 	}
-	if old := m.said.Swap(s); s.wrong != nil && (old == nil || old.wrong == nil) {
+	old := m.said.Swap(s)
+	switch was := old != nil && old.wrong != nil; {
+	case s.wrong != nil && !was:
+		m.gauge.Set(0)
 		u.log.Error("upstream cannot be used", "upstream", m.name, "err", s.wrong)
+	case s.wrong == nil && was:
+		m.gauge.Set(1)
 	}
 	return nil
 }

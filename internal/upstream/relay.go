@@ -389,13 +389,12 @@ func (r *relay) stopped(err error) {
 		err = io.ErrUnexpectedEOF
 	}
 	_ = r.strike(r.from, fmt.Errorf("%s: at byte %d: %w", r.from.name, r.pos, err))
-	r.u.log.Debug("transfer from upstream stopped", "upstream", r.from.name, "store_hash", r.info.StorePath().Hash(), "err", err)
-	r.from.interrupted(err)
+	if !errors.Is(err, context.Canceled) {
+		r.u.log.Debug("transfer from upstream stopped", "upstream", r.from.name, "store_hash", r.info.StorePath().Hash().String(), "err", err)
+		r.from.failed(troubleOther, err)
+	}
 	r.drop()
 }
-
-// interrupted notes a body that ended too early. That says nothing about the next request.
-func (h *health) interrupted(err error) { h.failed(troubleOther, err) }
 
 // end looks whether the body goes on after the last byte of the file. A body whose length
 // was announced cannot.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 	"sync"
 
 	"github.com/nixp2p/nixp2p/internal/compress"
@@ -24,10 +25,18 @@ type Cache struct {
 	failAt int64 // of each download, -1 never
 	commit error
 	begun  int
+	under  map[downloadKey]bool // way
+}
+
+type downloadKey struct {
+	nar  nix.NarHash
+	form nix.Form
 }
 
 // NewCache returns an empty cache that takes all.
-func NewCache() *Cache { return &Cache{Fake: NewFake("cache"), failAt: -1} }
+func NewCache() *Cache {
+	return &Cache{Fake: NewFake("cache"), failAt: -1, under: map[downloadKey]bool{}}
+}
 
 var _ resolve.Cache = (*Cache)(nil)
 
@@ -110,6 +119,11 @@ func (c *Cache) Create(nar nix.NarHash, form nix.Form, size int64) (resolve.Down
 	if c.refuse != nil {
 		return nil, c.refuse
 	}
+	raw, files := c.Held(nar)
+	if c.under[downloadKey{nar, form}] || form.IsRaw() && raw || slices.Contains(files, form) {
+		return nil, errors.New("sourcetest: is there already")
+	}
+	c.under[downloadKey{nar, form}] = true
 	c.begun++
 	d := &download{c: c, nar: nar, form: form, size: size, failAt: c.failAt, commit: c.commit, changed: make(chan struct{})}
 	c.failAt = -1
@@ -131,6 +145,13 @@ type download struct {
 	changed chan struct{} // closed at each change
 }
 
+// end lets another one begin.
+func (d *download) end() {
+	d.c.mu.Lock()
+	defer d.c.mu.Unlock()
+	delete(d.c.under, downloadKey{d.nar, d.form})
+}
+
 func (d *download) change(fn func()) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -148,6 +169,7 @@ func (d *download) Write(p []byte) (n int, err error) {
 			err = errors.New("sourcetest: more than was reserved")
 		case d.failAt >= 0 && int64(len(d.data)+len(p)) > d.failAt:
 			err = ErrDisk
+			d.err = fmt.Errorf("sourcetest: write: %w", ErrDisk) // as a real one, for followers at once
 		default:
 			d.data = append(d.data, p...)
 			n = len(p)
@@ -157,11 +179,18 @@ func (d *download) Write(p []byte) (n int, err error) {
 }
 
 func (d *download) Commit() error {
+	if len(d.data) != int(d.size) {
+		err := fmt.Errorf("sourcetest: %d of %d bytes", len(d.data), d.size)
+		d.Abort(err)
+		return err
+	}
 	if d.commit != nil {
+		d.Abort(d.commit)
 		return d.commit
 	}
 	d.c.AddBytes(d.nar, d.form, d.data)
 	d.change(func() { d.whole = true })
+	d.end()
 	return nil
 }
 
@@ -171,6 +200,7 @@ func (d *download) Abort(err error) {
 			d.err = fmt.Errorf("sourcetest: download: %w", err)
 		}
 	})
+	d.end()
 }
 
 func (d *download) Reader(off int64) resolve.Reader {

@@ -70,6 +70,7 @@ type Fake struct {
 	offsets   []int64
 	gave      int64
 	open      int
+	read      int
 	convicted []Conviction
 	put       []*verify.Info
 }
@@ -311,6 +312,13 @@ func (f *Fake) Open() int {
 	return f.open
 }
 
+// Reading returns how many NARs were read from.
+func (f *Fake) Reading() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.read
+}
+
 // Convicted returns the calls of Convict.
 func (f *Fake) Convicted() []Conviction {
 	f.mu.Lock()
@@ -334,6 +342,7 @@ type body struct {
 	pos    int64
 	faults []Fault
 	once   sync.Once
+	read   sync.Once
 	closed chan struct{}
 }
 
@@ -341,6 +350,11 @@ type body struct {
 const step = 32 << 10
 
 func (b *body) Read(p []byte) (int, error) {
+	b.read.Do(func() {
+		b.f.mu.Lock()
+		b.f.read++
+		b.f.mu.Unlock()
+	})
 	select {
 	case <-b.closed:
 		return 0, errors.New("sourcetest: body is closed")

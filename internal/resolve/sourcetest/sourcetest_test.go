@@ -51,3 +51,10 @@ func TestFake(t *testing.T) {
 		})
 	})
 }
+
+func TestCache(t *testing.T) {
+	sourcetest.RunDownloads(t, func(*testing.T) sourcetest.Downloads {
+		c := sourcetest.NewCache()
+		return sourcetest.Downloads{Create: c.Create, Held: c.Held}
+	})
+}

@@ -1,0 +1,757 @@
+package httpfront
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/nixp2p/nixp2p/internal/metrics"
+	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/nixtest"
+	"github.com/nixp2p/nixp2p/internal/resolve"
+	"github.com/nixp2p/nixp2p/verify"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var (
+	key, homeKey = nixtest.NewKey("cache.example.org-1"), nixtest.NewKey("home-1")
+	hello        = nixtest.NewPath("hello", 50_000)
+	secret       = nixtest.NewPath("secret", 50_000)
+	helloName    = nix.NARName{Store: hello.Hash(), Nar: hello.NarHash()}
+	secretName   = nix.NARName{Store: secret.Hash(), Nar: secret.NarHash()}
+)
+
+// fake is a resolver that has hello, and secret for this machine alone or for all, as told.
+type fake struct {
+	infos map[nix.StoreHash]*verify.Info
+	mu    sync.Mutex // of nars
+	nars  map[nix.NARName]*fakeNAR
+	err   error // instead of absence
+	asked func(ctx context.Context, reach resolve.Reach, resume bool)
+}
+
+func newFake(t testing.TB) *fake {
+	f := &fake{infos: map[nix.StoreHash]*verify.Info{}, nars: map[nix.NARName]*fakeNAR{}}
+	for _, p := range []struct {
+		nixtest.Path
+		nixtest.Key
+	}{{hello, key}, {secret, homeKey}} {
+		info := p.Info(t, p.Key)
+		f.infos[p.Hash()] = info
+		f.nars[nix.NARName{Store: p.Hash(), Nar: p.NarHash()}] = &fakeNAR{info: info, data: p.NAR, ranges: true, stop: -1}
+	}
+	return f
+}
+
+func (f *fake) Narinfo(ctx context.Context, h nix.StoreHash, reach resolve.Reach) ([]byte, *verify.Info, error) {
+	if f.asked != nil {
+		f.asked(ctx, reach, false)
+	}
+	info, ok := f.infos[h]
+	if !ok {
+		return nil, nil, f.no()
+	}
+	return info.Offer(nix.Raw), info, nil
+}
+
+func (f *fake) NAR(ctx context.Context, name nix.NARName, q resolve.Query) (NAR, error) {
+	if f.asked != nil {
+		f.asked(ctx, q.Reach, q.Resume)
+	}
+	f.mu.Lock()
+	n, ok := f.nars[name]
+	f.mu.Unlock()
+	if !ok {
+		return nil, f.no()
+	}
+	n.opened.Add(1)
+	return n, nil
+}
+
+// set puts another NAR in place while a server runs.
+func (f *fake) set(name nix.NARName, n *fakeNAR) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.nars[name] = n
+}
+
+func (f *fake) no() error {
+	if f.err != nil {
+		return f.err
+	}
+	return fs.ErrNotExist
+}
+
+type fakeNAR struct {
+	info           *verify.Info
+	data           []byte
+	ranges         bool
+	stop           int64 // fails after so many bytes, -1 never; set before the request
+	opened, closed atomic.Int32
+	send           func(ctx context.Context, w io.Writer) error
+}
+
+func (n *fakeNAR) Info() *verify.Info { return n.info }
+func (n *fakeNAR) Size() int64        { return int64(len(n.data)) }
+func (n *fakeNAR) Ranges() bool       { return n.ranges }
+func (n *fakeNAR) Close()             { n.closed.Add(1) }
+
+var errSource = errors.New("the source died")
+
+func (n *fakeNAR) Send(ctx context.Context, w io.Writer, from, count int64) error {
+	if n.send != nil {
+		return n.send(ctx, w)
+	}
+	b := n.data[from : from+count]
+	fails := n.stop >= 0 && n.stop < count
+	if fails {
+		b = b[:n.stop]
+	}
+	if len(b) > 0 {
+		if _, err := w.Write(b); err != nil {
+			return err
+		}
+	}
+	if fails {
+		return errSource
+	}
+	return nil
+}
+
+func newHandler(t testing.TB, r Resolver, edit ...func(*Config)) *Handler {
+	t.Helper()
+	cfg := Config{Resolver: r, Metrics: metrics.New(), Share: []string{key.Name}, Priority: 30, ID: "me"}
+	for _, fn := range edit {
+		fn(&cfg)
+	}
+	h, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+// serve starts a server on loopback and returns its address and a client without habits.
+func serve(t *testing.T, h http.Handler) (url string, client *http.Client) {
+	t.Helper()
+	s := httptest.NewServer(h)
+	t.Cleanup(s.Close)
+	transport := &http.Transport{DisableCompression: true}
+	t.Cleanup(transport.CloseIdleConnections)
+	return s.URL, &http.Client{Transport: transport}
+}
+
+// from is a request of a client elsewhere, or of this machine for "".
+func from(method, path, remote string) *http.Request {
+	r := httptest.NewRequest(method, path, nil)
+	local := &net.TCPAddr{IP: net.IPv4(10, 0, 0, 1), Port: 7654}
+	r = r.WithContext(context.WithValue(r.Context(), http.LocalAddrContextKey, local))
+	if r.RemoteAddr = remote; remote == "" {
+		r.RemoteAddr = "127.0.0.1:1234"
+	}
+	return r
+}
+
+func answer(h http.Handler, r *http.Request) *httptest.ResponseRecorder {
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, r)
+	return w
+}
+
+func TestPaths(t *testing.T) {
+	f := newFake(t)
+	h := newHandler(t, f)
+	hash, nar := hello.Hash().String(), "/"+helloName.URL()
+	for _, c := range []struct {
+		path   string
+		status int
+		kind   string
+	}{
+		{"/nix-cache-info", 200, cacheInfoType},
+		{"/" + hash + ".narinfo", 200, narinfoType},
+		{nar, 200, narType},
+		{"/" + hash + "%2enarinfo", 200, narinfoType},
+		{"/" + hash + ".narinfo?x=y", 200, narinfoType},
+		{"/nar%2F" + helloName.String(), 200, narType},
+
+		{"/", 404, ""},
+		{"//nix-cache-info", 404, ""},
+		{"/nix-cache-info/", 404, ""},
+		{"/Nix-Cache-Info", 404, ""},
+		{"//" + hash + ".narinfo", 404, ""},
+		{"/./" + hash + ".narinfo", 404, ""},
+		{"/x/../" + hash + ".narinfo", 404, ""},
+		{"/" + hash + ".narinfo%00", 404, ""},
+		{"/%00" + hash + ".narinfo", 404, ""},
+		{"/" + hash + ".narinfo/", 404, ""},
+		{"/" + strings.ToUpper(hash) + ".narinfo", 404, ""},
+		{"/" + hash[1:] + ".narinfo", 404, ""},
+		{"/" + hash + "a.narinfo", 404, ""},
+		{"/" + strings.Repeat("e", 32) + ".narinfo", 404, ""},
+		{"/" + hash + ".ls", 404, ""},
+		{"/.narinfo", 404, ""},
+		{"/" + hash, 404, ""},
+		{"/nar/", 404, ""},
+		{"/nar//" + helloName.String(), 404, ""},
+		{"/nar/../" + hash + ".narinfo", 404, ""},
+		{nar + ".xz", 404, ""},
+		{"/nar/" + hello.NarHash().Nix32() + ".nar", 404, ""},
+		{"/nar/" + secret.Hash().String() + "-" + hello.NarHash().Nix32() + ".nar", 404, ""},
+		{"/log/" + hash + "-hello.drv", 404, ""},
+		{"/realisations/sha256:00!out.doi", 404, ""},
+		{"/realisations/sha256:00%21out.doi", 404, ""},
+		{"/debuginfo/00", 404, ""},
+		{"/favicon.ico", 404, ""},
+		{"/" + strings.Repeat("a", 1<<20), 404, ""},
+		{"/nar/" + strings.Repeat("-", 1<<20) + ".nar", 404, ""},
+	} {
+		w := answer(h, from(http.MethodGet, c.path, ""))
+		show := c.path[:min(len(c.path), 80)]
+		if w.Code != c.status {
+			t.Errorf("%s: status %d, want %d", show, w.Code, c.status)
+		}
+		want := c.kind
+		if c.status == 404 {
+			want = "text/plain"
+			if w.Body.Len() != 0 {
+				t.Errorf("%s: %d bytes beside 404", show, w.Body.Len())
+			}
+		}
+		if got := w.Header().Get("Content-Type"); got != want {
+			t.Errorf("%s: Content-Type %q, want %q", show, got, want)
+		}
+		if got := w.Header().Get("Content-Length"); got != strconv.Itoa(w.Body.Len()) {
+			t.Errorf("%s: Content-Length %q of %d", show, got, w.Body.Len())
+		}
+		if w.Header().Get("Content-Encoding") != "" {
+			t.Errorf("%s: has a Content-Encoding", show)
+		}
+	}
+	if n := f.nars[helloName]; n.opened.Load() == 0 || n.opened.Load() != n.closed.Load() {
+		t.Errorf("%d NARs opened, %d closed", n.opened.Load(), n.closed.Load())
+	}
+}
+
+func TestBodies(t *testing.T) {
+	h := newHandler(t, newFake(t))
+	w := answer(h, from(http.MethodGet, "/nix-cache-info", ""))
+	if got := w.Body.String(); got != "StoreDir: /nix/store\nWantMassQuery: 1\nPriority: 30\n" {
+		t.Errorf("nix-cache-info: %q", got)
+	}
+	w = answer(h, from(http.MethodGet, "/"+hello.Hash().String()+".narinfo", ""))
+	n, err := nix.ParseNarInfo(w.Body.Bytes())
+	if err != nil || n.StorePath != hello.StorePath || n.URL != helloName.URL() {
+		t.Errorf("narinfo: %v\n%s", err, w.Body)
+	}
+	w = answer(h, from(http.MethodGet, "/"+n.URL, ""))
+	if !bytes.Equal(w.Body.Bytes(), hello.NAR) {
+		t.Errorf("NAR: %d bytes", w.Body.Len())
+	}
+}
+
+func TestMethods(t *testing.T) {
+	h := newHandler(t, newFake(t))
+	for _, method := range []string{"PUT", "POST", "DELETE", "PATCH", "OPTIONS", "CONNECT", "TRACE", "FOO", "get"} {
+		for _, path := range []string{"/nix-cache-info", "/" + hello.Hash().String() + ".narinfo", "/" + helloName.URL(), "/nothing"} {
+			r := from(http.MethodGet, path, "")
+			r.Method = method
+			if w := answer(h, r); w.Code != http.StatusMethodNotAllowed || w.Header().Get("Allow") != "GET, HEAD" {
+				t.Errorf("%s %s: %d, Allow %q", method, path, w.Code, w.Header().Get("Allow"))
+			}
+		}
+	}
+}
+
+// TestHead: the headers are those of GET, and nothing is sent.
+func TestHead(t *testing.T) {
+	f := newFake(t)
+	stored := nix.NARName{Store: hello.Hash(), Nar: hello.NarHash(), Form: nix.Form{Compression: nix.XZ, File: nix.FileHash{1}}}
+	f.nars[stored] = &fakeNAR{info: f.infos[hello.Hash()], data: []byte("stored"), stop: -1}
+	url, client := serve(t, newHandler(t, f))
+	for _, path := range []string{
+		"/nix-cache-info", "/" + hello.Hash().String() + ".narinfo", "/" + helloName.URL(), "/" + stored.URL(), "/nothing",
+	} {
+		var heads []http.Header
+		for _, method := range []string{http.MethodGet, http.MethodHead} {
+			r, err := http.NewRequestWithContext(t.Context(), method, url+path, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if method == http.MethodHead {
+				r.Header.Set("Range", "bytes=5-") // is for GET only
+			}
+			res, err := client.Do(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			body, err := io.ReadAll(res.Body)
+			_ = res.Body.Close()
+			if err != nil || method == http.MethodHead && len(body) > 0 {
+				t.Errorf("%s %s: %d bytes, error %v", method, path, len(body), err)
+			}
+			res.Header.Del("Date")
+			res.Header.Set("Status", res.Status)
+			heads = append(heads, res.Header)
+		}
+		if !maps.EqualFunc(heads[0], heads[1], func(a, b []string) bool { return fmt.Sprint(a) == fmt.Sprint(b) }) {
+			t.Errorf("%s: GET %v, HEAD %v", path, heads[0], heads[1])
+		}
+	}
+}
+
+func TestRange(t *testing.T) {
+	f := newFake(t)
+	size := int64(len(hello.NAR))
+	last := strconv.FormatInt(size-1, 10)
+	var resumed bool
+	f.asked = func(_ context.Context, _ resolve.Reach, resume bool) { resumed = resume }
+	h := newHandler(t, f)
+	for _, c := range []struct {
+		header      string
+		from, count int64 // -1: the whole with 200; -2: 416
+	}{
+		{"bytes=0-", 0, size},
+		{"bytes=0-0", 0, 1},
+		{"bytes=10-", 10, size - 10},
+		{"bytes=10-19", 10, 10},
+		{"bytes= 10-19 ", 10, 10},
+		{"bytes=10-" + last, 10, size - 10},
+		{"bytes=10-99999999999", 10, size - 10},
+		{"bytes=" + last + "-", size - 1, 1},
+		{"bytes=-1", size - 1, 1},
+		{"bytes=-100", size - 100, 100},
+		{"bytes=-99999999999", 0, size},
+		{"bytes=" + strconv.FormatInt(size, 10) + "-", -2, 0},
+		{"bytes=9223372036854775807-", -2, 0},
+		{"bytes=9223372036854775808-", -1, 0},
+		{"bytes=5-4", -1, 0},
+		{"bytes=-0", -1, 0},
+		{"bytes=-", -1, 0},
+		{"bytes=--5", -1, 0},
+		{"bytes=+5-9", -1, 0},
+		{"bytes=5-+9", -1, 0},
+		{"bytes=0x5-9", -1, 0},
+		{"bytes=1_0-", -1, 0},
+		{"bytes=0-1,5-6", -1, 0},
+		{"bytes=a-b", -1, 0},
+		{"lines=1-2", -1, 0},
+		{"bytes", -1, 0},
+		{"", -1, 0},
+	} {
+		r := from(http.MethodGet, "/"+helloName.URL(), "")
+		r.Header.Set("Range", c.header)
+		w := answer(h, r)
+		wantStatus, wantBody, wantRange := http.StatusPartialContent, hello.NAR[max(c.from, 0):max(c.from, 0)+c.count], ""
+		switch c.from {
+		case -1:
+			wantStatus, wantBody = http.StatusOK, hello.NAR
+		case -2:
+			wantStatus, wantRange = http.StatusRequestedRangeNotSatisfiable, fmt.Sprintf("bytes */%d", size)
+		default:
+			wantRange = fmt.Sprintf("bytes %d-%d/%d", c.from, c.from+c.count-1, size)
+		}
+		if w.Code != wantStatus || w.Header().Get("Content-Range") != wantRange || w.Header().Get("Accept-Ranges") != "bytes" {
+			t.Errorf("%q: %d, Content-Range %q, Accept-Ranges %q", c.header, w.Code, w.Header().Get("Content-Range"), w.Header().Get("Accept-Ranges"))
+		}
+		if c.from != -2 && (!bytes.Equal(w.Body.Bytes(), wantBody) || w.Header().Get("Content-Length") != strconv.Itoa(len(wantBody))) {
+			t.Errorf("%q: %d bytes, Content-Length %s, want %d", c.header, w.Body.Len(), w.Header().Get("Content-Length"), len(wantBody))
+		}
+		if want := c.from > 0 || c.from == -2 || strings.HasPrefix(c.header, "bytes=-") && c.from >= 0; resumed != want {
+			t.Errorf("%q: asked as one who resumes: %v", c.header, resumed)
+		}
+	}
+	for _, edit := range []func(r *http.Request){
+		func(r *http.Request) { r.Header.Add("Range", "bytes=7-8") },
+		func(r *http.Request) { r.Header.Set("If-Range", `"etag"`) },
+		func(r *http.Request) { f.nars[helloName].ranges = false },
+	} {
+		r := from(http.MethodGet, "/"+helloName.URL(), "")
+		r.Header.Set("Range", "bytes=5-6")
+		edit(r)
+		if w := answer(h, r); w.Code != http.StatusOK || w.Header().Get("Content-Range") != "" || w.Body.Len() != len(hello.NAR) {
+			t.Errorf("%v: %d, %d bytes", r.Header, w.Code, w.Body.Len())
+		}
+	}
+	if w := answer(h, from(http.MethodGet, "/"+helloName.URL(), "")); w.Header().Get("Accept-Ranges") != "" {
+		t.Error("ranges are offered for what has none")
+	}
+}
+
+// TestCut: a client never takes for whole what could not be proven.
+func TestCut(t *testing.T) {
+	f := newFake(t)
+	h := newHandler(t, f)
+	url, client := serve(t, h)
+	nar := f.nars[helloName]
+	for _, asked := range []string{"", "bytes=100-"} {
+		for _, stop := range []int64{1, 100, 5000, int64(len(hello.NAR)) - 101} {
+			f.set(helloName, &fakeNAR{info: nar.info, data: nar.data, ranges: true, stop: stop})
+			r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url+"/"+helloName.URL(), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if asked != "" {
+				r.Header.Set("Range", asked)
+			}
+			res, err := client.Do(r)
+			if err != nil {
+				continue // cut before the headers left
+			}
+			got, err := io.ReadAll(res.Body)
+			_ = res.Body.Close()
+			if err == nil || int64(len(got)) > stop || res.ContentLength <= stop {
+				t.Errorf("stopped at %d: status %d, %d of %d bytes, error %v", stop, res.StatusCode, len(got), res.ContentLength, err)
+			}
+		}
+	}
+	// A response that ends early without an error is no whole one either.
+	f.set(helloName, &fakeNAR{info: nar.info, data: nar.data, send: func(_ context.Context, w io.Writer) error {
+		_, err := w.Write(hello.NAR[:10_000])
+		return err
+	}})
+	res, err := client.Get(url + "/" + helloName.URL()) //nolint:noctx // of a test's own server
+	if err == nil {
+		_, err = io.ReadAll(res.Body)
+		_ = res.Body.Close()
+	}
+	if err == nil {
+		t.Error("a short response was taken for whole")
+	}
+}
+
+// TestRefused: before the first byte an answer becomes the same 404 as for what is not there.
+func TestRefused(t *testing.T) {
+	f := newFake(t)
+	h := newHandler(t, f)
+	want := answer(h, from(http.MethodGet, "/nothing", ""))
+	f.nars[helloName].stop = 0
+	for _, asked := range []string{"", "bytes=100-"} {
+		r := from(http.MethodGet, "/"+helloName.URL(), "")
+		if asked != "" {
+			r.Header.Set("Range", asked)
+		}
+		same(t, "a NAR that fails at once", answer(h, r), want)
+	}
+	for _, err := range []error{errSource, context.DeadlineExceeded, &verify.LieError{Reason: verify.ReasonHash, Err: errSource}} {
+		f.err = err
+		same(t, "narinfo", answer(h, from(http.MethodGet, "/"+strings.Repeat("0", 32)+".narinfo", "")), want)
+		other := helloName
+		other.Nar[0]++
+		same(t, "NAR", answer(h, from(http.MethodGet, "/"+other.URL(), "")), want)
+	}
+}
+
+func same(t *testing.T, what string, got, want *httptest.ResponseRecorder) {
+	t.Helper()
+	if got.Code != want.Code || fmt.Sprint(got.Header()) != fmt.Sprint(want.Header()) || !bytes.Equal(got.Body.Bytes(), want.Body.Bytes()) {
+		t.Errorf("%s: %d %v %q, want %d %v %q", what, got.Code, got.Header(), got.Body, want.Code, want.Header(), want.Body)
+	}
+}
+
+// TestElsewhere: a client on another machine sees what is shared, and of all else not that it is there.
+func TestElsewhere(t *testing.T) {
+	f := newFake(t)
+	var reach resolve.Reach
+	f.asked = func(_ context.Context, r resolve.Reach, _ bool) { reach = r }
+	h := newHandler(t, f)
+	absent := answer(h, from(http.MethodGet, "/"+strings.Repeat("0", 32)+".narinfo", "10.0.0.2:99"))
+	for _, c := range []struct {
+		remote string
+		here   bool
+	}{
+		{"127.0.0.1:1", true},
+		{"127.9.9.9:1", true},
+		{"[::1]:1", true},
+		{"[::ffff:127.0.0.1]:1", true},
+		{"@", true}, // a unix socket
+		{"", true},
+		{"10.0.0.1:1", true}, // this machine's own address
+		{"[::ffff:10.0.0.1]:1", true},
+		{"10.0.0.2:1", false},
+		{"192.0.2.1:1", false},
+		{"[fe80::1%eth0]:1", false},
+		{"[2001:db8::1]:1", false},
+		{"[::ffff:10.0.0.2]:1", false},
+	} {
+		for _, method := range []string{http.MethodGet, http.MethodHead} {
+			for _, path := range []string{"/" + hello.Hash().String() + ".narinfo", "/" + helloName.URL(), "/nix-cache-info"} {
+				if w := answer(h, from(method, path, c.remote)); w.Code != http.StatusOK {
+					t.Errorf("%s %s from %s: %d", method, path, c.remote, w.Code)
+				}
+			}
+			for _, path := range []string{"/" + secret.Hash().String() + ".narinfo", "/" + secretName.URL()} {
+				r := from(method, path, c.remote)
+				if r.RemoteAddr == "" {
+					r.RemoteAddr = "@"
+				}
+				w := answer(h, r)
+				if c.here && w.Code != http.StatusOK {
+					t.Errorf("%s %s from %s: %d", method, path, c.remote, w.Code)
+				}
+				if !c.here {
+					same(t, path+" from "+c.remote, w, absent)
+				}
+				if (reach&resolve.SharedOnly == 0) != c.here {
+					t.Errorf("from %s: asked with reach %b", c.remote, reach)
+				}
+			}
+		}
+	}
+	if n := f.nars[secretName]; n.opened.Load() != n.closed.Load() {
+		t.Errorf("%d NARs opened, %d closed", n.opened.Load(), n.closed.Load())
+	}
+}
+
+// TestVia: a question that comes back is told from one that comes.
+func TestVia(t *testing.T) {
+	f := newFake(t)
+	var reach resolve.Reach
+	var chain string
+	f.asked = func(ctx context.Context, r resolve.Reach, _ bool) { reach, chain = r, nix.Via(ctx) }
+	h := newHandler(t, f)
+	for _, c := range []struct {
+		via   []string
+		back  bool
+		chain string
+	}{
+		{nil, false, ""},
+		{[]string{"nixp2p/other"}, false, "nixp2p/other"},
+		{[]string{"nixp2p/me"}, true, "nixp2p/me"},
+		{[]string{"1.1 nixp2p/me"}, true, "1.1 nixp2p/me"},
+		{[]string{"1.1 nixp2p/me (the one)"}, true, "1.1 nixp2p/me (the one)"},
+		{[]string{"1.1 squid, nixp2p/me , 1.1 nginx"}, true, "1.1 squid, nixp2p/me , 1.1 nginx"},
+		{[]string{"1.1 squid", "nixp2p/me"}, true, "1.1 squid, nixp2p/me"},
+		{[]string{"nixp2p/me2"}, false, "nixp2p/me2"},
+		{[]string{"nixp2p/m"}, false, "nixp2p/m"},
+		{[]string{"xnixp2p/me"}, false, "xnixp2p/me"},
+		{[]string{""}, false, ""},
+	} {
+		for _, path := range []string{"/" + hello.Hash().String() + ".narinfo", "/" + helloName.URL()} {
+			r := from(http.MethodGet, path, "")
+			if c.via != nil {
+				r.Header["Via"] = c.via
+			}
+			answer(h, r)
+			if (reach&resolve.ThisMachine != 0) != c.back || chain != c.chain {
+				t.Errorf("Via %q: reach %b, chain %q", c.via, reach, chain)
+			}
+		}
+	}
+}
+
+// TestStalled: a client that takes nothing loses its connection, one that is only slow does not.
+func TestStalled(t *testing.T) {
+	f := newFake(t)
+	const stall = 100 * time.Millisecond
+	h := newHandler(t, f, func(cfg *Config) { cfg.Stall = stall })
+	url, client := serve(t, h)
+	nar := f.nars[helloName]
+	nar.data = make([]byte, 64<<20) // more than sockets buffer
+	ended := make(chan error, 1)
+	nar.send = func(_ context.Context, w io.Writer) (err error) {
+		defer func() { ended <- err }()
+		for b := nar.data; len(b) > 0; b = b[1<<16:] {
+			if _, err := w.Write(b[:1<<16]); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	conn, err := net.Dial("tcp", strings.TrimPrefix(url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := fmt.Fprintf(conn, "GET /%s HTTP/1.1\r\nHost: x\r\n\r\n", helloName.URL()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; err == nil {
+		t.Error("all of it was sent to nobody")
+	}
+	if n, err := io.Copy(io.Discard, bufio.NewReader(conn)); n >= int64(len(nar.data)) {
+		t.Errorf("%d bytes arrived, error %v", n, err)
+	}
+
+	// A source that is slow, and a connection that rests, are no stall.
+	nar.data = nar.data[:400_000]
+	nar.send = func(_ context.Context, w io.Writer) error {
+		for b := nar.data; len(b) > 0; b = b[100_000:] {
+			<-time.After(stall / 2)
+			if _, err := w.Write(b[:100_000]); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	for range 2 {
+		res, err := client.Get(url + "/" + helloName.URL()) //nolint:noctx // of a test's own server
+		if err != nil {
+			t.Fatal(err)
+		}
+		n, err := io.Copy(io.Discard, res.Body)
+		_ = res.Body.Close()
+		if err != nil || n != int64(len(nar.data)) {
+			t.Errorf("slow source: %d bytes, error %v", n, err)
+		}
+		<-time.After(2 * stall)
+	}
+}
+
+// TestClientLeaves: the source is told, and nothing is logged as a failure of ours.
+func TestClientLeaves(t *testing.T) {
+	f := newFake(t)
+	h := newHandler(t, f)
+	url, client := serve(t, h)
+	ended := make(chan error, 1)
+	f.nars[helloName].send = func(ctx context.Context, w io.Writer) error {
+		_, err := w.Write(hello.NAR[:10_000])
+		<-ctx.Done()
+		ended <- ctx.Err()
+		return errors.Join(err, ctx.Err())
+	}
+	res, err := client.Get(url + "/" + helloName.URL()) //nolint:noctx // of a test's own server
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = res.Body.Close()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}
+
+// TestLongURL: what is too long for the server is not an error that Nix would try again.
+func TestLongURL(t *testing.T) {
+	url, client := serve(t, newHandler(t, newFake(t)))
+	res, err := client.Get(url + "/" + strings.Repeat("a", 1<<20-1000) + ".narinfo") //nolint:noctx // of a test's own server
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = res.Body.Close()
+	if res.StatusCode != http.StatusNotFound {
+		t.Errorf("status %d", res.StatusCode)
+	}
+}
+
+func FuzzPath(f *testing.F) {
+	for _, s := range []string{
+		"/", "", "/nix-cache-info", "/" + hello.Hash().String() + ".narinfo", "/" + helloName.URL(),
+		"/nar/" + helloName.String() + ".xz", "/nar/0-0-0.nar.zst", "//", "/\x00.narinfo", "/nar/-.nar",
+	} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		got := parsePath(s)
+		var back string
+		switch got.kind {
+		case nothing:
+			return
+		case theCacheInfo:
+			back = "/nix-cache-info"
+		case aNarinfo:
+			back = "/" + got.nar.Store.String() + ".narinfo"
+		case aNAR:
+			back = "/" + got.nar.URL()
+		}
+		if back != s {
+			t.Errorf("%q was read as %q", s, back)
+		}
+	})
+}
+
+func FuzzRange(f *testing.F) {
+	for _, s := range []string{"bytes=0-", "bytes=-5", "bytes=5-9", "bytes=9223372036854775807-", "bytes=1-2,3-4", "bytes=--1"} {
+		f.Add(s, int64(100))
+	}
+	f.Fuzz(func(t *testing.T, s string, size int64) {
+		if size <= 0 {
+			return
+		}
+		first, last, asked := parseRange(&http.Request{Method: http.MethodGet, Header: http.Header{"Range": {s}}})
+		if !asked {
+			return
+		}
+		if start, count, ok := clamp(first, last, size); ok && (start < 0 || count <= 0 || start+count > size || start+count < 0) {
+			t.Errorf("%q of %d: %d bytes from %d", s, size, count, start)
+		}
+	})
+}
+
+// sinkWriter is a ResponseWriter that keeps nothing.
+type sinkWriter struct {
+	header http.Header
+	n      int
+}
+
+func (w *sinkWriter) Header() http.Header { return w.header }
+func (w *sinkWriter) WriteHeader(int)     {}
+func (w *sinkWriter) Write(p []byte) (int, error) {
+	w.n += len(p)
+	return len(p), nil
+}
+func (w *sinkWriter) SetWriteDeadline(time.Time) error { return nil }
+
+// remembered is a resolver that costs nothing.
+type remembered struct {
+	text []byte
+	info *verify.Info
+}
+
+func (r *remembered) Narinfo(_ context.Context, h nix.StoreHash, _ resolve.Reach) ([]byte, *verify.Info, error) {
+	if h != hello.Hash() {
+		return nil, nil, fs.ErrNotExist
+	}
+	return r.text, r.info, nil
+}
+
+func (r *remembered) NAR(context.Context, nix.NARName, resolve.Query) (NAR, error) {
+	return nil, fs.ErrNotExist
+}
+
+func hot(t testing.TB, path string) func() {
+	info := hello.Info(t, key)
+	h := newHandler(t, &remembered{info.Offer(nix.Raw), info})
+	r := from(http.MethodGet, path, "")
+	w := &sinkWriter{header: http.Header{}}
+	return func() {
+		clear(w.header)
+		h.ServeHTTP(w, r)
+	}
+}
+
+// TestNarinfoAllocs: what is asked most often costs next to nothing beside the server itself.
+func TestNarinfoAllocs(t *testing.T) {
+	for _, path := range []string{"/" + hello.Hash().String() + ".narinfo", "/" + strings.Repeat("0", 32) + ".narinfo"} {
+		if n := testing.AllocsPerRun(100, hot(t, path)); n >= 6 {
+			t.Errorf("%s: %v allocations", path, n)
+		}
+	}
+}
+
+func BenchmarkNarinfo(b *testing.B) {
+	for name, path := range map[string]string{"hit": "/" + hello.Hash().String() + ".narinfo", "miss": "/" + strings.Repeat("0", 32) + ".narinfo"} {
+		b.Run(name, func(b *testing.B) {
+			serve := hot(b, path)
+			b.ReportAllocs()
+			for b.Loop() {
+				serve()
+			}
+		})
+	}
+}

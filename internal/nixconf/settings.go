@@ -1,0 +1,118 @@
+package nixconf
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// DefaultSubstituter is the list of substituters that nobody set.
+const DefaultSubstituter = "https://cache.nixos.org/"
+
+// Settings are those that decide whether and how Nix asks a cache.
+type Settings struct {
+	Substituters        []string
+	TrustedSubstituters []string // which any user may turn on
+	TrustedPublicKeys   []string
+	TrustedUsers        []string // names, and @GROUP
+	AllowedUsers        []string // the same, and * for all
+	ConnectTimeout      int64    // seconds; 0: no bound of its own
+	NegativeTTL         int64    // seconds for which an absence is remembered
+	Fallback            bool
+	Substitute          bool
+	RequireSigs         bool
+}
+
+// Defaults are the settings of a Nix that was told nothing.
+func Defaults() Settings {
+	return Settings{
+		Substituters:      []string{DefaultSubstituter},
+		TrustedPublicKeys: []string{"cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY="},
+		TrustedUsers:      []string{"root"},
+		AllowedUsers:      []string{"*"},
+		NegativeTTL:       3600,
+		Substitute:        true,
+		RequireSigs:       true,
+	}
+}
+
+// fields maps the names of settings to where their values go: *[]string, *int64 or *bool.
+func (s *Settings) fields() map[string]any {
+	return map[string]any{
+		"substituters":               &s.Substituters,
+		"trusted-substituters":       &s.TrustedSubstituters,
+		"trusted-public-keys":        &s.TrustedPublicKeys,
+		"trusted-users":              &s.TrustedUsers,
+		"allowed-users":              &s.AllowedUsers,
+		"connect-timeout":            &s.ConnectTimeout,
+		"narinfo-cache-negative-ttl": &s.NegativeTTL,
+		"fallback":                   &s.Fallback,
+		"substitute":                 &s.Substitute,
+		"require-sigs":               &s.RequireSigs,
+	}
+}
+
+// apply takes statements over, one after the other: a list replaces the one before it unless
+// "extra-" says that it is added. Values that Nix would refuse are left out.
+func (s *Settings) apply(all []statement) {
+	fields := s.fields()
+	for _, st := range all {
+		switch f := fields[st.name].(type) {
+		case *[]string:
+			if !st.extra {
+				*f = nil
+			}
+			*f = append(*f, st.values...)
+		case *int64:
+			if n, err := strconv.ParseInt(strings.Join(st.values, " "), 10, 64); err == nil {
+				*f = n
+			}
+		case *bool:
+			switch strings.Join(st.values, " ") {
+			case "true", "yes", "1":
+				*f = true
+			case "false", "no", "0":
+				*f = false
+			}
+		}
+	}
+}
+
+// parseShown reads what `nix config show --json` prints.
+func parseShown(text []byte) (Settings, error) {
+	s := Defaults()
+	var shown map[string]struct {
+		Value json.RawMessage `json:"value"`
+	}
+	if err := json.Unmarshal(text, &shown); err != nil {
+		return s, fmt.Errorf("settings of nix: %w", err)
+	}
+	for name, to := range s.fields() {
+		v, ok := shown[name]
+		if !ok {
+			continue
+		}
+		if err := json.Unmarshal(v.Value, to); err != nil {
+			return s, fmt.Errorf("settings of nix: %s: %w", name, err)
+		}
+	}
+	return s, nil
+}
+
+// SameCache tells whether two URLs of substituters mean the same place to Nix, which leaves
+// parameters and a slash at the end aside.
+func SameCache(a, b string) bool { return bare(a) == bare(b) }
+
+func bare(url string) string {
+	url, _, _ = strings.Cut(url, "?")
+	return strings.TrimRight(url, "/")
+}
+
+// Uses tells whether the cache is among the substituters.
+func (s *Settings) Uses(url string) bool { return lists(s.Substituters, url) }
+
+func lists(urls []string, url string) bool {
+	return slices.ContainsFunc(urls, func(u string) bool { return SameCache(u, url) })
+}

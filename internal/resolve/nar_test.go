@@ -1,0 +1,1105 @@
+package resolve_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"runtime"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/nixtest"
+	"github.com/nixp2p/nixp2p/internal/resolve"
+	"github.com/nixp2p/nixp2p/internal/resolve/sourcetest"
+	"github.com/nixp2p/nixp2p/verify"
+)
+
+const mib = 1 << 20
+
+// formOf returns the form of the file that a narinfo names.
+func formOf(t *testing.T, info *verify.Info) nix.Form {
+	t.Helper()
+	form, ok := info.FileForm()
+	if !ok {
+		t.Fatal("no file")
+	}
+	return form
+}
+
+// prefix tells whether got is the beginning of want and less than all of it.
+func prefix(got, want []byte) bool { return len(got) < len(want) && bytes.HasPrefix(want, got) }
+
+func TestNARFromStore(t *testing.T) {
+	for _, size := range []int{0, 1, mib - 200, mib, 3*mib + 7} {
+		w := newWorld(t)
+		p := nixtest.NewPath(fmt.Sprint("of", size), size)
+		w.store.Add(t, key, p)
+		w.wantWhole(nameOf(p, nix.Raw), p.NAR)
+		if n := w.count("nar_bytes_total", "source", "store"); n != float64(len(p.NAR)) {
+			t.Errorf("%d: counted %v bytes", size, n)
+		}
+		if n := w.count("saved_bytes_total"); n != float64(len(p.NAR)) {
+			t.Errorf("%d: %v bytes saved", size, n)
+		}
+		if w.cache.Begun() != 0 || w.up.AskedAll() != 0 {
+			t.Error("afar was asked, or the cache was written")
+		}
+	}
+}
+
+// TestStoreDies: the response goes on from afar where the store left off, unseen.
+func TestStoreDies(t *testing.T) {
+	p := nixtest.NewPath("hello", 3*mib)
+	size := int64(len(p.NAR))
+	for _, do := range []sourcetest.Action{sourcetest.Die, sourcetest.End} {
+		for _, at := range []int64{0, 1, 100_000, mib, 2 * mib, size - 1} {
+			w := newWorld(t)
+			w.store.Add(t, key, p)
+			w.up.Add(t, key, p)
+			w.store.SetFaults(sourcetest.Fault{Do: do, At: at})
+			w.wantWhole(nameOf(p, nix.Raw), p.NAR)
+			if got := w.up.Offsets(); len(got) != 1 || got[0] != at {
+				t.Errorf("died at %d: upstream was asked for %v", at, got)
+			}
+			if n := w.count("failovers_total", "source", "store"); n != 1 {
+				t.Errorf("%v failovers", n)
+			}
+			if len(w.store.Convicted()) != 0 {
+				t.Error("a source that died was convicted")
+			}
+		}
+	}
+	// All bytes are here when it dies.
+	w := newWorld(t)
+	w.store.Add(t, key, p)
+	w.store.SetFaults(sourcetest.Fault{Do: sourcetest.Die, At: size})
+	w.wantWhole(nameOf(p, nix.Raw), p.NAR)
+}
+
+// TestStoreLies: up to 64 MiB nothing of a lie leaves, and the next source answers instead.
+func TestStoreLies(t *testing.T) {
+	p := nixtest.NewPath("hello", 3*mib)
+	size := int64(len(p.NAR))
+	for _, c := range []struct {
+		name  string
+		fault sourcetest.Fault
+		raw   []byte // what the store has, nil is the NAR
+	}{
+		{"first", sourcetest.Fault{Do: sourcetest.Flip, At: 0}, nil},
+		{"middle", sourcetest.Fault{Do: sourcetest.Flip, At: size / 2}, nil},
+		{"last", sourcetest.Fault{Do: sourcetest.Flip, At: size - 1}, nil},
+		{"too long", sourcetest.Fault{Do: sourcetest.Overflow}, nil},
+		{"claims more", sourcetest.Fault{}, append(bytes.Clone(p.NAR), 0)},
+		{"claims less", sourcetest.Fault{}, p.NAR[:size-1]},
+	} {
+		for _, forgiving := range []bool{false, true} {
+			t.Run(fmt.Sprint(c.name, forgiving), func(t *testing.T) {
+				w := newWorld(t)
+				w.store.Add(t, key, p)
+				w.up.Add(t, key, p)
+				w.store.SetFaults(c.fault)
+				if c.raw != nil {
+					w.store.AddBytes(p.NarHash(), nix.Raw, c.raw)
+				}
+				if forgiving {
+					w.store.SetForgiving()
+				}
+				w.wantWhole(nameOf(p, nix.Raw), p.NAR)
+				if got := w.store.Convicted(); len(got) != 1 || got[0].Path != p.StorePath || !got[0].Form.IsRaw() || got[0].Err == nil {
+					t.Errorf("store convicted: %v", got)
+				}
+				if n := w.count("verify_failures_total", "source", "store"); n != 1 {
+					t.Errorf("%v lies counted", n)
+				}
+				if n := w.count("nar_bytes_total", "source", "store"); n != 0 {
+					t.Errorf("%v bytes of a lie left", n)
+				}
+				if len(w.up.Convicted()) != 0 {
+					t.Error("upstream was convicted")
+				}
+			})
+		}
+	}
+	w := newWorld(t)
+	w.store.Add(t, key, p)
+	w.store.SetFaults(sourcetest.Fault{Do: sourcetest.Flip, At: 0})
+	if got, err := w.whole(t.Context(), nameOf(p, nix.Raw), resolve.Query{}); err == nil || len(got) != 0 {
+		t.Errorf("nobody else has it: %d bytes, error %v", len(got), err)
+	}
+}
+
+// large is a NAR that is too large to be proven ahead.
+var large = sync.OnceValue(func() nixtest.Path { return nixtest.NewPath("large", 65*mib) })
+
+// TestLargeStoreLies: of a large NAR all but the tail may leave, then the response is cut, and a
+// client that asks to go on is refused for a while.
+func TestLargeStoreLies(t *testing.T) {
+	if testing.Short() {
+		t.Skip("hashes 65 MiB a few times")
+	}
+	p := large()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.store.Add(t, key, p)
+		w.up.Add(t, key, p)
+		w.store.SetFaults(sourcetest.Fault{Do: sourcetest.Flip, At: 1000})
+		got, err := w.whole(t.Context(), nameOf(p, nix.Raw), resolve.Query{})
+		if err == nil || len(got) > len(p.NAR)-verify.TailSize {
+			t.Errorf("%d of %d bytes left, error %v", len(got), len(p.NAR), err)
+		}
+		if len(w.store.Convicted()) != 1 {
+			t.Error("the store was not convicted")
+		}
+		resume := func() error {
+			n, err := w.r.NAR(t.Context(), nameOf(p, nix.Raw), resolve.Query{Resume: true})
+			if err == nil {
+				n.Close()
+			}
+			return err
+		}
+		if err := resume(); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("asked to go on: %v", err)
+		}
+		n, err := w.r.NAR(t.Context(), nameOf(p, nix.Raw), resolve.Query{})
+		if err != nil {
+			t.Errorf("asked for all of it: %v", err)
+		} else {
+			n.Close()
+		}
+		pass(9 * time.Minute)
+		if err := resume(); err == nil {
+			t.Error("went on after 9 minutes")
+		}
+		pass(2 * time.Minute)
+		if err := resume(); err != nil {
+			t.Errorf("after 11 minutes: %v", err)
+		}
+	})
+}
+
+// TestAheadBudget: when many NARs are proven ahead at once, further ones are read twice, and are
+// still refused before their first byte.
+func TestAheadBudget(t *testing.T) {
+	w := newWorld(t)
+	p := nixtest.NewPath("big", 63*mib)
+	w.store.Add(t, key, p)
+	w.store.SetFaults(sourcetest.Fault{Do: sourcetest.Hang})
+	ctx, leave := context.WithCancel(t.Context())
+	var group sync.WaitGroup
+	defer group.Wait()
+	defer leave()
+	for range 4 {
+		group.Go(func() {
+			if _, err := w.whole(ctx, nameOf(p, nix.Raw), resolve.Query{}); !errors.Is(err, context.Canceled) {
+				t.Error(err)
+			}
+		})
+	}
+	good, bad := nixtest.NewPath("good", 5*mib), nixtest.NewPath("bad", 5*mib)
+	w.store.Add(t, key, good, bad)
+	w.up.Add(t, key, bad)
+	// They hold their share when they are being read.
+	for w.store.Reading() < 4 {
+		runtime.Gosched()
+	}
+	w.store.SetFaults()
+	w.wantWhole(nameOf(good, nix.Raw), good.NAR)
+	if n := len(w.store.Offsets()); n != 4+2 {
+		t.Errorf("opened %d times: it was not read twice", n)
+	}
+	for _, fault := range []sourcetest.Fault{{Do: sourcetest.Flip, At: 1}, {Do: sourcetest.Die, At: 10}} {
+		w.store.SetFaults(fault)
+		w.wantWhole(nameOf(bad, nix.Raw), bad.NAR)
+		w.store.AddBytes(bad.NarHash(), nix.Raw, bad.NAR)
+		w.cache.AddBytes(bad.NarHash(), nix.Raw, nil)
+	}
+}
+
+// TestTwoLie: of several who gave bytes nobody can be convicted, so all are avoided for an hour.
+func TestTwoLie(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		p := nixtest.NewPath("hello", 3*mib)
+		w.store.Add(t, key, p)
+		w.up.Add(t, key, p)
+		w.store.SetFaults(sourcetest.Fault{Do: sourcetest.Die, At: mib}, sourcetest.Fault{Do: sourcetest.Flip, At: 10})
+		w.up.SetFaults(sourcetest.Fault{Do: sourcetest.Flip, At: 2 * mib})
+		ask := func() error {
+			_, err := w.whole(t.Context(), nameOf(p, nix.Raw), resolve.Query{})
+			return err
+		}
+		if err := ask(); err == nil {
+			t.Error("wrong bytes went through")
+		}
+		if len(w.store.Convicted())+len(w.up.Convicted()) != 0 {
+			t.Error("somebody was convicted")
+		}
+		w.store.SetFaults()
+		w.up.SetFaults()
+		pass(59 * time.Minute)
+		before := w.store.Gave() + w.up.Gave()
+		if err := ask(); err == nil || w.store.Gave()+w.up.Gave() != before {
+			t.Errorf("asked again too soon: %v", err)
+		}
+		other := nixtest.NewPath("other", 10)
+		w.store.Add(t, key, other)
+		w.wantWhole(nameOf(other, nix.Raw), other.NAR)
+		pass(2 * time.Minute)
+		if err := ask(); err != nil {
+			t.Errorf("after an hour: %v", err)
+		}
+	})
+}
+
+// TestMisread: a source that cannot decode its own file is guilty alone, and the next goes on.
+func TestMisread(t *testing.T) {
+	w := newWorld(t)
+	p := nixtest.NewPath("hello", 3*mib)
+	w.cache.AddBytes(p.NarHash(), nix.Raw, p.NAR)
+	w.store.Add(t, key, p)
+	w.up.Add(t, key, p)
+	w.store.SetFaults(sourcetest.Fault{Do: sourcetest.Misread, At: mib})
+	w.wantWhole(nameOf(p, nix.Raw), p.NAR)
+	if len(w.store.Convicted()) != 1 || w.count("verify_failures_total") != 1 {
+		t.Errorf("convicted %v", w.store.Convicted())
+	}
+	// Nobody goes on.
+	w = newWorld(t)
+	w.store.Add(t, key, p)
+	w.store.SetFaults(sourcetest.Fault{Do: sourcetest.Misread, At: mib})
+	if _, err := w.whole(t.Context(), nameOf(p, nix.Raw), resolve.Query{}); err == nil || len(w.store.Convicted()) != 1 {
+		t.Errorf("alone: error %v, convicted %v", err, w.store.Convicted())
+	}
+}
+
+// TestFileFromUpstream: what upstream has as a file is passed on as it is, and kept.
+func TestFileFromUpstream(t *testing.T) {
+	for _, c := range []nix.Compression{nix.XZ, nix.Zstd} {
+		for _, spool := range []bool{true, false} {
+			w := newWorld(t, func(w *world, cfg *resolve.Config) {
+				if !spool {
+					noCache(w, cfg)
+				}
+			})
+			p := nixtest.NewPath("hello", 2*mib)
+			info, file := w.up.AddFile(t, key, p, c, nil)
+			form := formOf(t, info)
+			n, err := w.r.NAR(t.Context(), nameOf(p, form), resolve.Query{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n.Size() != int64(len(file.Bytes)) || !n.Ranges() {
+				t.Errorf("%s: size %d, ranges %v", c, n.Size(), n.Ranges())
+			}
+			n.Close()
+			w.wantWhole(nameOf(p, form), file.Bytes)
+			w.wantWhole(nameOf(p, form), file.Bytes)
+			want := 2
+			if spool {
+				want = 1
+			}
+			if n := w.up.Opened(form); n != want && n != want+1 { // the one that was only looked at
+				t.Errorf("%s, spool %v: fetched %d times", c, spool, n)
+			}
+			if w.up.Opened(nix.Raw) != 0 {
+				t.Error("decoded")
+			}
+		}
+	}
+}
+
+// TestStoredContainer: a file whose NAR is at hand is answered with the NAR in that container.
+func TestStoredContainer(t *testing.T) {
+	p := nixtest.NewPath("hello", 300_003)
+	for _, c := range []nix.Compression{nix.XZ, nix.Zstd} {
+		for _, where := range []string{"store", "cache", "store dies"} {
+			t.Run(string(c)+" "+where, func(t *testing.T) {
+				w := newWorld(t)
+				info, _ := w.up.AddFile(t, key, p, c, nil)
+				form := formOf(t, info)
+				switch where {
+				case "store":
+					w.store.Add(t, key, p)
+				case "cache":
+					w.cache.AddBytes(p.NarHash(), nix.Raw, p.NAR)
+				case "store dies":
+					w.store.Add(t, key, p)
+					w.store.SetFaults(sourcetest.Fault{Do: sourcetest.Die, At: 100_000})
+				}
+				n, err := w.r.NAR(t.Context(), nameOf(p, form), resolve.Query{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if n.Ranges() {
+					t.Error("ranges of a container")
+				}
+				size := n.Size()
+				n.Close()
+				got, err := w.whole(t.Context(), nameOf(p, form), resolve.Query{})
+				if err != nil || int64(len(got)) != size || !bytes.Equal(decode(t, c, got), p.NAR) {
+					t.Errorf("%d bytes of %d, error %v", len(got), size, err)
+				}
+				if w.up.Opened(form) != 0 {
+					t.Error("the file was fetched")
+				}
+				// A client with the beginning of the file can go on only with the file.
+				before := w.up.Opened(form)
+				q, err := w.r.NAR(t.Context(), nameOf(p, form), resolve.Query{Resume: true})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if !q.Ranges() || w.up.Opened(form) != before+1 {
+					t.Error("went on with something else than the file")
+				}
+				q.Close()
+			})
+		}
+	}
+}
+
+// TestStoredOfUnknownFile: the file is nowhere any more, its NAR is.
+func TestStoredOfUnknownFile(t *testing.T) {
+	w := newWorld(t)
+	p := nixtest.NewPath("hello", 100_000)
+	w.up.AddFile(t, key, p, nix.Zstd, nil)
+	old := nix.Form{Compression: nix.XZ, File: nix.FileHash{1}}
+	got, err := w.whole(t.Context(), nameOf(p, old), resolve.Query{})
+	if err != nil || !bytes.Equal(decode(t, nix.XZ, got), p.NAR) {
+		t.Errorf("error %v", err)
+	}
+	if _, err := w.whole(t.Context(), nameOf(p, old), resolve.Query{Resume: true}); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("resumed: %v", err)
+	}
+}
+
+// TestWrongFileHash: nobody signed it. The NAR is right, so the response is completed; the hash
+// is not used again.
+func TestWrongFileHash(t *testing.T) {
+	p := nixtest.NewPath("hello", mib+10)
+	wrong := func(n *nix.NarInfo) { n.FileHash = nix.FileHash{9, 9} }
+	w := newWorld(t)
+	info, file := w.up.AddFile(t, key, p, nix.XZ, wrong)
+	form := formOf(t, info)
+	a, err := w.r.Info(t.Context(), p.Hash(), resolve.Anywhere)
+	if err != nil || a.Form != form {
+		t.Fatalf("%v %v", a, err)
+	}
+	w.wantWhole(nameOf(p, form), file.Bytes)
+	if len(w.up.Convicted()) != 0 {
+		t.Error("upstream was convicted")
+	}
+	if a, err = w.r.Info(t.Context(), p.Hash(), resolve.Anywhere); err != nil || !a.Form.IsRaw() {
+		t.Errorf("the next narinfo offers %s, error %v", a.Form, err)
+	}
+	if _, files := w.cache.Held(p.NarHash()); len(files) != 0 {
+		t.Error("the file is kept under a wrong name")
+	}
+	before := w.up.Opened(form)
+	got, err := w.whole(t.Context(), nameOf(p, form), resolve.Query{})
+	if err != nil || !bytes.Equal(decode(t, nix.XZ, got), p.NAR) {
+		t.Errorf("asked for again: error %v", err)
+	}
+	if _, err := w.whole(t.Context(), nameOf(p, form), resolve.Query{Resume: true}); err == nil {
+		t.Error("went on with a file that is not believed")
+	}
+	if w.up.Opened(form) != before {
+		t.Error("the exact file was used again")
+	}
+}
+
+// TestWrongFileSize: as a wrong hash, but seen before the first byte.
+func TestWrongFileSize(t *testing.T) {
+	for _, d := range []int64{-1, 1} {
+		for _, spool := range []bool{true, false} {
+			w := newWorld(t, func(w *world, cfg *resolve.Config) {
+				if !spool {
+					noCache(w, cfg)
+				}
+			})
+			p := nixtest.NewPath("hello", 2*mib)
+			info, _ := w.up.AddFile(t, key, p, nix.Zstd, func(n *nix.NarInfo) { n.FileSize += d })
+			got, err := w.whole(t.Context(), nameOf(p, formOf(t, info)), resolve.Query{})
+			if err != nil || !bytes.Equal(decode(t, nix.Zstd, got), p.NAR) {
+				t.Errorf("%+d: %d bytes, error %v", d, len(got), err)
+			}
+			if a, err := w.r.Info(t.Context(), p.Hash(), resolve.Anywhere); err != nil || !a.Form.IsRaw() {
+				t.Errorf("%+d: the next narinfo offers %s, error %v", d, a.Form, err)
+			}
+		}
+	}
+}
+
+// TestWrongFile: neither hash nor NAR is right. It is cut, and the next narinfo is raw.
+func TestWrongFile(t *testing.T) {
+	for _, size := range []int{1000, 3 * mib} {
+		for _, spool := range []bool{true, false} {
+			w := newWorld(t, func(w *world, cfg *resolve.Config) {
+				if !spool {
+					noCache(w, cfg)
+				}
+			})
+			p := nixtest.NewPath("hello", size)
+			info, file := w.up.AddFile(t, key, p, nix.Zstd, nil)
+			form := formOf(t, info)
+			bad := bytes.Clone(file.Bytes)
+			bad[len(bad)/2] ^= 1
+			w.up.AddBytes(p.NarHash(), form, bad)
+			got, err := w.whole(t.Context(), nameOf(p, form), resolve.Query{})
+			if err == nil || !prefix(got, bad) || len(got) > max(0, len(bad)-verify.TailSize) {
+				t.Errorf("%d, spool %v: %d of %d bytes left, error %v", size, spool, len(got), len(bad), err)
+			}
+			if len(w.up.Convicted()) != 1 {
+				t.Errorf("convicted: %v", w.up.Convicted())
+			}
+			if a, err := w.r.Info(t.Context(), p.Hash(), resolve.Anywhere); err != nil || !a.Form.IsRaw() {
+				t.Errorf("the next narinfo offers %s, error %v", a.Form, err)
+			}
+			if raw, files := w.cache.Held(p.NarHash()); raw || len(files) != 0 {
+				t.Error("it is kept")
+			}
+		}
+	}
+}
+
+// TestSpoolRefuses: what does not fit streams through, for each client by itself.
+func TestSpoolRefuses(t *testing.T) {
+	w := newWorld(t)
+	w.cache.Refuse(errors.New("full"))
+	p := nixtest.NewPath("hello", 3*mib)
+	w.up.Add(t, key, p)
+	for range 2 {
+		w.wantWhole(nameOf(p, nix.Raw), p.NAR)
+	}
+	if w.up.Opened(nix.Raw) != 2 || w.cache.Begun() != 0 {
+		t.Errorf("fetched %d times, %d downloads", w.up.Opened(nix.Raw), w.cache.Begun())
+	}
+	w.up.SetFaults(sourcetest.Fault{Do: sourcetest.Flip, At: int64(len(p.NAR)) - 1})
+	got, err := w.whole(t.Context(), nameOf(p, nix.Raw), resolve.Query{})
+	if err == nil || len(got) > len(p.NAR)-verify.TailSize {
+		t.Errorf("%d bytes of a lie, error %v", len(got), err)
+	}
+}
+
+// TestDiskFails: the client of a download whose disk fails does not feel it.
+func TestDiskFails(t *testing.T) {
+	p := nixtest.NewPath("hello", 4*mib)
+	for _, at := range []int64{0, 1, mib, 3 * mib, 4 * mib} {
+		for _, then := range []error{nil, errors.New("full now")} {
+			w := newWorld(t)
+			w.up.Add(t, key, p)
+			w.cache.FailAt(at)
+			if then != nil {
+				w.up.OnNAR(func(context.Context, *verify.Info, nix.Form) error {
+					w.cache.Refuse(then)
+					return nil
+				})
+			}
+			w.wantWhole(nameOf(p, nix.Raw), p.NAR)
+			if n := w.count("nar_bytes_total"); n != float64(len(p.NAR)) {
+				t.Errorf("at %d: counted %v bytes, the client got %d", at, n, len(p.NAR))
+			}
+			if len(w.up.Convicted()) != 0 || w.count("failovers_total") != 0 {
+				t.Error("the source was blamed for the disk")
+			}
+		}
+	}
+	w := newWorld(t)
+	w.up.Add(t, key, p)
+	w.cache.FailCommit(errors.New("no sync"))
+	w.up.OnNAR(func(context.Context, *verify.Info, nix.Form) error {
+		if w.cache.Begun() > 1 {
+			w.cache.FailCommit(nil)
+		}
+		return nil
+	})
+	got, err := w.whole(t.Context(), nameOf(p, nix.Raw), resolve.Query{})
+	if err != nil && !prefix(got, p.NAR) || err == nil && !bytes.Equal(got, p.NAR) {
+		t.Errorf("commit fails: %d bytes, error %v", len(got), err)
+	}
+}
+
+// TestDiskFailsInContainer: the same with a stored container around it.
+func TestDiskFailsInContainer(t *testing.T) {
+	w := newWorld(t)
+	p := nixtest.NewPath("hello", 4*mib)
+	info, _ := w.up.AddFile(t, key, p, nix.Zstd, nil)
+	form := formOf(t, info)
+	w.up.AddBytes(p.NarHash(), form, nil) // only raw is left
+	w.cache.FailAt(3 * mib)
+	got, err := w.whole(t.Context(), nameOf(p, form), resolve.Query{})
+	if err != nil || !bytes.Equal(decode(t, nix.Zstd, got), p.NAR) {
+		t.Errorf("%d bytes, error %v", len(got), err)
+	}
+	if w.cache.Begun() != 2 {
+		t.Errorf("%d downloads", w.cache.Begun())
+	}
+}
+
+// TestDiverged: what comes the second time is not what the client has the beginning of.
+func TestDiverged(t *testing.T) {
+	w := newWorld(t)
+	p := nixtest.NewPath("hello", 4*mib)
+	w.up.Add(t, key, p)
+	w.cache.FailAt(3 * mib)
+	w.up.SetFaults(sourcetest.Fault{Do: sourcetest.Flip, At: 10, Times: 1})
+	got, err := w.whole(t.Context(), nameOf(p, nix.Raw), resolve.Query{})
+	if err == nil || len(got) == 0 || len(got) > 2*mib {
+		t.Errorf("%d bytes, error %v", len(got), err)
+	}
+	if _, err := w.r.NAR(t.Context(), nameOf(p, nix.Raw), resolve.Query{Resume: true}); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("asked to go on: %v", err)
+	}
+	w.wantWhole(nameOf(p, nix.Raw), p.NAR)
+}
+
+// TestOneFetch: many who ask at once share one fetch.
+func TestOneFetch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		p := nixtest.NewPath("hello", 2*mib)
+		w.up.Add(t, key, p)
+		gate := make(chan struct{})
+		w.up.SetFaults(sourcetest.Fault{Do: sourcetest.Wait, At: mib, Until: gate})
+		var group sync.WaitGroup
+		const clients = 20
+		for range clients {
+			group.Go(func() { w.wantWhole(nameOf(p, nix.Raw), p.NAR) })
+		}
+		synctest.Wait()
+		close(gate)
+		group.Wait()
+		w.wantWhole(nameOf(p, nix.Raw), p.NAR)
+		if w.up.Opened(nix.Raw) != 1 || w.cache.Begun() != 1 {
+			t.Errorf("fetched %d times, %d downloads", w.up.Opened(nix.Raw), w.cache.Begun())
+		}
+		all := float64(len(p.NAR))
+		if got := w.count("nar_bytes_total", "source", "upstream"); got != all {
+			t.Errorf("%v bytes counted as upstream's, one fetch is %v", got, all)
+		}
+		if got := w.count("saved_bytes_total"); got != clients*all {
+			t.Errorf("%v bytes saved, want %v", got, clients*all)
+		}
+	})
+}
+
+// TestClientLeaves: whoever leaves, the others get their bytes; when all have left, the fetch
+// goes on for a while for the one who comes back.
+func TestClientLeaves(t *testing.T) {
+	p := nixtest.NewPath("hello", 3*mib)
+	for _, c := range []struct {
+		name    string
+		comes   time.Duration // somebody else, 0 while the first is there; negative never
+		fetches int
+	}{
+		{"while", 0, 1}, {"soon", 4 * time.Second, 1}, {"late", 6 * time.Second, 2}, {"never", -1, 1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				w.up.Add(t, key, p)
+				gate := make(chan struct{})
+				w.up.SetFaults(sourcetest.Fault{Do: sourcetest.Wait, At: mib, Until: gate})
+				first, leave := context.WithCancel(t.Context())
+				var group sync.WaitGroup
+				group.Go(func() {
+					if _, err := w.whole(first, nameOf(p, nix.Raw), resolve.Query{}); !errors.Is(err, context.Canceled) {
+						t.Errorf("the one who left: %v", err)
+					}
+				})
+				synctest.Wait()
+				come := func() { group.Go(func() { w.wantWhole(nameOf(p, nix.Raw), p.NAR) }) }
+				if c.comes == 0 {
+					come()
+					synctest.Wait()
+				}
+				leave()
+				pass(max(c.comes, 0))
+				if c.comes > 0 {
+					come()
+				}
+				pass(time.Minute)
+				if open := w.up.Open(); (open == 0) != (c.comes < 0) {
+					t.Errorf("%d bodies open", open)
+				}
+				close(gate)
+				group.Wait()
+				if n := w.up.Opened(nix.Raw); n != c.fetches {
+					t.Errorf("fetched %d times, want %d", n, c.fetches)
+				}
+			})
+		})
+	}
+}
+
+// TestLingerCountsFromTheLast: who leaves first does not shorten the time after the last.
+func TestLingerCountsFromTheLast(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		p := nixtest.NewPath("hello", 3*mib)
+		w.up.Add(t, key, p)
+		gate := make(chan struct{})
+		defer close(gate)
+		w.up.SetFaults(sourcetest.Fault{Do: sourcetest.Wait, At: mib, Until: gate})
+		look := func() {
+			n, err := w.r.NAR(t.Context(), nameOf(p, nix.Raw), resolve.Query{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			n.Close()
+		}
+		look()
+		pass(3 * time.Second)
+		look()
+		pass(4 * time.Second) // 7 s after the first, 4 s after the second
+		if w.up.Open() != 1 {
+			t.Error("ended 4 s after the last had left")
+		}
+		pass(2 * time.Second)
+		if w.up.Open() != 0 {
+			t.Error("goes on 6 s after the last had left")
+		}
+	})
+}
+
+// TestDeafDownload: a source that hears nothing keeps only its own download, not those who ask
+// later.
+func TestDeafDownload(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		p := nixtest.NewPath("hello", 3*mib)
+		w.up.Add(t, key, p)
+		deaf := make(chan struct{})
+		calls := 0
+		w.up.OnNAR(func(context.Context, *verify.Info, nix.Form) error {
+			if calls++; calls == 1 {
+				<-deaf
+			}
+			return nil
+		})
+		ctx, leave := context.WithCancel(t.Context())
+		var group sync.WaitGroup
+		group.Go(func() { _, _ = w.whole(ctx, nameOf(p, nix.Raw), resolve.Query{}) })
+		synctest.Wait()
+		leave()
+		group.Wait()
+		pass(time.Minute)
+		w.wantWhole(nameOf(p, nix.Raw), p.NAR)
+		close(deaf)
+	})
+}
+
+// TestLateDrop: a download that ends late does not take its successor out of the list, so that
+// the next who asks still shares it.
+func TestLateDrop(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		p := nixtest.NewPath("hello", 3*mib)
+		w.up.Add(t, key, p)
+		gate := make(chan struct{})
+		w.up.SetFaults(sourcetest.Fault{Do: sourcetest.Die, At: 10, Times: 1})
+		if _, err := w.whole(t.Context(), nameOf(p, nix.Raw), resolve.Query{}); err != nil {
+			t.Error(err) // the follower began anew
+		}
+		p2 := nixtest.NewPath("second", 3*mib)
+		w.up.Add(t, key, p2)
+		w.up.SetFaults(sourcetest.Fault{Do: sourcetest.Wait, At: mib, Until: gate})
+		before := w.up.Opened(nix.Raw)
+		var group sync.WaitGroup
+		for range 2 {
+			group.Go(func() { w.wantWhole(nameOf(p2, nix.Raw), p2.NAR) })
+			synctest.Wait()
+		}
+		close(gate)
+		group.Wait()
+		if n := w.up.Opened(nix.Raw) - before; n != 1 {
+			t.Errorf("fetched %d times", n)
+		}
+	})
+}
+
+// TestUpstreamLiesOnce: all who follow a lie begin anew together, after its source was convicted.
+func TestUpstreamLiesOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		p := nixtest.NewPath("hello", 500_000)
+		w.up.Add(t, key, p)
+		w.up.SetForgiving() // another mirror has it
+		gate := make(chan struct{})
+		w.up.SetFaults(sourcetest.Fault{Do: sourcetest.Flip, At: 10, Times: 1},
+			sourcetest.Fault{Do: sourcetest.Wait, At: 100_000, Until: gate, Times: 1})
+		w.up.OnNAR(func(context.Context, *verify.Info, nix.Form) error {
+			if n := w.up.Opened(nix.Raw); n != len(w.up.Convicted()) {
+				t.Errorf("opened once more after %d lies and %d convictions", n, len(w.up.Convicted()))
+			}
+			return nil
+		})
+		var group sync.WaitGroup
+		for range 10 {
+			group.Go(func() { w.wantWhole(nameOf(p, nix.Raw), p.NAR) })
+		}
+		synctest.Wait()
+		close(gate)
+		group.Wait()
+		if n := w.up.Opened(nix.Raw); n != 2 {
+			t.Errorf("fetched %d times", n)
+		}
+	})
+}
+
+// TestAlwaysLies: a source that gives the same wrong bytes for ever is not asked for ever.
+func TestAlwaysLies(t *testing.T) {
+	for _, spool := range []bool{true, false} {
+		w := newWorld(t, func(w *world, cfg *resolve.Config) {
+			if !spool {
+				noCache(w, cfg)
+			}
+		})
+		p := nixtest.NewPath("hello", 1000)
+		w.up.Add(t, key, p)
+		w.up.SetForgiving()
+		w.up.SetFaults(sourcetest.Fault{Do: sourcetest.Flip, At: 10})
+		if got, err := w.whole(t.Context(), nameOf(p, nix.Raw), resolve.Query{}); err == nil || len(got) != 0 {
+			t.Errorf("%d bytes, error %v", len(got), err)
+		}
+		if n := w.up.Opened(nix.Raw); n > 4 {
+			t.Errorf("asked %d times", n)
+		}
+	}
+}
+
+// TestUpstreamDies: nobody goes on, the response is cut, nobody is convicted, and the client may
+// ask for the rest.
+func TestUpstreamDies(t *testing.T) {
+	for _, spool := range []bool{true, false} {
+		w := newWorld(t, func(w *world, cfg *resolve.Config) {
+			if !spool {
+				noCache(w, cfg)
+			}
+		})
+		p := nixtest.NewPath("hello", 3*mib)
+		w.up.Add(t, key, p)
+		w.up.SetFaults(sourcetest.Fault{Do: sourcetest.Die, At: 2 * mib})
+		got, err := w.whole(t.Context(), nameOf(p, nix.Raw), resolve.Query{})
+		if err == nil || len(got) == 0 || !prefix(got, p.NAR) || errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%d bytes, error %v", len(got), err)
+		}
+		if len(w.up.Convicted()) != 0 {
+			t.Error("convicted")
+		}
+		w.up.SetFaults()
+		rest, err := w.part(t.Context(), nameOf(p, nix.Raw), resolve.Query{Resume: true}, int64(len(got)), -1)
+		if err != nil || !bytes.Equal(append(got, rest...), p.NAR) {
+			t.Errorf("the rest: %d bytes, error %v", len(rest), err)
+		}
+	}
+}
+
+// TestRanges: a part is the same bytes as of the whole, and is completed only if the whole is right.
+func TestRanges(t *testing.T) {
+	p := nixtest.NewPath("hello", 3*mib/2)
+	size := int64(len(p.NAR))
+	for _, where := range []string{"store", "upstream", "no spool"} {
+		for _, c := range []struct{ from, count int64 }{
+			{0, 1}, {0, 100}, {0, size}, {1, size - 1}, {mib, 10}, {1000, mib}, {size - 1, 1}, {100, 0},
+		} {
+			for _, flip := range []int64{-1, 0, size - 1} {
+				w := newWorld(t, func(w *world, cfg *resolve.Config) {
+					if where == "no spool" {
+						noCache(w, cfg)
+					}
+				})
+				s := w.up
+				if where == "store" {
+					s = w.store
+				}
+				s.Add(t, key, p)
+				if flip >= 0 {
+					s.SetFaults(sourcetest.Fault{Do: sourcetest.Flip, At: flip})
+				}
+				n, err := w.r.NAR(t.Context(), nameOf(p, nix.Raw), resolve.Query{Resume: c.from > 0})
+				if err != nil {
+					t.Fatal(err)
+				}
+				var out bytes.Buffer
+				err = n.Send(t.Context(), &out, c.from, c.count)
+				n.Close()
+				want := p.NAR[c.from : c.from+c.count]
+				switch {
+				case flip < 0 && (err != nil || !bytes.Equal(out.Bytes(), want)):
+					t.Errorf("%s %v: %d bytes, error %v", where, c, out.Len(), err)
+				case flip >= 0 && (err == nil || int64(out.Len()) >= max(c.count, 1)):
+					t.Errorf("%s %v, byte %d wrong: %d bytes, error %v", where, c, flip, out.Len(), err)
+				}
+				if n := w.count("nar_bytes_total"); n != float64(out.Len()) {
+					t.Errorf("%s %v: counted %v bytes, %d were sent", where, c, n, out.Len())
+				}
+			}
+		}
+	}
+}
+
+// slowWriter takes what a test lets it take.
+type slowWriter struct {
+	bytes.Buffer
+	err error
+}
+
+func (s *slowWriter) Write(p []byte) (int, error) {
+	if s.err != nil {
+		return 0, s.err
+	}
+	return s.Buffer.Write(p)
+}
+
+// TestClientFails: an error of the client's side ends the response, and blames nobody.
+func TestClientFails(t *testing.T) {
+	p := nixtest.NewPath("hello", 3*mib)
+	for _, s := range []string{"store", "upstream"} {
+		w := newWorld(t)
+		from := w.up
+		if s == "store" {
+			from = w.store
+		}
+		from.Add(t, key, p)
+		n, err := w.r.NAR(t.Context(), nameOf(p, nix.Raw), resolve.Query{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		gone := errors.New("broken pipe")
+		if err := n.Send(t.Context(), &slowWriter{err: gone}, 0, n.Size()); !errors.Is(err, gone) {
+			t.Errorf("%s: %v", s, err)
+		}
+		n.Close()
+		if len(from.Convicted()) != 0 || w.count("failovers_total") != 0 || from.Opened(nix.Raw) != 1 {
+			t.Errorf("%s: blamed or asked again", s)
+		}
+	}
+}
+
+// TestCancelStalled: a client that leaves while the source gives nothing ends its response.
+func TestCancelStalled(t *testing.T) {
+	p := nixtest.NewPath("hello", 3*mib)
+	for _, where := range []string{"store", "upstream", "no spool"} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t, func(w *world, cfg *resolve.Config) {
+				if where == "no spool" {
+					noCache(w, cfg)
+				}
+			})
+			s := w.up
+			if where == "store" {
+				s = w.store
+			}
+			s.Add(t, key, p)
+			s.SetFaults(sourcetest.Fault{Do: sourcetest.Hang, At: 2 * mib})
+			ctx, leave := context.WithTimeout(t.Context(), time.Second)
+			defer leave()
+			start := time.Now()
+			if _, err := w.whole(ctx, nameOf(p, nix.Raw), resolve.Query{}); err == nil || time.Since(start) != time.Second {
+				t.Errorf("%s: error %v after %v", where, err, time.Since(start))
+			}
+			if len(s.Convicted()) != 0 {
+				t.Error("convicted")
+			}
+		})
+	}
+}
+
+// TestOtherBuild: the URL names another NAR than the best narinfo does.
+func TestOtherBuild(t *testing.T) {
+	p := nixtest.NewPath("hello", 1000)
+	mine := p
+	mine.NAR = nixtest.FileNAR([]byte("built here"))
+	for _, where := range []string{"disk", "peer", "upstream", "store"} {
+		w := newWorld(t, withPeers)
+		first, second := w.store, map[string]*sourcetest.Fake{"disk": w.disk, "peer": w.peers, "upstream": w.up, "store": w.store}[where]
+		if where == "store" {
+			first = w.up
+		}
+		first.Add(t, key, mine)
+		if where == "store" {
+			_, _ = w.r.Info(t.Context(), p.Hash(), resolve.Anywhere) // is in memory before the path comes to the store
+		}
+		second.Add(t, key, p)
+		w.up.AddBytes(p.NarHash(), nix.Raw, p.NAR)
+		w.wantWhole(nameOf(p, nix.Raw), p.NAR)
+		w.wantWhole(nameOf(mine, nix.Raw), mine.NAR)
+	}
+	w := newWorld(t)
+	w.store.Add(t, key, mine)
+	if _, err := w.whole(t.Context(), nameOf(p, nix.Raw), resolve.Query{}); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("nobody has it: %v", err)
+	}
+	w.up.Add(t, homeKey, p)
+	if _, err := w.whole(t.Context(), nameOf(p, nix.Raw), resolve.Query{Reach: resolve.SharedOnly}); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("it is private: %v", err)
+	}
+}
+
+// TestDecodedFromCache: the cache has only the file, raw is asked for.
+func TestDecodedFromCache(t *testing.T) {
+	w := newWorld(t)
+	p := nixtest.NewPath("hello", 3*mib)
+	info, file := w.up.AddFile(t, key, p, nix.Zstd, nil)
+	w.cache.AddBytes(p.NarHash(), formOf(t, info), file.Bytes)
+	w.wantWhole(nameOf(p, nix.Raw), p.NAR)
+	got, err := w.whole(t.Context(), nameOf(p, nix.Form{Compression: nix.XZ, File: nix.FileHash{1}}), resolve.Query{})
+	if err != nil || !bytes.Equal(decode(t, nix.XZ, got), p.NAR) {
+		t.Errorf("in another container: %v", err)
+	}
+	if w.up.Gave() != 0 {
+		t.Error("upstream gave bytes")
+	}
+	// Without a store it is the same.
+	w = newWorld(t, func(_ *world, cfg *resolve.Config) { cfg.Store = nil })
+	info, file = w.up.AddFile(t, key, p, nix.Zstd, nil)
+	w.cache.AddBytes(p.NarHash(), formOf(t, info), file.Bytes)
+	w.wantWhole(nameOf(p, nix.Raw), p.NAR)
+	w.wantWhole(nameOf(p, formOf(t, info)), file.Bytes)
+	if w.up.Gave() != 0 {
+		t.Error("upstream gave bytes")
+	}
+}
+
+// TestPeers: what a peer has does not cross the uplink, and upstream goes on where a peer dies.
+func TestPeers(t *testing.T) {
+	p := nixtest.NewPath("hello", 3*mib)
+	for _, spool := range []bool{true, false} {
+		for _, dies := range []bool{false, true} {
+			w := newWorld(t, withPeers, func(w *world, cfg *resolve.Config) {
+				if !spool {
+					noCache(w, cfg)
+				}
+			})
+			info, _ := w.up.AddFile(t, key, p, nix.Zstd, nil)
+			w.peers.AddBytes(p.NarHash(), nix.Raw, p.NAR)
+			if dies {
+				w.peers.SetFaults(sourcetest.Fault{Do: sourcetest.Die, At: 2 * mib})
+			}
+			for _, form := range []nix.Form{nix.Raw, formOf(t, info)} {
+				got, err := w.whole(t.Context(), nameOf(p, form), resolve.Query{})
+				if !form.IsRaw() && err == nil {
+					got = decode(t, form.Compression, got)
+				}
+				if err != nil || !bytes.Equal(got, p.NAR) {
+					t.Errorf("spool %v, dies %v, %s: %d bytes, error %v", spool, dies, form, len(got), err)
+				}
+			}
+			if gave := w.up.Gave(); gave != 0 && !dies {
+				t.Errorf("upstream gave %d bytes", gave)
+			}
+		}
+	}
+}
+
+// TestPeersNotAsked: a question for a private NAR stays on this machine and with its upstreams.
+func TestPeersNotAsked(t *testing.T) {
+	w := newWorld(t, withPeers)
+	secret := nixtest.NewPath("secret", 1000)
+	w.up.Add(t, homeKey, secret)
+	w.peers.AddBytes(secret.NarHash(), nix.Raw, secret.NAR)
+	w.peers.OnNAR(func(context.Context, *verify.Info, nix.Form) error {
+		t.Error("a peer was asked")
+		return nil
+	})
+	w.wantWhole(nameOf(secret, nix.Raw), secret.NAR)
+	other := nixtest.NewPath("other", 1000)
+	w.up.Add(t, homeKey, other)
+	if _, err := w.r.Prefetch(t.Context(), other.Hash(), false); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestPeerLies: of what a peer sends, nothing leaves before it is proven, unless that takes long.
+func TestPeerLies(t *testing.T) {
+	p := nixtest.NewPath("hello", 3*mib)
+	for _, spool := range []bool{true, false} {
+		for _, slow := range []bool{false, true} {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, withPeers, func(w *world, cfg *resolve.Config) {
+					if !spool {
+						noCache(w, cfg)
+					}
+				})
+				w.peers.Add(t, key, p)
+				w.up.Add(t, key, p)
+				gate := make(chan struct{})
+				faults := []sourcetest.Fault{{Do: sourcetest.Flip, At: 10}}
+				if slow {
+					faults = append(faults, sourcetest.Fault{Do: sourcetest.Wait, At: 2 * mib, Until: gate})
+					time.AfterFunc(2*time.Second, func() { close(gate) })
+				}
+				w.peers.SetFaults(faults...)
+				got, err := w.whole(t.Context(), nameOf(p, nix.Raw), resolve.Query{})
+				switch {
+				case !slow && (err != nil || !bytes.Equal(got, p.NAR)):
+					t.Errorf("spool %v: %d bytes, error %v", spool, len(got), err)
+				case slow && (err == nil || len(got) == 0 || len(got) > len(p.NAR)-verify.TailSize):
+					t.Errorf("spool %v, slow: %d bytes, error %v", spool, len(got), err)
+				}
+				if len(w.peers.Convicted()) != 1 || len(w.up.Convicted()) != 0 {
+					t.Errorf("convicted: %v and %v", w.peers.Convicted(), w.up.Convicted())
+				}
+			})
+		}
+	}
+}
+
+// TestComesIntoCache: what came into the cache between the look and the fetch is not fetched again.
+func TestComesIntoCache(t *testing.T) {
+	w := newWorld(t)
+	p := nixtest.NewPath("hello", 1000)
+	w.up.Add(t, key, p)
+	w.store.OnNAR(func(context.Context, *verify.Info, nix.Form) error {
+		w.cache.AddBytes(p.NarHash(), nix.Raw, p.NAR)
+		return fs.ErrNotExist
+	})
+	w.wantWhole(nameOf(p, nix.Raw), p.NAR)
+	if w.up.Opened(nix.Raw) != 0 {
+		t.Error("it was fetched")
+	}
+}
+
+func TestNowhere(t *testing.T) {
+	w := newWorld(t)
+	p := nixtest.NewPath("hello", 1000)
+	w.up.AddInfo(p.Info(t, key)) // the narinfo, but no NAR
+	for _, form := range []nix.Form{nix.Raw, {Compression: nix.XZ, File: nix.FileHash{1}}} {
+		_, err := w.whole(t.Context(), nameOf(p, form), resolve.Query{})
+		if !errors.Is(err, fs.ErrNotExist) || errors.Is(err, resolve.ErrUnavailable) {
+			t.Errorf("%s: %v", form, err)
+		}
+	}
+	w.up.OnNAR(func(context.Context, *verify.Info, nix.Form) error { return errDisk })
+	_, err := w.whole(t.Context(), nameOf(p, nix.Raw), resolve.Query{})
+	if errors.Is(err, fs.ErrNotExist) || !errors.Is(err, resolve.ErrUnavailable) {
+		t.Errorf("nobody could say: %v", err)
+	}
+}
+
+// TestViaGoesAlong: the shared work carries the chain of its first asker.
+func TestViaGoesAlong(t *testing.T) {
+	w := newWorld(t)
+	p := nixtest.NewPath("hello", 1000)
+	w.up.Add(t, key, p)
+	var vias []string
+	w.up.OnInfo(func(ctx context.Context, _ nix.StoreHash) (*verify.Info, error) {
+		vias = append(vias, nix.Via(ctx))
+		return nil, nil
+	})
+	w.up.OnNAR(func(ctx context.Context, _ *verify.Info, _ nix.Form) error {
+		vias = append(vias, nix.Via(ctx))
+		return nil
+	})
+	if _, err := w.whole(nix.ContextWithVia(t.Context(), "nixp2p/other"), nameOf(p, nix.Raw), resolve.Query{}); err != nil {
+		t.Error(err)
+	}
+	if fmt.Sprint(vias) != "[nixp2p/other nixp2p/other]" {
+		t.Errorf("%q", vias)
+	}
+}

@@ -1,0 +1,167 @@
+// Faults shows what the real Nix makes of a cache that is ill, alone and with nixp2p in
+// between, and of a nixp2p that is ill itself, and writes what it saw into docs/faults.md. It
+// works in a network namespace of its own, where nothing reaches another machine. It judges
+// nothing: the test beside it does.
+//
+//	go run ./lab/faults
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"regexp"
+	"time"
+
+	"github.com/nixp2p/nixp2p/internal/nixtest/realnix"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	if err := run(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "faults: error:", err)
+		os.Exit(1)
+	}
+}
+
+// options are the flags.
+type options struct {
+	out      string
+	binary   string
+	only     *regexp.Regexp
+	quick    bool
+	json     bool
+	limit    time.Duration
+	parallel int
+	dir      string // everything temporary
+}
+
+func parseFlags() *options {
+	o := &options{only: regexp.MustCompile("")}
+	flag.StringVar(&o.out, "o", "docs/faults.md", "file to write")
+	flag.StringVar(&o.binary, "nixp2p", "", "the program; built from this module if empty")
+	flag.Func("only", "rows whose name this regular expression finds", func(s string) (err error) {
+		o.only, err = regexp.Compile(s)
+		return err
+	})
+	flag.BoolVar(&o.quick, "quick", false, "the machine's Nix alone, the fast rows, only with nixp2p")
+	flag.BoolVar(&o.json, "json", false, "print JSON and write no file")
+	flag.DurationVar(&o.limit, "limit", time.Minute, "how long one command may take")
+	flag.IntVar(&o.parallel, "parallel", 3, "commands at a time")
+	flag.Parse()
+	return o
+}
+
+func run(ctx context.Context) error {
+	o := parseFlags()
+	if os.Getenv(insideEnv) == "" {
+		if err := reexec(ctx); !errors.Is(err, errNoNamespace) {
+			return err
+		}
+		fmt.Fprintln(os.Stderr, "no network namespace can be had: rows that need one are left out")
+	}
+	dir, err := os.MkdirTemp("", "faults")
+	if err != nil {
+		return err
+	}
+	defer realnix.RemoveAll(dir)
+	o.dir = dir
+	if o.binary == "" {
+		o.binary = filepath.Join(dir, "nixp2p")
+		build := exec.CommandContext(ctx, "go", "build", "-o", o.binary, "github.com/nixp2p/nixp2p/cmd/nixp2p")
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		build.Stderr = os.Stderr
+		if err := build.Run(); err != nil {
+			return fmt.Errorf("build nixp2p: %w", err)
+		}
+	}
+	r, err := measure(ctx, o)
+	if err != nil {
+		return err
+	}
+	if o.json {
+		return json.NewEncoder(os.Stdout).Encode(r)
+	}
+	return os.WriteFile(o.out, []byte(r.markdown()), 0o644)
+}
+
+// report is all that was seen.
+type report struct {
+	Took    time.Duration
+	Limit   time.Duration
+	Network bool // rows that need a namespace are there
+	Nixes   []*nixReport
+}
+
+// nixReport is what one Nix saw.
+type nixReport struct {
+	Version string
+	Rows    []*rowReport
+	Outages []*outageReport
+}
+
+func measure(ctx context.Context, o *options) (*report, error) {
+	start := time.Now()
+	r := &report{Limit: o.limit, Network: os.Getenv(insideEnv) != ""}
+	nixes, err := findNixes(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range nixes {
+		nr := &nixReport{Version: n.Version}
+		r.Nixes = append(r.Nixes, nr)
+		if nr.Rows, err = measureRows(ctx, o, n); err != nil {
+			return nil, err
+		}
+		if o.quick {
+			continue
+		}
+		if nr.Outages, err = measureOutages(ctx, o, n); err != nil {
+			return nil, err
+		}
+	}
+	r.Took = time.Since(start)
+	return r, nil
+}
+
+// findNixes returns the machine's Nix and 2.34, where there is one.
+func findNixes(ctx context.Context, o *options) ([]*realnix.Nix, error) {
+	own, err := realnix.LookPath(ctx)
+	if err != nil {
+		return nil, err
+	}
+	nixes := []*realnix.Nix{own}
+	if o.quick {
+		return nixes, nil
+	}
+	for _, v := range realnix.Variants() {
+		if v.Name != "2.34" {
+			continue
+		}
+		n, err := realnix.LookChroot(ctx, v)
+		if err != nil {
+			fmt.Fprintf(os.Stderr, "without Nix %s: %v\n", v.Name, err)
+			continue
+		}
+		nixes = append(nixes, n)
+	}
+	return nixes, nil
+}
+
+// seconds writes a duration for the tables.
+func seconds(d time.Duration) string {
+	switch {
+	case d < time.Millisecond:
+		return "< 1 ms"
+	case d < 100*time.Millisecond:
+		return fmt.Sprintf("%d ms", d.Milliseconds())
+	}
+	return fmt.Sprintf("%.1f s", d.Seconds())
+}

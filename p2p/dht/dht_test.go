@@ -1,0 +1,150 @@
+package dht
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	ds "github.com/ipfs/go-datastore"
+	dsq "github.com/ipfs/go-datastore/query"
+	"github.com/libp2p/go-libp2p"
+	"github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
+	"go.uber.org/goleak"
+
+	"github.com/nixp2p/nixp2p/internal/nix"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func node(t *testing.T, known ...host.Host) (host.Host, *DHT) {
+	t.Helper()
+	h, err := libp2p.New(libp2p.ListenAddrStrings("/ip4/127.0.0.1/tcp/0"), libp2p.NoTransports, libp2p.Transport(tcp.NewTCPTransport), libp2p.DisableRelay(), libp2p.DisableMetrics())
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := Open(Config{Host: h})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		d.Close()
+		_ = h.Close()
+	})
+	for _, k := range known {
+		if err := h.Connect(t.Context(), peer.AddrInfo{ID: k.ID(), Addrs: k.Addrs()}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return h, d
+}
+
+func finds(t *testing.T, d *DHT, nar nix.NarHash, who host.Host) bool {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	return slices.ContainsFunc(d.Find(ctx, nar), func(p peer.AddrInfo) bool { return p.ID == who.ID() && len(p.Addrs) > 0 })
+}
+
+func TestAnnounce(t *testing.T) {
+	before, late, gone := nix.NarHash{1}, nix.NarHash{2}, nix.NarHash{3}
+	ha, a := node(t)
+	a.Provide([]nix.NarHash{before})
+	hb, b := node(t, ha)
+	_, c := node(t, hb)
+	for name, d := range map[string]*DHT{"b": b, "c": c} {
+		for range 100 {
+			if finds(t, d, before, ha) {
+				break
+			}
+			<-time.After(50 * time.Millisecond)
+		}
+		if !finds(t, d, before, ha) {
+			t.Fatalf("%s does not find what was announced before anybody was there (%d nodes)", name, d.Nodes())
+		}
+	}
+	a.Provide([]nix.NarHash{late, gone})
+	a.Withdraw([]nix.NarHash{gone})
+	for range 100 {
+		if finds(t, c, late, ha) {
+			break
+		}
+		<-time.After(50 * time.Millisecond)
+	}
+	if !finds(t, c, late, ha) {
+		t.Error("what was announced later is not found")
+	}
+	if finds(t, c, nix.NarHash{9}, ha) {
+		t.Error("what nobody has is found")
+	}
+	b.Remove(ha.ID())
+}
+
+func TestStore(t *testing.T) {
+	s, ctx := newStore(), t.Context()
+	key := func(mh, peer string) ds.Key { return ds.RawKey("/providers/" + mh + "/" + peer) }
+	for _, k := range []ds.Key{key("A", "p"), key("A", "q"), key("B", "p")} {
+		if err := s.Put(ctx, k, []byte("1")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_ = s.Put(ctx, key("A", "p"), []byte("2"))
+	keys := func(prefix string) string {
+		res, err := s.Query(ctx, dsq.Query{Prefix: prefix})
+		if err != nil {
+			t.Fatal(err)
+		}
+		all, err := res.Rest()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var list []string
+		for _, e := range all {
+			list = append(list, e.Key+"="+string(e.Value))
+		}
+		slices.Sort(list)
+		return fmt.Sprint(list)
+	}
+	for _, c := range []struct{ prefix, want string }{
+		{"/providers/A", "[/providers/A/p=2 /providers/A/q=1]"},
+		{"/providers/A/", "[/providers/A/p=2 /providers/A/q=1]"},
+		{"/providers/C", "[]"},
+		{"/providers/", "[/providers/A/p=2 /providers/A/q=1 /providers/B/p=1]"},
+		{"", "[/providers/A/p=2 /providers/A/q=1 /providers/B/p=1]"},
+	} {
+		if got := keys(c.prefix); got != c.want {
+			t.Errorf("%q: %s", c.prefix, got)
+		}
+	}
+	_ = s.Delete(ctx, key("A", "p"))
+	_ = s.Delete(ctx, key("B", "p"))
+	_ = s.Delete(ctx, key("B", "p"))
+	if got := keys("/providers"); got != "[/providers/A/q=1]" || s.n != 1 {
+		t.Errorf("%s, %d records", got, s.n)
+	}
+	if v, err := s.Get(ctx, key("A", "q")); err != nil || string(v) != "1" {
+		t.Errorf("%q, %v", v, err)
+	}
+	if ok, err := s.Has(ctx, key("A", "p")); ok || err != nil {
+		t.Errorf("%v, %v", ok, err)
+	}
+}
+
+func BenchmarkLookUp1M(b *testing.B) {
+	s := newStore()
+	key := func(i int) string { return fmt.Sprintf("/providers/%052X", i) }
+	for i := range maxRecords {
+		_ = s.Put(b.Context(), ds.RawKey(fmt.Sprintf("%s/P%d", key(i), i%256)), []byte("12345678"))
+	}
+	for b.Loop() {
+		res, err := s.Query(b.Context(), dsq.Query{Prefix: key(rand.IntN(2 * maxRecords))})
+		if err != nil {
+			b.Fatal(err)
+		}
+		_, _ = res.Rest()
+	}
+}

@@ -1,0 +1,304 @@
+package discovery
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+type names map[string][]netip.Addr
+
+func (n names) LookupNetIP(_ context.Context, _, host string) ([]netip.Addr, error) {
+	if a, ok := n[host]; ok {
+		return a, nil
+	}
+	return nil, &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}
+}
+
+func (n names) LookupSRV(_ context.Context, service, proto, name string) (string, []*net.SRV, error) {
+	if service != "" || proto != "" || name != "_nixp2p._tcp.site" {
+		return "", nil, errors.New("no such service")
+	}
+	return "", []*net.SRV{{Target: "one.", Port: 1}, {Target: "gone.", Port: 2}}, nil
+}
+
+func look(t *testing.T, s string, r Resolver) ([]string, error) {
+	t.Helper()
+	src, err := Parse(s, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	addrs, err := src.Look(t.Context())
+	slices.Sort(addrs)
+	return addrs, err
+}
+
+func TestDNS(t *testing.T) {
+	var many []netip.Addr
+	for i := range 200 {
+		many = append(many, netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}))
+	}
+	r := names{"one": {netip.MustParseAddr("10.1.1.1"), netip.MustParseAddr("fd00::1")}, "many": many}
+	for _, c := range []struct {
+		source string
+		want   []string
+	}{
+		{"dns:one", []string{"/ip4/10.1.1.1/tcp/7656", "/ip6/fd00::1/tcp/7656"}},
+		{"dns:one:99", []string{"/ip4/10.1.1.1/tcp/99", "/ip6/fd00::1/tcp/99"}},
+		{"srv:_nixp2p._tcp.site", []string{"/ip4/10.1.1.1/tcp/1", "/ip6/fd00::1/tcp/1"}},
+		{"/ip4/10.1.1.1/tcp/5", []string{"/ip4/10.1.1.1/tcp/5"}},
+	} {
+		if got, err := look(t, c.source, r); err != nil || !slices.Equal(got, c.want) {
+			t.Errorf("%s: %q, %v", c.source, got, err)
+		}
+	}
+	for _, bad := range []string{"dns:none", "srv:none", "dns:one:x"} {
+		if got, err := look(t, bad, r); err == nil {
+			t.Errorf("%s: %q", bad, got)
+		}
+	}
+	// If all nodes took the same few, those would carry all of them.
+	first, _ := look(t, "dns:many", r)
+	if len(first) != maxEntries {
+		t.Errorf("%d addresses", len(first))
+	}
+	for range 20 {
+		if next, _ := look(t, "dns:many", r); !slices.Equal(next, first) {
+			return
+		}
+	}
+	t.Error("always the same addresses")
+}
+
+func TestHTTP(t *testing.T) {
+	answer := `["/ip4/10.0.0.1/tcp/1", "[fd00::1]:2", "nonsense"]`
+	status := http.StatusOK
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(status)
+		fmt.Fprint(w, answer)
+	}))
+	defer srv.Close()
+	want := []string{"/ip4/10.0.0.1/tcp/1", "/ip6/fd00::1/tcp/2"}
+	if got, err := look(t, srv.URL, nil); err != nil || !slices.Equal(got, want) {
+		t.Errorf("%q, %v", got, err)
+	}
+	answer = strings.Repeat("x", maxList+10)
+	if got, err := look(t, srv.URL, nil); err == nil {
+		t.Errorf("an endless list: %q", got)
+	}
+	status = http.StatusForbidden
+	if got, err := look(t, srv.URL, nil); err == nil {
+		t.Errorf("status %d: %q", status, got)
+	}
+}
+
+func TestFile(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "peers")
+	src, err := Parse("file:"+name, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := src.Look(t.Context()); err == nil {
+		t.Error("a file that is not there")
+	}
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if src.Changed() {
+		t.Error("a file that is not there has changed")
+	}
+	write("# site\n10.0.0.1:7656\n\n/ip4/10.0.0.2/tcp/1/p2p/x\n")
+	if !src.Changed() {
+		t.Error("the file that came has not changed")
+	}
+	got, err := src.Look(t.Context())
+	slices.Sort(got)
+	if want := []string{"/ip4/10.0.0.1/tcp/7656", "/ip4/10.0.0.2/tcp/1/p2p/x"}; err != nil || !slices.Equal(got, want) {
+		t.Errorf("%q, %v", got, err)
+	}
+	if src.Changed() {
+		t.Error("changed by looking")
+	}
+	write("10.0.0.3:7656\n")
+	if !src.Changed() {
+		t.Error("the change is not seen")
+	}
+}
+
+func TestParse(t *testing.T) {
+	for _, bad := range []string{"", "dns:", "srv:", "file:", "gopher://x", "x"} {
+		if _, err := Parse(bad, nil); err == nil {
+			t.Errorf("%q is a source", bad)
+		}
+	}
+	for _, s := range []string{"dns:a:1", "/ip4/1.2.3.4/tcp/1", "https://example.org/peers", "file:/x"} {
+		src, err := Parse(s, nil)
+		if err != nil || src.String() != s {
+			t.Errorf("%q: %v, %v", s, src, err)
+		}
+	}
+}
+
+func TestSaved(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "peers.json")
+	if got, err := LoadSaved(name); err != nil || len(got) != 0 {
+		t.Errorf("%q, %v", got, err)
+	}
+	want := slices.Repeat([]string{"/ip4/10.0.0.1/tcp/1/p2p/a"}, maxSaved+5)
+	if err := Save(name, want); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := LoadSaved(name); err != nil || !slices.Equal(got, want[:maxSaved]) {
+		t.Errorf("%q, %v", got, err)
+	}
+}
+
+func contact(id, addr string) Contact {
+	return Contact{Peer: id, Addrs: []string{addr}, FoundBy: "static"}
+}
+
+func ids(list []Contact) string {
+	var s []string
+	for _, c := range list {
+		s = append(s, c.key())
+	}
+	slices.Sort(s)
+	return strings.Join(s, " ")
+}
+
+// TestRedial: a peer that was lost is tried again every few seconds, then ever more rarely,
+// then no more.
+func TestRedial(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := NewBook("self")
+		if n := b.Found(false, contact("a", "/x"), contact("self", "/y"), Contact{}); n != 1 {
+			t.Errorf("%d are new", n)
+		}
+		first := b.Due(time.Now(), 10)
+		if ids(first) != "a" || len(b.Due(time.Now(), 10)) != 0 {
+			t.Errorf("due: %q", ids(first))
+		}
+		b.Connected("a")
+		b.Reached(first[0], "a", time.Now())
+		if b.FoundBy("a") != "static" || len(b.Due(time.Now().Add(time.Hour), 10)) != 0 {
+			t.Errorf("found by %q", b.FoundBy("a"))
+		}
+		b.Lost("a", nil, time.Now())
+		lost := time.Now()
+		var tries []time.Duration
+		for b.Len() > 0 && len(tries) < 100 {
+			for _, c := range b.Due(time.Now(), 10) {
+				tries = append(tries, time.Since(lost))
+				b.Failed(c, time.Now())
+			}
+			<-time.After(100 * time.Millisecond)
+		}
+		if len(tries) != giveUp || tries[0] > 2*time.Second || tries[4] > 16*time.Second {
+			t.Errorf("tried after %v", tries)
+		}
+		if last := tries[len(tries)-1]; last < 5*time.Minute || last > 20*time.Minute {
+			t.Errorf("given up after %v", last)
+		}
+		if b.Found(false, contact("a", "/x")) != 1 {
+			t.Error("who was given up is not new when named again")
+		}
+	})
+}
+
+// TestUnknownBecomesKnown: an address leads to a peer, to ourselves, or to one who is known.
+func TestUnknownBecomesKnown(t *testing.T) {
+	b, now := NewBook("self"), time.Now()
+	b.Found(false, Contact{Addrs: []string{"/x"}, FoundBy: "dns"}, Contact{Addrs: []string{"/me"}, FoundBy: "dns"})
+	for _, c := range b.Due(now, 10) {
+		if c.Addrs[0] == "/me" {
+			b.Reached(c, "self", now)
+		} else {
+			b.Reached(c, "a", now)
+			b.Connected("a")
+		}
+	}
+	if b.FoundBy("a") != "dns" {
+		t.Errorf("found by %q", b.FoundBy("a"))
+	}
+	if n := b.Found(false, Contact{Addrs: []string{"/x"}}, Contact{Addrs: []string{"/me"}}); n != 0 {
+		t.Errorf("%d are new", n)
+	}
+	if due := b.Due(now.Add(time.Minute), 10); len(due) != 0 {
+		t.Errorf("due: %q", ids(due))
+	}
+	if due := b.Due(now.Add(selfPause+time.Minute), 10); ids(due) != "/me" {
+		t.Errorf("after the pause: %q", ids(due))
+	}
+}
+
+func TestForget(t *testing.T) {
+	b, now := NewBook("self"), time.Now()
+	b.Connected("a")
+	b.Forget("a", now, time.Minute)
+	b.Found(false, contact("a", "/x"))
+	if len(b.Due(now.Add(50*time.Second), 10)) != 0 || ids(b.Due(now.Add(61*time.Second), 10)) != "a" {
+		t.Error("the pause is not kept")
+	}
+}
+
+// TestSeenAlive: one who failed often is tried at once when he is seen on the link.
+func TestSeenAlive(t *testing.T) {
+	b, now := NewBook("self"), time.Now()
+	b.Found(false, contact("a", "/x"))
+	for range giveUp - 2 {
+		now = now.Add(time.Hour)
+		for _, c := range b.Due(now, 1) {
+			b.Failed(c, now)
+		}
+	}
+	if len(b.Due(now, 1)) != 0 {
+		t.Error("due at once after a failure")
+	}
+	b.Found(true, contact("a", "/new"))
+	due := b.Due(now, 1)
+	if ids(due) != "a" || due[0].Addrs[0] != "/new" {
+		t.Errorf("due: %+v", due)
+	}
+}
+
+func TestBookIsBounded(t *testing.T) {
+	b := NewBook("self")
+	for i := range 2 * maxContacts {
+		b.Found(false, contact(fmt.Sprint(i), "/x"))
+		b.Found(false, contact("a", fmt.Sprint("/", i)))
+	}
+	if b.Len() > maxContacts || len(b.entries["a"].Addrs) > maxAddrs {
+		t.Errorf("%d contacts, %d addresses", b.Len(), len(b.entries["a"].Addrs))
+	}
+}
+
+func FuzzParseList(f *testing.F) {
+	f.Add([]byte(`["/ip4/10.0.0.1/tcp/1"]`))
+	f.Add([]byte("10.0.0.1:1\n[::1]:2\n"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		addrs, _ := ParseList(b)
+		for _, a := range addrs {
+			if a == "" || a[0] != '/' || len(a) > 300 || strings.ContainsAny(a, "\n ") {
+				t.Errorf("%q", a)
+			}
+		}
+	})
+}

@@ -1,0 +1,282 @@
+package p2p
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+
+	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/p2p/inventory"
+	"github.com/nixp2p/nixp2p/p2p/pick"
+	"github.com/nixp2p/nixp2p/p2p/wire"
+	"github.com/nixp2p/nixp2p/verify"
+)
+
+const (
+	// infoTime bounds a question to the peers as a whole; who has not answered within
+	// slowAfter is not asked for a while.
+	infoTime  = time.Second
+	slowAfter = 100 * time.Millisecond
+	// infoAsked peers at most are asked at the same time for the same.
+	infoAsked = 3
+)
+
+// errNobody costs nothing: it is the answer for most paths.
+var errNobody = fmt.Errorf("p2p: no peer has it: %w", fs.ErrNotExist)
+
+var errQuiet = errors.New("p2p: the peers that may have it do not answer")
+
+// Info asks peers whose inventory says that they may share the path. Where none does, that
+// is told in microseconds. What a share key has not signed is absent: its NAR could not be
+// asked for.
+func (n *Node) Info(ctx context.Context, h nix.StoreHash) (*verify.Info, error) {
+	q := h.Question()
+	var some [8]*remote
+	all := n.holders(some[:0], inventory.KeyOf(q))
+	if len(all) == 0 {
+		return nil, errNobody
+	}
+	asked := all[:0]
+	for _, r := range all {
+		if _, liar := n.standing.Lied(r.key); !liar && r.askable() && n.admitted(r) {
+			asked = append(asked, r)
+		}
+	}
+	if len(asked) == 0 {
+		return nil, errQuiet
+	}
+	pick.Order(asked, func(r *remote) *pick.Meter { return &r.meter })
+	return n.askAll(ctx, asked, h, q)
+}
+
+// holders appends the peers whose inventory says that they may share what k stands for.
+func (n *Node) holders(list []*remote, k inventory.Key) []*remote {
+	for _, r := range n.table.all() {
+		if r.has(k) {
+			list = append(list, r)
+		}
+	}
+	return list
+}
+
+type infoAnswer struct {
+	info *verify.Info
+	err  error
+}
+
+// askAll asks one peer after the other, the next one when the last has said no or is slower
+// than usual.
+func (n *Node) askAll(ctx context.Context, peers []*remote, h nix.StoreHash, q nix.Question) (*verify.Info, error) {
+	ctx, cancel := context.WithTimeout(ctx, infoTime)
+	var all sync.WaitGroup
+	defer all.Wait()
+	defer cancel()
+	answers := make(chan infoAnswer, len(peers))
+	hedge := time.NewTimer(n.hedge.After())
+	defer hedge.Stop()
+	next, out := 0, 0
+	ask := func() {
+		if next == len(peers) || out == infoAsked {
+			return
+		}
+		r := peers[next]
+		next++
+		out++
+		all.Go(func() {
+			info, err := n.askInfo(ctx, r, h, q)
+			answers <- infoAnswer{info, err}
+		})
+		hedge.Reset(n.hedge.After())
+	}
+	ask()
+	var lie *verify.LieError
+	var failed error
+	for out > 0 {
+		select {
+		case <-hedge.C:
+			ask()
+		case a := <-answers:
+			out--
+			var lied *verify.LieError
+			switch {
+			case a.err == nil:
+				n.passOver(lie)
+				return a.info, nil
+			case errors.As(a.err, &lied):
+				n.passOver(lie)
+				lie = lied
+			case !errors.Is(a.err, fs.ErrNotExist):
+				failed = a.err
+			}
+			ask()
+		}
+	}
+	switch {
+	case lie != nil:
+		return nil, lie
+	case failed != nil:
+		return nil, failed
+	}
+	return nil, errNobody
+}
+
+// passOver counts a lie that is not returned: the one that is counts the caller.
+func (n *Node) passOver(lie *verify.LieError) {
+	if lie != nil {
+		n.cfg.Metrics.VerifyFailures.WithLabelValues(n.Name(), string(lie.Reason)).Inc()
+	}
+}
+
+// askInfo asks one peer for a narinfo, and proves it.
+func (n *Node) askInfo(ctx context.Context, r *remote, h nix.StoreHash, q nix.Question) (*verify.Info, error) {
+	start := time.Now()
+	text, err := n.fetchInfo(ctx, r, q)
+	took := time.Since(start)
+	switch {
+	case err == nil || errors.Is(err, fs.ErrNotExist):
+		r.answered(took)
+		n.hedge.Note(took)
+		r.confirmed(err == nil)
+	case took >= slowAfter:
+		r.slow()
+	}
+	n.log.Debug("asked peer", "peer", r.id, "store_hash", h, "took", took, "err", err)
+	if err != nil {
+		return nil, err
+	}
+	info, err := n.prove(text, h)
+	var lie *verify.LieError
+	if errors.As(err, &lie) {
+		n.convict(r.key, lie)
+	}
+	return info, err
+}
+
+// prove makes a proof of what a peer said. Another node's trust may differ from this one's:
+// a narinfo that only keys signed that do not count here is no lie.
+func (n *Node) prove(text []byte, h nix.StoreHash) (*verify.Info, error) {
+	ni, err := nix.ParseNarInfo(text)
+	if err != nil {
+		return nil, &verify.LieError{Reason: verify.ReasonCorrupt, Err: err}
+	}
+	// What no key signed is not for a peer to say: from peers NARs come raw.
+	ni.Compression, ni.FileHash, ni.FileSize = nix.None, nix.FileHash(ni.NarHash), ni.NarSize
+	info, err := n.cfg.Keys.OpenNarInfo(ni, h)
+	var lie *verify.LieError
+	if errors.As(err, &lie) && lie.Reason == verify.ReasonUnsigned {
+		return nil, errNobody
+	}
+	if err != nil {
+		return nil, err
+	}
+	if !info.SignedByAny(n.cfg.ShareKeys) {
+		return nil, errNobody
+	}
+	return info, nil
+}
+
+// fetchInfo returns the narinfo text of one peer.
+func (n *Node) fetchInfo(ctx context.Context, r *remote, q nix.Question) ([]byte, error) {
+	resp, err := n.request(ctx, http.MethodGet, r, wire.Request{IsInfo: true, Question: q}, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	switch resp.StatusCode {
+	case http.StatusOK:
+	case http.StatusNotFound:
+		return nil, errNobody
+	default:
+		return nil, fmt.Errorf("p2p: peer %s: status %d", r.id, resp.StatusCode)
+	}
+	text, err := io.ReadAll(io.LimitReader(resp.Body, wire.MaxInfo+1))
+	if err != nil {
+		return nil, fmt.Errorf("p2p: peer %s: %w", r.id, err)
+	}
+	return text, nil
+}
+
+const (
+	// openStream bounds opening a stream on a connection that is there.
+	openStream = 3 * time.Second
+	// maxHead bounds the head of an answer: those of peers are short.
+	maxHead = 16 << 10
+)
+
+var errNoHost = errors.New("p2p: not running")
+
+// request sends one request to a connected peer, on a stream of its own. It is not
+// http.Transport: that would keep the stream, and would log whatever a liar sends over it
+// afterwards. The end of ctx ends the reading of the body as well.
+func (n *Node) request(ctx context.Context, method string, r *remote, ask wire.Request, header http.Header) (*http.Response, error) {
+	h := n.host.Load()
+	if h == nil {
+		return nil, errNoHost
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://peer"+ask.Path(), nil)
+	if err != nil {
+		return nil, err
+	}
+	if header != nil {
+		req.Header = header
+	}
+	req.Header["User-Agent"] = nil
+	octx, cancel := context.WithTimeout(network.WithNoDial(ctx, "request"), openStream)
+	defer cancel()
+	s, err := (*h).NewStream(octx, r.id, httpProtocol)
+	if err != nil {
+		return nil, fmt.Errorf("p2p: peer %s: %w", r.id, err)
+	}
+	// Closing could wait for the other side; a reset does not, and takes back nothing that
+	// was read.
+	stop := context.AfterFunc(ctx, func() { _ = s.Reset() })
+	end := func() {
+		stop()
+		_ = s.Reset()
+	}
+	head := &io.LimitedReader{R: streamConn{s, r}, N: maxHead}
+	in := bufio.NewReader(head)
+	err = req.Write(s)
+	var resp *http.Response
+	if err == nil {
+		resp, err = http.ReadResponse(in, req)
+	}
+	if err != nil {
+		end()
+		if ctx.Err() != nil {
+			err = ctx.Err() // it ended the stream
+		}
+		return nil, fmt.Errorf("p2p: peer %s: %w", r.id, err)
+	}
+	head.N = math.MaxInt64
+	resp.Body = &answerBody{resp.Body, end}
+	return resp, nil
+}
+
+// answerBody ends its stream when it is closed.
+type answerBody struct {
+	io.Reader
+	end func()
+}
+
+func (b *answerBody) Close() error {
+	b.end()
+	return nil
+}
+
+// convict remembers a liar.
+func (n *Node) convict(key string, lie *verify.LieError) {
+	n.log.Warn("peer lied", "peer", key, "err", lie)
+	if err := n.standing.Convict(key, lie.Error()); err != nil {
+		n.log.Warn("a liar is remembered only until the end", "err", err)
+	}
+}

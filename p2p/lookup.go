@@ -1,0 +1,172 @@
+package p2p
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/protocol"
+
+	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/p2p/dht"
+)
+
+const (
+	// lookupWait is how long a caller waits for the DHT; the look-up itself goes on for
+	// lookupTime and its result is there for the next one.
+	lookupWait = 20 * time.Millisecond
+	lookupTime = 4 * time.Second
+	// foundFor and missedFor are how long a result holds.
+	foundFor  = time.Minute
+	missedFor = 30 * time.Second
+	// maxLookups go on at a time, maxFound results are kept.
+	maxLookups = 16
+	maxFound   = 1024
+	// reach is how many providers are connected to.
+	reachMost = 4
+)
+
+// lookups are those of the DHT, detached from who asked.
+type lookups struct {
+	mu      sync.Mutex
+	byNAR   map[nix.NarHash]*lookup
+	running int
+}
+
+type lookup struct {
+	done  chan struct{}
+	peers []peer.ID // valid when done
+	until time.Time
+}
+
+// providers returns peers that the DHT says have a NAR and that are connected, as far as that
+// is known within lookupWait.
+func (n *Node) providers(ctx context.Context, nar nix.NarHash) []peer.ID {
+	d, h := n.dht.Load(), n.host.Load()
+	if d == nil || h == nil {
+		return nil
+	}
+	l := n.lookup(ctx, d, *h, nar)
+	if l == nil {
+		return nil
+	}
+	t := time.NewTimer(lookupWait)
+	defer t.Stop()
+	select {
+	case <-l.done:
+		return l.peers
+	case <-t.C:
+	case <-ctx.Done():
+	}
+	return nil
+}
+
+// lookup returns the look-up for a NAR, a new one if there is none; nil when there are too
+// many.
+func (n *Node) lookup(ctx context.Context, d *dht.DHT, h host.Host, nar nix.NarHash) *lookup {
+	ls := &n.lookups
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	now := time.Now()
+	if l := ls.byNAR[nar]; l != nil && (l.until.IsZero() || l.until.After(now)) {
+		return l
+	}
+	if ls.running >= maxLookups || !n.crew.enter() {
+		return nil
+	}
+	for k, l := range ls.byNAR {
+		if len(ls.byNAR) >= maxFound && !l.until.IsZero() || !l.until.IsZero() && l.until.Before(now) {
+			delete(ls.byNAR, k)
+		}
+	}
+	if ls.byNAR == nil {
+		ls.byNAR = make(map[nix.NarHash]*lookup)
+	}
+	l := &lookup{done: make(chan struct{})}
+	ls.byNAR[nar] = l
+	ls.running++
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lookupTime)
+	go func() {
+		defer n.crew.leave()
+		defer cancel()
+		stop := context.AfterFunc(d.Context(), cancel)
+		defer stop()
+		peers := n.lookUp(ctx, d, h, nar)
+		ls.mu.Lock()
+		defer ls.mu.Unlock()
+		ls.running--
+		l.peers, l.until = peers, time.Now().Add(missedFor)
+		if len(peers) > 0 {
+			l.until = time.Now().Add(foundFor)
+		}
+		close(l.done)
+	}()
+	return l
+}
+
+// lookUp asks the DHT and connects to some of those whom it names.
+func (n *Node) lookUp(ctx context.Context, d *dht.DHT, h host.Host, nar nix.NarHash) (ids []peer.ID) {
+	start := time.Now()
+	for _, p := range d.Find(ctx, nar) {
+		if p.ID == n.self || len(ids) >= reachMost || slices.Contains(ids, p.ID) {
+			continue
+		}
+		if h.Network().Connectedness(p.ID) != network.Connected && connect(ctx, h, p) != nil {
+			continue
+		}
+		r, _ := n.table.add(p.ID)
+		select {
+		case <-r.in:
+		case <-ctx.Done():
+			if !n.admitted(r) {
+				continue
+			}
+		}
+		ids = append(ids, p.ID)
+	}
+	n.log.Debug("looked up in the DHT", "nar", nar, "took", time.Since(start), "providers", len(ids))
+	return ids
+}
+
+// dhtConfig says how the DHT works here.
+func (n *Node) dhtConfig(h host.Host) dht.Config {
+	return dht.Config{Host: siteHost{h, n}, Log: n.log}
+}
+
+// siteHost is the host as the DHT sees it: on a closed site nobody is answered or asked who
+// has not been let in.
+type siteHost struct {
+	host.Host
+	n *Node
+}
+
+// SetStreamHandler is part of host.Host.
+func (s siteHost) SetStreamHandler(id protocol.ID, handle network.StreamHandler) {
+	s.Host.SetStreamHandler(id, func(st network.Stream) {
+		if !s.n.admitted(s.n.table.get(st.Conn().RemotePeer())) && len(s.n.swarm) > 0 {
+			_ = st.Reset()
+			return
+		}
+		handle(st)
+	})
+}
+
+// NewStream is part of host.Host.
+func (s siteHost) NewStream(ctx context.Context, id peer.ID, protocols ...protocol.ID) (network.Stream, error) {
+	if len(s.n.swarm) > 0 {
+		if err := s.Connect(ctx, peer.AddrInfo{ID: id}); err != nil {
+			return nil, err
+		}
+		r, _ := s.n.table.add(id)
+		select {
+		case <-r.in:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	return s.Host.NewStream(ctx, id, protocols...)
+}

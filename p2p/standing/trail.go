@@ -1,0 +1,93 @@
+package standing
+
+import (
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/nixp2p/nixp2p/internal/nix"
+)
+
+// Trails remember from whom the bytes of a NAR came, until it is known whether they were
+// right. The zero value is empty; it is safe for concurrent use.
+type Trails struct {
+	mu     sync.Mutex
+	trails map[Stream]*trail
+}
+
+// Stream is one form of a NAR.
+type Stream struct {
+	Nar  nix.NarHash
+	Form nix.Form
+}
+
+type trail struct {
+	peers  []string
+	part   bool // others sent the beginning
+	active int
+	at     time.Time
+}
+
+// trailFor is how long after its end a transfer may be judged; maxTrails bounds the memory.
+const (
+	trailFor  = 10 * time.Minute
+	maxTrails = 4096
+)
+
+// Began notes that a transfer begins at byte off.
+func (e *Trails) Began(k Stream, off int64) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.trails == nil {
+		e.trails = make(map[Stream]*trail)
+	}
+	t := e.trails[k]
+	if t == nil || t.active == 0 {
+		if len(e.trails) >= maxTrails {
+			e.sweep()
+		}
+		t = &trail{}
+		e.trails[k] = t
+	}
+	t.active++
+	t.part = t.part || off > 0
+	t.at = time.Now()
+}
+
+func (e *Trails) sweep() {
+	for k, t := range e.trails {
+		if t.active == 0 && (time.Since(t.at) > trailFor || len(e.trails) >= maxTrails) {
+			delete(e.trails, k)
+		}
+	}
+}
+
+// Contributed notes that bytes came from peer.
+func (e *Trails) Contributed(k Stream, peer string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if t := e.trails[k]; t != nil && !slices.Contains(t.peers, peer) {
+		t.peers = append(t.peers, peer)
+	}
+}
+
+// Ended notes that a transfer is over.
+func (e *Trails) Ended(k Stream) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if t := e.trails[k]; t != nil {
+		t.active--
+		t.at = time.Now()
+	}
+}
+
+// Guilty returns who contributed, and whether the only one sent everything.
+func (e *Trails) Guilty(k Stream) (peers []string, alone bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	t := e.trails[k]
+	if t == nil {
+		return nil, false
+	}
+	return slices.Clone(t.peers), len(t.peers) == 1 && !t.part
+}

@@ -1,0 +1,106 @@
+// Package wire is what two nodes say to each other, as bytes: the frames of the session
+// that each opens to the other, and the paths, headers and refusals of the requests beside
+// it. Everything from outside is parsed here, within limits. It knows no network and keeps
+// no state.
+package wire
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/nixp2p/nixp2p/p2p/inventory"
+)
+
+// Kind is the type of a frame. Kinds that a receiver does not know it passes over, so that
+// new ones can be added without a new protocol.
+type Kind uint8
+
+// The frames of a session. Only Challenge and what follows up to Welcome are read before
+// the other side has been let in.
+const (
+	Challenge Kind = 1 // from the one who answers: ChallengeSize random bytes
+	Proof     Kind = 2 // from the one who opens: its own random bytes and its proofs
+	Welcome   Kind = 3 // from the one who answers: its proof; empty on an open site
+	Ping      Kind = 4 // 8 bytes, to be returned
+	Pong      Kind = 5
+	Filter    Kind = 6  // inventory: everything
+	Changes   Kind = 7  // inventory: what came and went since
+	Peers     Kind = 8  // addresses of other nodes, a line each
+	Refused   Kind = 9  // in place of Welcome, before the stream ends; empty
+	Full      Kind = 10 // the same: let in, but no inventory is taken; empty
+)
+
+// Sizes of the small frames.
+const (
+	ChallengeSize = 32
+	PingSize      = 8
+	// maxProof is for the opener's random bytes and two proofs; a Welcome is shorter.
+	maxProof = ChallengeSize + 2*32
+	// maxUnknown is what is passed over of a kind that a newer version may send.
+	maxUnknown = 64 << 10
+)
+
+// limit returns the most bytes that a frame of this kind may have.
+func (k Kind) limit() int {
+	switch k {
+	case Challenge, Proof, Welcome, Refused, Full:
+		return maxProof
+	case Ping, Pong:
+		return PingSize
+	case Filter:
+		return inventory.MaxFilterBytes
+	case Changes:
+		return inventory.MaxDeltaBytes
+	case Peers:
+		return maxPeers
+	default:
+		return maxUnknown
+	}
+}
+
+const frameHead = 1 + 4
+
+// ErrFrame is wrapped by errors that say that the other side does not keep to the protocol.
+var ErrFrame = errors.New("wire: not a frame of this protocol")
+
+// AppendFrame encodes a frame: kind, length in four bytes, big-endian, and the body.
+func AppendFrame(b []byte, k Kind, body []byte) []byte {
+	b = append(b, byte(k))
+	b = binary.BigEndian.AppendUint32(b, uint32(len(body)))
+	return append(b, body...)
+}
+
+// readStep is how much room is made at a time: a length is only a claim until its bytes
+// have come.
+const readStep = 64 << 10
+
+// ReadFrame reads one frame. Most allows kinds up to and including it, 0 all: who has not
+// been let in yet is not given room for more.
+func ReadFrame(r io.Reader, most Kind) (Kind, []byte, error) {
+	var head [frameHead]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return 0, nil, err
+	}
+	k, n := Kind(head[0]), binary.BigEndian.Uint32(head[1:])
+	if int64(n) > int64(k.limit()) {
+		return k, nil, fmt.Errorf("%w: kind %d with %d bytes", ErrFrame, k, n)
+	}
+	if most != 0 && k > most && k != Refused && k != Full {
+		return k, nil, fmt.Errorf("%w: kind %d before the welcome", ErrFrame, k)
+	}
+	body := make([]byte, 0, min(int(n), readStep))
+	for len(body) < int(n) {
+		step := min(int(n)-len(body), max(readStep, len(body)))
+		at := len(body)
+		body = append(body, make([]byte, step)...)
+		if _, err := io.ReadFull(r, body[at:]); err != nil {
+			if errors.Is(err, io.EOF) {
+				err = io.ErrUnexpectedEOF
+			}
+			return k, nil, err
+		}
+	}
+	return k, body, nil
+}

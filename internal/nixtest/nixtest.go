@@ -79,10 +79,11 @@ func (p Path) NarHash() nix.NarHash { return sha256.Sum256(p.NAR) }
 
 // NarInfo returns an unsigned narinfo that says that the NAR is had raw at "nar/<narhash>.nar".
 func (p Path) NarInfo() *nix.NarInfo {
+	hash := p.NarHash()
 	return &nix.NarInfo{
-		StorePath: p.StorePath, URL: "nar/" + p.NarHash().Nix32() + ".nar", Compression: nix.None,
-		FileHash: nix.FileHash(p.NarHash()), FileSize: int64(len(p.NAR)),
-		NarHash: p.NarHash(), NarSize: int64(len(p.NAR)), References: p.References,
+		StorePath: p.StorePath, URL: "nar/" + hash.Nix32() + ".nar", Compression: nix.None,
+		FileHash: nix.FileHash(hash), FileSize: int64(len(p.NAR)),
+		NarHash: hash, NarSize: int64(len(p.NAR)), References: p.References,
 	}
 }
 

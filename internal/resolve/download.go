@@ -282,9 +282,10 @@ type spoolSink struct {
 func (s *spoolSink) Offset() int64 { return s.proof.Offset() }
 
 func (s *spoolSink) Fill(src io.Reader) error {
-	for {
+	for empty := 0; empty < maxEmptyReads; empty++ {
 		n, err := src.Read(s.buf)
 		if n > 0 {
+			empty = 0
 			if _, err := s.proof.Write(s.buf[:n]); err != nil {
 				return err
 			}
@@ -299,12 +300,16 @@ func (s *spoolSink) Fill(src io.Reader) error {
 			return err
 		}
 	}
+	return io.ErrNoProgress
 }
+
+// maxEmptyReads bounds reads that give neither bytes nor an error, which io.Reader allows.
+const maxEmptyReads = 100
 
 // End commits proven bytes, and aborts all others. A file whose hash is wrong may still hold
 // the right NAR: nobody signed the file hash. Then the response is completed, but the file
 // hash is not used again.
-func (s *spoolSink) End(err error, blame func(error)) error {
+func (s *spoolSink) End(err error) error {
 	if err == nil {
 		err = s.proof.Check()
 		if isLie(err) && !s.form.IsRaw() && s.holdsNAR() {
@@ -315,7 +320,6 @@ func (s *spoolSink) End(err error, blame func(error)) error {
 		}
 	}
 	if err != nil {
-		blame(err)
 		s.Abort(&endedError{err})
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -126,6 +127,11 @@ type lookUp struct {
 // ask asks one source. An answer that is not for the asker's eyes counts as none.
 func (l *lookUp) ask(ctx context.Context, s InfoSource) (*known, error) {
 	info, err := s.Info(ctx, l.hash)
+	return l.take(s, info, err)
+}
+
+// take judges what a source said.
+func (l *lookUp) take(s InfoSource, info *verify.Info, err error) (*known, error) {
 	if err != nil {
 		if !errors.Is(err, fs.ErrNotExist) {
 			l.errs = append(l.errs, l.r.blame(s.Name(), l.hash, err))
@@ -164,14 +170,71 @@ func (l *lookUp) near(ctx context.Context) *known {
 	return nil
 }
 
-// far asks peers, then the upstreams. Only when every upstream itself said no is the miss
-// remembered: absence cannot be signed. Nor is it remembered when the own store could not say.
+// peerHeadStart is how long peers are waited for before the upstreams are asked as well: one
+// that is silent must not be felt, one that answers saves the upstream a request.
+const peerHeadStart = 20 * time.Millisecond
+
+// said is what a source answered.
+type said struct {
+	info *verify.Info
+	err  error
+}
+
+// far asks peers, and the upstreams when those have it not or are slow.
 func (l *lookUp) far(ctx context.Context) (*known, error) {
-	if s := l.r.cfg.Peers; s != nil {
-		if k, err := l.ask(ctx, s); err == nil {
+	if l.r.cfg.Peers == nil {
+		return l.upstreams(ctx)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var asking sync.WaitGroup
+	defer asking.Wait()
+	defer cancel()
+	ask := func(s InfoSource) <-chan said {
+		c := make(chan said, 1)
+		asking.Go(func() {
+			info, err := s.Info(ctx, l.hash)
+			c <- said{info, err}
+		})
+		return c
+	}
+	peers := ask(l.r.cfg.Peers)
+	wait := time.NewTimer(peerHeadStart)
+	defer wait.Stop()
+	select {
+	case a := <-peers:
+		if k, err := l.take(l.r.cfg.Peers, a.info, a.err); err == nil {
+			return k, nil
+		}
+		return l.upstreams(ctx)
+	case <-wait.C:
+	}
+	var upstreams <-chan said
+	if !l.r.farDown() {
+		upstreams = ask(l.r.cfg.Upstream)
+	}
+	k, err := (*known)(nil), missing(nil)
+	for peers != nil || upstreams != nil {
+		var a said
+		select {
+		case a = <-peers:
+			peers = nil
+			k, err = l.take(l.r.cfg.Peers, a.info, a.err)
+		case a = <-upstreams:
+			upstreams = nil
+			k, err = l.taken(l.take(l.r.cfg.Upstream, a.info, a.err))
+		}
+		if err == nil {
 			return k, nil
 		}
 	}
+	if len(l.errs) > 0 {
+		err = missing(l.errs)
+	}
+	return nil, err
+}
+
+// upstreams asks them if that is any use.
+func (l *lookUp) upstreams(ctx context.Context) (*known, error) {
 	s := l.r.cfg.Upstream
 	if s == nil {
 		return nil, missing(l.errs)
@@ -179,19 +242,25 @@ func (l *lookUp) far(ctx context.Context) (*known, error) {
 	if s.Down() {
 		return nil, missing(append(l.errs, errDown))
 	}
-	k, err := l.ask(ctx, s)
+	k, err := l.taken(l.ask(ctx, s))
+	if err != nil && (!errors.Is(err, fs.ErrNotExist) || l.unsure) {
+		return nil, missing(l.errs)
+	}
+	return k, err
+}
+
+// taken remembers what the upstreams said. Only when every upstream itself said no is the miss
+// remembered: absence cannot be signed. Nor is it remembered when the own store could not say.
+func (l *lookUp) taken(k *known, err error) (*known, error) {
 	switch {
 	case err == nil:
 		if l.r.cfg.Disk != nil {
 			l.r.cfg.Disk.Put(k.Info)
 		}
-		return k, nil
 	case errors.Is(err, fs.ErrNotExist) && !l.unsure:
 		l.fl.keep(func() { l.r.missesFor(l.reach).add(l.hash, missLifetime) })
-		return nil, err
-	default:
-		return nil, missing(l.errs)
 	}
+	return k, err
 }
 
 var errDown = errors.New("upstream: down")

@@ -163,6 +163,20 @@ func decode(t *testing.T, c nix.Compression, file []byte) []byte {
 // pass lets time pass in a synctest bubble.
 func pass(d time.Duration) { <-time.After(d) }
 
+// until waits for what another goroutine does.
+func until(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for range 20_000 {
+		if ok() {
+			return
+		}
+		<-tick.C
+	}
+	t.Fatal("never: " + what)
+}
+
 // lie is an error of a source that said something wrong.
 func lie() error {
 	return &verify.LieError{Reason: verify.ReasonBadSignature, Err: io.ErrNoProgress}

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"runtime"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -75,10 +74,19 @@ func TestStoreDies(t *testing.T) {
 		}
 	}
 	// All bytes are here when it dies.
-	w := newWorld(t)
-	w.store.Add(t, key, p)
-	w.store.SetFaults(sourcetest.Fault{Do: sourcetest.Die, At: size})
-	w.wantWhole(nameOf(p, nix.Raw), p.NAR)
+	for _, store := range []bool{true, false} {
+		w := newWorld(t)
+		s := w.up
+		if store {
+			s = w.store
+		}
+		s.Add(t, key, p)
+		s.SetFaults(sourcetest.Fault{Do: sourcetest.Die, At: size})
+		w.wantWhole(nameOf(p, nix.Raw), p.NAR)
+		if s.Opened(nix.Raw) != 1 {
+			t.Error("asked again for what was here")
+		}
+	}
 }
 
 // TestStoreLies: up to 64 MiB nothing of a lie leaves, and the next source answers instead.
@@ -204,9 +212,7 @@ func TestAheadBudget(t *testing.T) {
 	w.store.Add(t, key, good, bad)
 	w.up.Add(t, key, bad)
 	// They hold their share when they are being read.
-	for w.store.Reading() < 4 {
-		runtime.Gosched()
-	}
+	until(t, "all are being read", func() bool { return w.store.Reading() == 4 })
 	w.store.SetFaults()
 	w.wantWhole(nameOf(good, nix.Raw), good.NAR)
 	if n := len(w.store.Offsets()); n != 4+2 {
@@ -286,7 +292,7 @@ func TestFileFromUpstream(t *testing.T) {
 					noCache(w, cfg)
 				}
 			})
-			p := nixtest.NewPath("hello", 2*mib)
+			p := nixtest.NewPath("hello", 400_000)
 			info, file := w.up.AddFile(t, key, p, c, nil)
 			form := formOf(t, info)
 			n, err := w.r.NAR(t.Context(), nameOf(p, form), resolve.Query{})
@@ -396,9 +402,10 @@ func TestWrongFileHash(t *testing.T) {
 	if a, err = w.r.Info(t.Context(), p.Hash(), resolve.Anywhere); err != nil || !a.Form.IsRaw() {
 		t.Errorf("the next narinfo offers %s, error %v", a.Form, err)
 	}
-	if _, files := w.cache.Held(p.NarHash()); len(files) != 0 {
-		t.Error("the file is kept under a wrong name")
-	}
+	until(t, "the file goes from under its wrong name", func() bool {
+		_, files := w.cache.Held(p.NarHash())
+		return len(files) == 0
+	})
 	before := w.up.Opened(form)
 	got, err := w.whole(t.Context(), nameOf(p, form), resolve.Query{})
 	if err != nil || !bytes.Equal(decode(t, nix.XZ, got), p.NAR) {

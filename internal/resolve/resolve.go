@@ -70,7 +70,7 @@ type Download interface {
 	// download for the followers by itself.
 	Write(p []byte) (int, error)
 	// Reader follows from byte off on. It sees all but a held-back tail, everything after
-	// Commit, and the error of Abort after that.
+	// Commit, and nothing but the error after Abort.
 	Reader(off int64) Reader
 	// Filled reads what was written so far, the tail included, for the filler's own eyes.
 	Filled() Reader

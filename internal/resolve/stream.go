@@ -23,10 +23,8 @@ type avoidKey struct {
 type sink interface {
 	Fill(src io.Reader) error
 	Offset() int64
-	// End judges the stream, or ends it with err, and returns the verdict. Whoever waits for
-	// the end hears of it after blame was called with a verdict that is a lie: if it tries
-	// anew, the guilty are known.
-	End(err error, blame func(error)) error
+	// End judges the stream, or ends it with err, and returns the verdict.
+	End(err error) error
 }
 
 // receiverError is an error of the receiving side: no other source helps.
@@ -48,11 +46,16 @@ type pouring struct {
 
 // pour fills the sink from the sources in order, each going on where the one before ended,
 // and blames for wrong bytes: a source that sent all of them is convicted, several are
-// avoided for this NAR. first is a claim of sources[0] that is open already, or nil.
+// avoided for this NAR. first is a claim of sources[0] that is open already, or nil. Who was
+// served by the stream tries anew only when pour has returned: then the guilty are known.
 func (p *pouring) pour(ctx context.Context, into sink, first *verify.Claim) error {
 	var contributors []NARSource
 	var errs []error
-	blame := func(err error) { p.blame(contributors, err) }
+	end := func(err error) error {
+		err = into.End(err)
+		p.blame(contributors, err)
+		return err
+	}
 	for i, s := range append(p.sources[:len(p.sources):len(p.sources)], p.backup...) {
 		claim := first
 		first = nil
@@ -63,7 +66,7 @@ func (p *pouring) pour(ctx context.Context, into sink, first *verify.Claim) erro
 			var err error
 			if claim, err = p.r.ask(ctx, s, p.info, p.form, p.size, into.Offset()); err != nil {
 				if ctx.Err() != nil {
-					return into.End(errors.Join(err, ctx.Err()), blame)
+					return end(errors.Join(err, ctx.Err()))
 				}
 				if !errors.Is(err, fs.ErrNotExist) {
 					errs = append(errs, err)
@@ -82,17 +85,17 @@ func (p *pouring) pour(ctx context.Context, into sink, first *verify.Claim) erro
 		var lie *verify.LieError
 		switch {
 		case errors.Is(err, verify.ErrReaderGone) || errors.As(err, &mine):
-			return into.End(err, blame)
+			return end(err)
 		case errors.As(err, &lie) && lie.Reason == verify.ReasonEncoding:
 			// Its own file is at fault, whoever else gave bytes; those before may be right.
 			_ = p.r.blameNAR(s, p.info, p.form, err)
 		case lie != nil:
-			return into.End(err, blame)
+			return end(err)
 		case into.Offset() == p.size:
 			// All bytes are here: how the source ended does not matter any more.
-			return into.End(nil, blame)
+			return end(nil)
 		case ctx.Err() != nil:
-			return into.End(errors.Join(err, ctx.Err()), blame)
+			return end(errors.Join(err, ctx.Err()))
 		case err == nil:
 			err = io.ErrUnexpectedEOF
 		}
@@ -100,7 +103,7 @@ func (p *pouring) pour(ctx context.Context, into sink, first *verify.Claim) erro
 		p.r.cfg.Metrics.Failovers.WithLabelValues(s.Name()).Inc()
 		p.r.log.Debug("source ended early", "source", s.Name(), "path", p.info.StorePath().Base(), "err", err)
 	}
-	return into.End(missing(errs), func(error) {})
+	return into.End(missing(errs))
 }
 
 func isLie(err error) bool {
@@ -172,15 +175,6 @@ func (r *Resolver) disbelieve(info *verify.Info, form nix.Form) {
 // badFileFor is how long a file hash that was wrong is not believed.
 const badFileFor = 24 * time.Hour
 
-// guarded is a Guard as a sink. Its drainer waits for the filler before it tries anew.
-type guarded struct{ *verify.Guard }
-
-func (g guarded) End(err error, blame func(error)) error {
-	err = g.Guard.End(err)
-	blame(err)
-	return err
-}
-
 // direct streams from the opened near source, and those after it, through a Guard.
 func (n *NAR) direct(ctx context.Context, w io.Writer, claim *verify.Claim) error {
 	ctx, cancel := context.WithCancel(ctx)
@@ -201,7 +195,7 @@ func (n *NAR) direct(ctx context.Context, w io.Writer, claim *verify.Claim) erro
 	}
 	g := verify.NewGuard(n.info.Want(n.form, n.formSize), hold)
 	var filler sync.WaitGroup
-	filler.Go(func() { _ = p.pour(ctx, guarded{g}, claim) })
+	filler.Go(func() { _ = p.pour(ctx, g, claim) })
 	err = g.Drain(w)
 	cancel()
 	filler.Wait()

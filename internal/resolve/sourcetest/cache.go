@@ -228,7 +228,7 @@ func (r *follower) Read(p []byte) (int, error) {
 			end -= r.held
 		}
 		var n int
-		if r.pos < end {
+		if r.pos < end && r.d.err == nil {
 			n = copy(p, r.d.data[r.pos:end])
 			r.pos += int64(n)
 		}

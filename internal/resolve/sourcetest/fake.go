@@ -92,8 +92,9 @@ var (
 func (f *Fake) Add(t testing.TB, key nixtest.Key, paths ...nixtest.Path) {
 	t.Helper()
 	for _, p := range paths {
-		f.AddInfo(p.Info(t, key))
-		f.AddBytes(p.NarHash(), nix.Raw, p.NAR)
+		info := p.Info(t, key)
+		f.AddInfo(info)
+		f.AddBytes(info.NarHash(), nix.Raw, p.NAR)
 	}
 }
 
@@ -111,9 +112,9 @@ func (f *Fake) AddFile(t testing.TB, key nixtest.Key, p nixtest.Path, c nix.Comp
 		t.Fatal(err)
 	}
 	f.AddInfo(info)
-	f.AddBytes(p.NarHash(), nix.Raw, p.NAR)
+	f.AddBytes(info.NarHash(), nix.Raw, p.NAR)
 	if form, ok := info.FileForm(); ok {
-		f.AddBytes(p.NarHash(), form, file.Bytes)
+		f.AddBytes(info.NarHash(), form, file.Bytes)
 	}
 	return info, file
 }

@@ -1,0 +1,77 @@
+package resolve_test
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/nixtest"
+	"github.com/nixp2p/nixp2p/internal/resolve"
+	"github.com/nixp2p/nixp2p/verify"
+)
+
+// after is a source that answers after d with what the fake has.
+func after(d time.Duration, info *verify.Info, err error) func(context.Context, nix.StoreHash) (*verify.Info, error) {
+	return func(ctx context.Context, _ nix.StoreHash) (*verify.Info, error) {
+		select {
+		case <-time.After(d):
+			return info, err
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// A peer that is silent costs the head start, one that answers in it saves the upstream a request.
+func TestPeerHeadStart(t *testing.T) {
+	p := nixtest.NewPath("hello", 100)
+	absent := fs.ErrNotExist
+	for _, c := range []struct {
+		name         string
+		peers, up    time.Duration // 0: never
+		peerHas, has bool
+		want         time.Duration
+		source       string
+		asked        int // the upstream
+	}{
+		{"quick peer", 5 * time.Millisecond, 10 * time.Millisecond, true, true, 5 * time.Millisecond, "peer", 0},
+		{"quick no", 5 * time.Millisecond, 10 * time.Millisecond, false, true, 15 * time.Millisecond, "upstream", 1},
+		{"silent peer", time.Hour, 10 * time.Millisecond, true, true, 30 * time.Millisecond, "upstream", 1},
+		{"slow peer, slower upstream", 50 * time.Millisecond, time.Second, true, true, 50 * time.Millisecond, "peer", 1},
+		{"slow peer, upstream has not", 50 * time.Millisecond, 10 * time.Millisecond, true, false, 50 * time.Millisecond, "peer", 1},
+		{"slow peer, nobody has", 50 * time.Millisecond, 10 * time.Millisecond, false, false, 50 * time.Millisecond, "", 1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, withPeers)
+				answer := func(d time.Duration, has bool) func(context.Context, nix.StoreHash) (*verify.Info, error) {
+					if has {
+						return after(d, p.Info(t, key), nil)
+					}
+					return after(d, nil, absent)
+				}
+				w.peers.OnInfo(answer(c.peers, c.peerHas))
+				w.up.OnInfo(answer(c.up, c.has))
+				start := time.Now()
+				_, err := w.r.Info(t.Context(), p.Hash(), resolve.Anywhere)
+				if took := time.Since(start); took != c.want {
+					t.Errorf("answered after %v, want %v", took, c.want)
+				}
+				if c.source == "" {
+					if !errors.Is(err, fs.ErrNotExist) {
+						t.Errorf("%v, want absence", err)
+					}
+				} else if err != nil || w.count("narinfo_requests_total", "source", c.source, "result", "hit") != 1 {
+					t.Errorf("%v, not answered by %s", err, c.source)
+				}
+				if n := w.up.Asked(p.Hash()); n != c.asked {
+					t.Errorf("upstream asked %d times, want %d", n, c.asked)
+				}
+			})
+		})
+	}
+}

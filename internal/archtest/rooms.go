@@ -22,6 +22,7 @@ var rooms = map[string]room{
 	"internal/nix":      {0, nil},
 	"internal/metrics":  {0, nil},
 	"internal/compress": {0, []string{"internal/nix"}},
+	"internal/nixconf":  {0, nil},
 
 	"verify": {1, []string{"internal/nix"}},
 
@@ -40,6 +41,7 @@ var rooms = map[string]room{
 	"p2p/quota":     {2, proof},
 	"p2p/standing":  {2, proof},
 	"p2p/swarmkey":  {2, proof},
+	"p2p/lease":     {2, proof},
 	"p2p/netif":     {2, proof},
 	"p2p/discovery": {2, with(proof, "p2p/netif")},
 	"p2p/mdns":      {2, with(proof, "p2p/netif", "p2p/discovery")},
@@ -52,11 +54,13 @@ var rooms = map[string]room{
 
 	"internal/config": {5, []string{"internal/nix", "verify"}},
 	"internal/manual": {5, nil},
+	"internal/doctor": {5, with(proof, "internal/admin", "internal/nixconf", "localstore", "p2p/netif")},
 	"cmd/nixp2p": {6, with(proof, "localstore", "internal/upstream", "internal/infocache", "internal/narcache", "p2p",
-		"internal/resolve", "httpfront", "internal/admin", "internal/config", "internal/manual")},
+		"internal/resolve", "httpfront", "internal/admin", "internal/config", "internal/manual", "internal/doctor", "internal/nixconf")},
 
 	"internal/nixtest":            {floorTest, proof},
 	"internal/nixtest/realnix":    {floorTest, with(proof, "internal/nixtest")},
+	"internal/nixtest/supervise":  {floorTest, nil},
 	"internal/resolve/sourcetest": {floorTest, with(proof, "internal/resolve", "internal/nixtest")},
 	"internal/archtest":           {floorTest, []string{"internal/config", "internal/metrics"}},
 
@@ -65,6 +69,12 @@ var rooms = map[string]room{
 	"nix":     {floorTest, []string{"internal/config"}},
 
 	"lab/mkcorpus": {floorLab, with(proof, "internal/nixtest", "internal/nixtest/realnix")},
+	"lab/bench":    {floorLab, with(proof, "internal/nixtest", "internal/nixtest/realnix")},
+	"lab/faults":   {floorLab, with(proof, "internal/nixtest", "internal/nixtest/realnix", "internal/nixtest/supervise")},
+	"lab/site":     {floorLab, with(proof, "internal/nixtest", "internal/nixtest/realnix")},
+	// A peer that does not keep to the rules has to speak their language.
+	"lab/site/stranger":  {floorLab, with(proof, "p2p/dht", "p2p/inventory", "p2p/swarmkey", "p2p/wire")},
+	"lab/netlab/wanlink": {floorLab, nil},
 }
 
 // proof is what everything from floor 2 up speaks: the words, what was proven, the
@@ -98,12 +108,12 @@ var fences = map[string][]string{
 	"github.com/FastFilter/xorfilter": {"p2p/inventory"},
 
 	// The network of peers, in the only two rooms that are more than logic about it.
-	"github.com/libp2p/":      {"p2p", "p2p/dht"},
-	"github.com/multiformats": {"p2p", "p2p/dht"},
+	"github.com/libp2p/":      {"p2p", "p2p/dht", "lab/site/stranger"},
+	"github.com/multiformats": {"p2p", "p2p/dht", "lab/site/stranger"},
 	"github.com/ipfs":         {"p2p/dht"},
 
-	// The database of Nix is read in one place.
-	"modernc.org/sqlite": {"localstore"},
+	// The database of Nix is read in one place, and what Nix remembers of caches in another.
+	"modernc.org/sqlite": {"localstore", "internal/doctor"},
 
 	"github.com/BurntSushi/toml":   {"internal/config"},
 	"github.com/spf13/pflag":       {"internal/config", "internal/manual", "cmd/nixp2p"},

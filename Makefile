@@ -155,8 +155,8 @@ test-nix: ## evaluate the modules, compare vendorHash (needs Nix; part of `make 
 	$(GO) test -count=1 ./nix
 
 .PHONY: test-deploy
-test-deploy: ## hold deploy/*.yaml against the schemas of Kubernetes and Compose (downloads them)
-	cd deploy/check && $(GO) run . ../kubernetes.yaml ../compose.yaml
+test-deploy: build ## hold deploy/*.yaml against the schemas of Kubernetes and Compose (downloads them)
+	cd deploy/check && $(GO) run . -nixp2p $(abspath $(BIN)) ../kubernetes.yaml ../kubernetes-runner.yaml ../compose.yaml
 
 .PHONY: clean
 clean: ## remove what was built

@@ -57,6 +57,9 @@ in
     systemd.services.nixp2p = {
       wantedBy = [ "multi-user.target" ];
       restartTriggers = [ configFile ];
+      # Restarted in place. Stopped first, it would take the socket with it, and Nix would
+      # be refused while the system switches.
+      stopIfChanged = false;
       serviceConfig = lib.mkIf (cfg.swarmKeyFile != null) {
         LoadCredential = "swarm-key:${cfg.swarmKeyFile}";
       };

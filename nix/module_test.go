@@ -83,6 +83,7 @@ type system struct {
 	Services map[string]struct {
 		WantedBy      []string
 		ServiceConfig map[string]string
+		StopIfChanged *bool
 	}
 }
 
@@ -124,7 +125,7 @@ func lookEnable(t *testing.T, c cases) {
 	if got := s.Sockets["nixp2p"]; !slices.Equal(got.ListenStreams, []string{"", "127.0.0.1:7654"}) || !slices.Equal(got.WantedBy, []string{"sockets.target"}) {
 		t.Errorf("socket: %+v", got)
 	}
-	if got := s.Services["nixp2p"]; !slices.Equal(got.WantedBy, []string{"multi-user.target"}) || len(got.ServiceConfig) > 0 {
+	if got := s.Services["nixp2p"]; !slices.Equal(got.WantedBy, []string{"multi-user.target"}) || len(got.ServiceConfig) > 0 || got.StopIfChanged == nil || *got.StopIfChanged {
 		t.Errorf("service: %+v", got)
 	}
 	if !slices.Equal(s.Units, []string{"/nonexistent"}) {

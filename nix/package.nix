@@ -6,7 +6,7 @@ buildGoModule {
 
   src = lib.cleanSource ../.;
   # `make vendor-hash` writes this line, `make test-nix` complains when it is wrong.
-  vendorHash = "sha256-AfC7+nocWduGvAUaDPsF5i6GRlnEf1ftnhH2lojtpKM=";
+  vendorHash = "sha256-usSdRRNTcb6WEhapzYsTBAtgByNcq7Kbc6vxkwKOI+c=";
 
   subPackages = [ "cmd/nixp2p" ];
   env.CGO_ENABLED = 0;

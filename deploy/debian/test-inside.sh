@@ -47,14 +47,24 @@ wait $daemon || fail "ends with $?: $(cat /tmp/log)"
 step install once more over it
 dpkg -i /nixp2p.deb
 
-step remove
+step remove, with nix.conf changed by setup
 mkdir -p /etc/nix /etc/nixp2p
 echo 'log-level = "debug"' >/etc/nixp2p/config.toml
-echo 'substituters = http://127.0.0.1:7654 https://cache.nixos.org' >>/etc/nix/nix.conf
-dpkg -r nixp2p 2>&1 | tee /tmp/removed
-grep -q 'nix.conf' /tmp/removed || ! grep -q 127.0.0.1:7654 /etc/nix/nix.conf || fail "nobody says that Nix still asks"
+printf 'max-jobs = 2\n# the last line has no end' >/etc/nix/nix.conf
+cp /etc/nix/nix.conf /tmp/nix.conf
+nixp2p setup --apply
+grep -q 'http://127.0.0.1:7654' /etc/nix/nix.conf || fail "setup changed nothing"
+dpkg -r nixp2p
+cmp /tmp/nix.conf /etc/nix/nix.conf || fail "removal left nix.conf changed"
 [ ! -e /usr/bin/nixp2p ] || fail "the program is still there"
 [ -d /var/lib/nixp2p ] || fail "removal took the state"
+
+step remove, with nix.conf changed by hand
+dpkg -i /nixp2p.deb
+echo 'substituters = http://127.0.0.1:7654 https://cache.nixos.org' >/etc/nix/nix.conf
+dpkg -r nixp2p 2>&1 | tee /tmp/removed
+grep -q 'take http://127.0.0.1:7654 out' /tmp/removed || fail "nobody says that Nix still asks"
+rm /etc/nix/nix.conf
 
 step purge
 dpkg -P nixp2p

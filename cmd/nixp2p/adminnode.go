@@ -38,7 +38,7 @@ func (a *adminNode) State() admin.State {
 	if n == nil {
 		return admin.State{}
 	}
-	s := admin.State{Degraded: n.troubles(), Store: storeState(n.store)}
+	s := admin.State{Degraded: n.troubles(), Store: storeState(n.store), StateDir: n.cfg.StateDir}
 	for _, h := range n.upstream.Health() {
 		s.Upstreams = append(s.Upstreams, admin.Upstream{
 			URL: h.URL, Up: h.Up, Why: h.Why, Since: h.Since, LastError: h.LastError,

@@ -147,7 +147,7 @@ func (h *holder) Held(context.Context) iter.Seq[p2p.Held] {
 }
 
 // storeChanged follows the own store. Of what has gone only the question is known.
-func (h *holder) storeChanged(ctx context.Context, added, removed []nix.StoreHash) {
+func (h *holder) storeChanged(added, removed []nix.StoreHash) {
 	var plus, minus []p2p.Held
 	for _, hash := range removed {
 		q := hash.Question()
@@ -160,15 +160,17 @@ func (h *holder) storeChanged(ctx context.Context, added, removed []nix.StoreHas
 		}
 	}
 	for _, hash := range added {
-		info, err := h.store.Shared(ctx, hash)
-		if err != nil {
+		// The store has proven its signature a moment ago, and proves it again for whoever
+		// asks: at the start that would double the work.
+		s, ok := h.store.Listed(hash)
+		if !ok {
 			continue
 		}
 		q := hash.Question()
 		h.mu.Lock()
 		h.byQuestion[q] = hash
 		h.mu.Unlock()
-		plus = append(plus, p2p.Held{Question: q, NarHash: info.NarHash(), NarSize: info.NarSize()})
+		plus = append(plus, p2p.Held{Question: q, NarHash: s.Nar, NarSize: s.Size})
 	}
 	h.changed(plus, minus)
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/internal/nixtest"
 	"github.com/nixp2p/nixp2p/internal/nixtest/realnix"
+	"github.com/nixp2p/nixp2p/verify"
 )
 
 // What an upstream can write into a narinfo must neither reach Nix nor hurt anybody.
@@ -86,6 +87,35 @@ func TestHostileURLs(t *testing.T) {
 		d := startDaemon(t, "--p2p=false", "--upstream", up.URL(), "--trusted-public-key", trusted.Public(), "--store-root", t.TempDir())
 		if status, body := d.get(d.url + "/nar/" + (nix.NARName{Store: p.Hash(), Nar: p.NarHash()}).String()); status != http.StatusNotFound {
 			t.Errorf("URL %s: %d, %d bytes", url, status, len(body))
+		}
+	}
+}
+
+// One of two mirrors sends a wrong byte: the client gets the right bytes in the same response,
+// unless the wrong one has left already.
+func TestLyingMirror(t *testing.T) {
+	key := nixtest.NewKey("trusted-1")
+	small, large := nixtest.NewPath("small", 100_000), nixtest.NewPath("large", 3<<20)
+	paths := []nixtest.Path{small, large}
+	for _, c := range []nix.Compression{nix.None, nix.XZ} {
+		good := nixtest.NewUpstream(t, nixtest.UpstreamConfig{Paths: paths, Keys: []nixtest.Key{key}, Compression: c})
+		bad := nixtest.NewUpstream(t, nixtest.UpstreamConfig{Paths: paths, Keys: []nixtest.Key{key}, Compression: c, Priority: 1})
+		for _, p := range paths {
+			for _, at := range []int64{500, int64(len(bad.File(p))) - 500} {
+				bad.Set(nixtest.NarFile, nixtest.Fault{Do: nixtest.Flip, At: at})
+				d := startDaemon(t, "--p2p=false", "--upstream", bad.URL(), "--upstream", good.URL(),
+					"--trusted-public-key", key.Public(), "--store-root", t.TempDir())
+				l := &load{url: d.url, paths: paths}
+				l.get(t.Context(), t, p, 0)
+				if sent := at < 1000 && len(p.NAR) > verify.TailSize; (l.whole.Load() == 1) == sent {
+					t.Errorf("%s as %s, byte %d is wrong: %d whole\n%s", p.StorePath.Base(), c, at, l.whole.Load(), d.logText())
+				}
+				// The liar is known now.
+				l.get(t.Context(), t, p, 0)
+				if l.cut.Load() > 1 {
+					t.Errorf("%s as %s: cut again", p.StorePath.Base(), c)
+				}
+			}
 		}
 	}
 }

@@ -32,6 +32,7 @@ type process struct {
 	cmd        *exec.Cmd
 	dir        string
 	args       []string
+	env        []string
 	url, admin string
 
 	mu  sync.Mutex
@@ -43,7 +44,13 @@ type process struct {
 // the end of the test, which fails if it does not end well.
 func startDaemon(t testing.TB, args ...string) *process {
 	t.Helper()
-	d := &process{t: t, dir: t.TempDir(), args: args}
+	return startDaemonWith(t, nil, args...)
+}
+
+// startDaemonWith is startDaemon with more in the environment.
+func startDaemonWith(t testing.TB, env []string, args ...string) *process {
+	t.Helper()
+	d := &process{t: t, dir: t.TempDir(), args: args, env: env}
 	d.start()
 	t.Cleanup(func() {
 		if d.cmd != nil {
@@ -62,7 +69,7 @@ func (d *process) start() {
 		"--state-dir", d.dir + "/state", "--cache-dir", d.dir + "/cache", "--log-level", "debug",
 	}, d.args...)
 	cmd := exec.Command(os.Args[0], args...)
-	cmd.Env = append(os.Environ(), beMain+"=1")
+	cmd.Env = append(append(os.Environ(), beMain+"=1"), d.env...)
 	stderr, err := cmd.StderrPipe()
 	if err != nil {
 		d.t.Fatal(err)

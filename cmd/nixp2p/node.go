@@ -83,9 +83,7 @@ func newNode(cfg *config.Config, m *metrics.Metrics, id string, log *slog.Logger
 		Dir: filepath.Join(cfg.CacheDir, cacheSubdir), Size: cfg.CacheSize, InStore: n.inStore, Log: log, Metrics: m,
 	})
 	n.without(log, "NARs are not kept and not shared between clients", err)
-	if err = n.joinSite(m, log); err != nil {
-		return nil, err
-	}
+	n.without(log, "this machine has no peers", n.joinSite(m, log))
 	if n.resolver, err = resolve.New(n.sources(m, log)); err != nil {
 		return nil, err
 	}
@@ -189,7 +187,7 @@ func (n *node) remembered(h nix.StoreHash) *verify.Info {
 func (n *node) changed(added, removed []nix.StoreHash) {
 	n.resolver.Forget(added...)
 	n.resolver.Forget(removed...)
-	n.holder.storeChanged(context.Background(), added, removed)
+	n.holder.storeChanged(added, removed)
 }
 
 // inStore tells the NAR cache that the store can serve a NAR to everybody.

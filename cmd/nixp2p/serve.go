@@ -12,7 +12,9 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -36,6 +38,9 @@ const (
 	maxHeader  = 32 << 10
 	headerTime = 10 * time.Second
 	idleTime   = 2 * time.Minute
+	// startWait is how long requests wait for a node that is being started, counted from the
+	// start: below the deadline of a narinfo, and a 404 costs the client an hour.
+	startWait = 8 * time.Second
 )
 
 // server is the daemon: its listeners, and what answers on them at the moment.
@@ -48,11 +53,20 @@ type server struct {
 	cfg    *config.Config
 	listen *listeners
 	socket net.Listener // admin; nil when its address cannot be had
+	hangup chan os.Signal
+
+	started   chan struct{}                // closed when there is a node, or will be none
+	late      <-chan struct{}              // closed after startWait
+	transfers atomic.Pointer[atomic.Int64] // NARs on their way, of those that drain waits for
 }
 
 // serve runs the daemon until ctx ends. A start that fails after systemd handed over the
 // socket stays up and answers 404: the socket would take connections that nobody answers.
 func serve(ctx context.Context, u *ui, load func() (*config.Config, error)) error {
+	// From the first moment: SIGHUP ends a process that does not expect it.
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
 	cfg, cfgErr := load()
 	ls, err := listenFront(ctx, cfg.Listen)
 	if err != nil {
@@ -62,7 +76,8 @@ func serve(ctx context.Context, u *ui, load func() (*config.Config, error)) erro
 	if cfgErr != nil && !ls.inherited {
 		return u.problems(cfgErr)
 	}
-	s := &server{ui: u, listen: ls, level: new(slog.LevelVar)}
+	s := &server{ui: u, listen: ls, level: new(slog.LevelVar), hangup: hangup, started: make(chan struct{})}
+	s.transfers.Store(new(atomic.Int64))
 	s.level.Set(cfg.LogLevel)
 	s.log = newLog(u.err, cfg.LogFormat, s.level)
 	for _, w := range cfg.Warnings {
@@ -83,31 +98,87 @@ func (s *server) run(ctx context.Context, cfg *config.Config, cfgErr error, load
 	} else if err != nil {
 		s.log.Error("no admin listener", "err", err)
 	}
-	var n *node
-	err := cfgErr
-	if err == nil {
-		n, err = newNode(cfg, m, id, s.log)
+	page, err := admin.New(admin.Config{Node: &s.admin, Metrics: m, Addr: cfg.AdminListen, Version: version(), Log: s.log})
+	if err != nil {
+		return err
 	}
+	return s.work(ctx, page, load, func() (*node, error) {
+		if cfgErr != nil {
+			return nil, cfgErr
+		}
+		return s.newNode(m, id)
+	})
+}
+
+// newNode is the function of this name with a panic as an error: under systemd's socket a crash
+// at every start would leave connections unanswered for good.
+func (s *server) newNode(m *metrics.Metrics, id string) (n *node, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			n, err = nil, fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+		}
+	}()
+	return newNode(s.cfg, m, id, s.log)
+}
+
+// runNode starts a node and runs it until ctx ends. One that cannot be started ends the
+// process only when no socket from systemd would then take connections that nobody answers.
+func (s *server) runNode(ctx context.Context, start func() (*node, error)) error {
+	n, err := start()
 	switch {
 	case err == nil:
 		s.front.Store(&n.front)
 		s.admin.node.Store(n)
 	case s.listen.inherited:
 		s.log.Error("cannot work, answering 404 to everything", "err", err)
-		why := err // err is used again below
-		s.admin.broken.Store(&why)
+		s.admin.broken.Store(&err)
 	default:
 		return err
 	}
-	page, err := admin.New(admin.Config{Node: &s.admin, Metrics: m, Addr: cfg.AdminListen, Version: version(), Log: s.log})
+	close(s.started)
+	s.sayListening()
+	notify(daemon.SdNotifyReady)
 	if err != nil {
-		return err
+		return nil
 	}
-	err = s.work(ctx, n, page, load)
-	if n != nil {
-		err = errors.Join(err, n.close())
+	return errors.Join(n.run(ctx, s.log), n.close())
+}
+
+// sayListening tells people, and programs that wait for it, where to ask.
+func (s *server) sayListening() {
+	for _, l := range s.listen.front {
+		s.log.Info("listening", "url", urlOf(l), "inherited", s.listen.inherited)
 	}
-	return err
+	if s.socket != nil {
+		s.log.Info("listening for admin", "url", urlOf(s.socket))
+	}
+}
+
+// serveFront answers on the substituter's sockets.
+func (s *server) serveFront(w http.ResponseWriter, r *http.Request) {
+	select {
+	case <-s.started:
+	default:
+		s.awaitNode(r)
+	}
+	if strings.HasPrefix(r.URL.Path, "/nar/") {
+		transfers := s.transfers.Load()
+		transfers.Add(1)
+		defer transfers.Add(-1)
+	}
+	(*s.front.Load()).ServeHTTP(w, r)
+}
+
+// awaitNode lets a request wait for the node, if the node has something to say to it.
+func (s *server) awaitNode(r *http.Request) {
+	if r.URL.Path == "/nix-cache-info" {
+		return
+	}
+	select {
+	case <-s.started:
+	case <-s.late:
+	case <-r.Context().Done():
+	}
 }
 
 // answerNothing makes the front answer nix-cache-info and 404 until there is more.
@@ -130,27 +201,25 @@ func (s *server) openAdmin(ctx context.Context, cfg *config.Config) (err error) 
 }
 
 // work serves until ctx ends or a part fails, then drains.
-func (s *server) work(ctx context.Context, n *node, page http.Handler, load func() (*config.Config, error)) error {
-	frontServer := s.httpServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { (*s.front.Load()).ServeHTTP(w, r) }))
+func (s *server) work(ctx context.Context, page http.Handler, load func() (*config.Config, error), start func() (*node, error)) error {
+	frontServer := s.httpServer(http.HandlerFunc(s.serveFront))
 	adminServer := s.httpServer(page)
+	late, cancel := context.WithTimeout(context.WithoutCancel(ctx), startWait)
+	defer cancel()
+	s.late = late.Done()
 	g, gctx := errgroup.WithContext(ctx)
 	for _, l := range s.listen.front {
-		s.log.Info("listening", "url", urlOf(l), "inherited", s.listen.inherited)
 		g.Go(func() error { return served(frontServer.Serve(netutil.LimitListener(l, maxConnections))) })
 	}
 	if s.socket != nil {
-		s.log.Info("listening for admin", "url", urlOf(s.socket))
 		g.Go(func() error { return served(adminServer.Serve(s.socket)) })
 	}
 	// The node outlives the servers by the time that transfers need to end.
 	nctx, stopNode := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopNode()
-	if n != nil {
-		g.Go(func() error { return n.run(nctx, s.log) })
-	}
+	g.Go(func() error { return s.runNode(nctx, start) })
 	g.Go(func() error { return feedWatchdog(gctx, s.listen.front[0]) })
 	g.Go(func() error { s.reloadOnHangup(gctx, load); return nil })
-	notify(daemon.SdNotifyReady)
 	g.Go(func() error {
 		<-gctx.Done()
 		s.drain(frontServer, adminServer)
@@ -176,12 +245,15 @@ func served(err error) error {
 
 // drain lets transfers end, for drainTime at most; a second signal ends at once.
 func (s *server) drain(servers ...*http.Server) {
-	notify(daemon.SdNotifyStopping)
-	s.log.Info("shutting down", "drain", drainTime)
 	ctx, cancel := context.WithTimeout(context.Background(), drainTime)
 	defer cancel()
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	notify(daemon.SdNotifyStopping)
+	s.log.Info("shutting down", "drain", drainTime)
+	if s.listen.inherited {
+		s.endTransfers(ctx)
+	}
 	for _, x := range servers {
 		if err := x.Shutdown(ctx); err != nil {
 			_ = x.Close()
@@ -189,16 +261,28 @@ func (s *server) drain(servers ...*http.Server) {
 	}
 }
 
+// endTransfers waits for the NARs that are on their way now. All else is answered meanwhile: in
+// systemd's socket it would wait for the slowest of them.
+func (s *server) endTransfers(ctx context.Context) {
+	old := s.transfers.Swap(new(atomic.Int64))
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for old.Load() > 0 {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
 // reloadOnHangup takes over what can be changed safely while running, on SIGHUP.
 func (s *server) reloadOnHangup(ctx context.Context, load func() (*config.Config, error)) {
-	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, syscall.SIGHUP)
-	defer signal.Stop(hangup)
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-hangup:
+		case <-s.hangup:
 			s.reload(load)
 		}
 	}

@@ -36,6 +36,7 @@ type State struct {
 	Upstreams []Upstream `json:"upstreams"`
 	Cache     Cache      `json:"cache"`
 	Store     Store      `json:"store"`
+	StateDir  string     `json:"state_dir,omitempty"`
 }
 
 // Store is this machine's own Nix store: how much of it can be shared, and why not the rest.
@@ -71,9 +72,9 @@ type Upstream struct {
 // Cache is the NAR cache. Limit 0 means that there is none.
 type Cache struct {
 	Dir     string `json:"dir,omitempty"`
-	Bytes   int64 `json:"bytes"` // downloads in progress included
-	Limit   int64 `json:"limit_bytes"`
-	Entries int   `json:"entries"`
+	Bytes   int64  `json:"bytes"` // downloads in progress included
+	Limit   int64  `json:"limit_bytes"`
+	Entries int    `json:"entries"`
 }
 
 // Why is the answer at /api/v1/why/<storehash>.

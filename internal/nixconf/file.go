@@ -16,7 +16,7 @@ import (
 type ManagedError struct{ File, Target string }
 
 func (e *ManagedError) Error() string {
-	return fmt.Sprintf("%s is made by NixOS (it is %s): it cannot be changed by hand", e.File, e.Target)
+	return fmt.Sprintf("%s is made by NixOS, nix-darwin or home-manager (it is %s) and cannot be changed by hand", e.File, e.Target)
 }
 
 // ErrMeanwhile is a file that somebody else changed between reading and writing it.

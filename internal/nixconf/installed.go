@@ -78,7 +78,7 @@ func (n *Nix) run(ctx context.Context, args ...string) ([]byte, error) {
 	var out, errs bytes.Buffer
 	cmd := exec.CommandContext(ctx, n.Path, args...)
 	cmd.Stdout, cmd.Stderr = &out, &errs
-	cmd.WaitDelay = time.Second // what it started may hold the pipes
+	cmd.WaitDelay = 300 * time.Millisecond // what it started may hold the pipes
 	if err := cmd.Run(); err != nil {
 		if ctx.Err() != nil {
 			return nil, fmt.Errorf("%s %s: %w", n.Path, args[len(args)-1], ctx.Err())

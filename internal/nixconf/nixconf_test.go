@@ -122,6 +122,7 @@ func TestSetup(t *testing.T) {
 		{"list is replaced by an included one", []string{"nix.conf", "substituters = https://b\ninclude more.conf\n", "more.conf", "substituters = https://a\n"}, []string{"https://a", node}, 1},
 		{"included adds", []string{"nix.conf", "include more.conf\n", "more.conf", "extra-substituters = https://a\n"}, []string{node, official, "https://a"}, 0},
 		{"included is not there", []string{"nix.conf", "!include more.conf\n"}, []string{node, official}, 0},
+		{"of Determinate Nix", []string{"nix.conf", "extra-substituters = https://a\n!include nix.custom.conf\n"}, []string{node, official, "https://a"}, 1},
 		{"user's bounds", []string{"nix.conf", "connect-timeout = 30\nfallback = false\n"}, []string{node, official}, 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

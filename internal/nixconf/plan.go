@@ -22,8 +22,8 @@ type Want struct {
 	StoreDir string
 }
 
-// connectTimeout in seconds: what a cache that is gone may cost.
-const connectTimeout = 5
+// ConnectTimeout in seconds: what a cache that cannot be reached may cost.
+const ConnectTimeout = 5
 
 // Plan is a change of a file that has not been made yet.
 type Plan struct {
@@ -176,6 +176,7 @@ func (p *Plan) change(name string, lines []string, m mark, want Want) (string, e
 		return "", err
 	}
 	p.alone(name, all, want)
+	p.others(name, text)
 	before := fileSettings(name, all, want)
 	var settings []string
 	top := false
@@ -229,7 +230,7 @@ func (p *Plan) bounds(all []statement, want Want) (settings []string) {
 		return slices.ContainsFunc(all, func(s statement) bool { return s.name == name })
 	}
 	if !has("connect-timeout") {
-		settings = append(settings, fmt.Sprintf("connect-timeout = %d", connectTimeout))
+		settings = append(settings, fmt.Sprintf("connect-timeout = %d", ConnectTimeout))
 	}
 	if want.Fallback && !has("fallback") {
 		settings = append(settings, "fallback = true")
@@ -246,6 +247,19 @@ func (p *Plan) check(before, after Settings, url string) error {
 		return fmt.Errorf("%s: the list of substituters would become %q from %q: this file has to be changed by hand", p.File, after.Substituters, before.Substituters)
 	}
 	return nil
+}
+
+// customFile is what the nix.conf of Determinate Nix includes for users' own settings.
+const customFile = "nix.custom.conf"
+
+// others says it when the file is another program's, which may write it anew.
+func (p *Plan) others(name, text string) {
+	own, _ := parse(name, text) // read before
+	for _, s := range own {
+		if filepath.Base(s.include) == customFile {
+			p.Notes = append(p.Notes, "This file looks like one that Determinate Nix writes anew; the one for changes is "+s.include+": name it with --nix-conf.")
+		}
+	}
 }
 
 // alone says it when the node would be the only cache.

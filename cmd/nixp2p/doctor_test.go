@@ -1,0 +1,369 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"maps"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/nixp2p/nixp2p/internal/doctor"
+	"github.com/nixp2p/nixp2p/internal/nixtest/realnix"
+)
+
+// patient is a machine that is well: a node with a store and an upstream, and a Nix that is set
+// to use it. Each test row makes it ill in one way.
+type patient struct {
+	t      *testing.T
+	nix    *realnix.Nix
+	corpus *realnix.Corpus
+	node   *process
+	client *realnix.Client
+
+	url    string   // of the node
+	admin  string   // of its admin listener
+	other  string   // URL of a second substituter
+	conf   []string // lines of nix.conf
+	args   []string // of the doctor, beside the node's
+	env    []string
+	prefix []string // put before the command
+}
+
+// cacheServer says what a cache says of itself.
+func cacheServer(t *testing.T, priority int, date time.Time) string {
+	return newServer(t, func(w http.ResponseWriter, r *http.Request) {
+		if !date.IsZero() {
+			w.Header().Set("Date", date.UTC().Format(http.TimeFormat))
+		}
+		if r.URL.Path != "/nix-cache-info" {
+			http.NotFound(w, r)
+			return
+		}
+		fmt.Fprintf(w, "StoreDir: /nix/store\nWantMassQuery: 1\nPriority: %d\n", priority)
+	})
+}
+
+// newPatient starts a node with the flags that come last, and sets Nix to use it.
+func newPatient(t *testing.T, flags ...string) *patient {
+	c := realnix.FindCorpus(t, realnix.Params{})
+	p := &patient{nix: realnix.Find(t), corpus: c, other: cacheServer(t, 40, time.Time{})}
+	p.node = startDaemon(t, append(corpusArgs(c, p.other, c.StoreRoot), flags...)...)
+	p.url, p.admin, p.args = p.node.url, p.node.admin, p.node.args
+	p.counted()
+	return p.admit(t)
+}
+
+// admit returns the same machine with a Nix of its own.
+func (p *patient) admit(t *testing.T) *patient {
+	q := *p
+	q.t, q.client = t, p.nix.TempClient(t, p.corpus.PublicKey)
+	q.conf = []string{
+		"substituters = " + p.url + " " + p.other, "trusted-public-keys = " + p.corpus.PublicKey,
+		"connect-timeout = 5", "experimental-features = nix-command",
+	}
+	return &q
+}
+
+// restart starts the node anew with the flags, which are the doctor's, too.
+func (p *patient) restart(flags ...string) {
+	p.t.Helper()
+	p.node.restart(flags...)
+	p.args = flags
+	p.counted()
+}
+
+// counted waits until the node has looked at its store.
+func (p *patient) counted() {
+	for range 2000 {
+		if _, status := p.node.get(p.node.admin + "/api/v1/status"); !strings.Contains(status, `"complete": false`) || strings.Contains(status, `"database": "none"`) {
+			return
+		}
+	}
+	p.node.t.Fatal("the node does not come to an end with its store")
+}
+
+// flag replaces the value of a flag of the doctor, which is one argument behind its name.
+func (p *patient) flag(name, value string) {
+	p.args = slices.Clone(p.args)
+	if i := slices.Index(p.args, name); i >= 0 {
+		p.args[i+1] = value
+		return
+	}
+	p.args = append(p.args, name, value)
+}
+
+// set replaces the line of nix.conf that begins so.
+func (p *patient) set(name, value string) {
+	p.conf = slices.DeleteFunc(p.conf, func(l string) bool { return strings.HasPrefix(l, name+" ") })
+	if value != "" {
+		p.conf = append(p.conf, name+" = "+value)
+	}
+}
+
+// visit has the doctor look, and returns its report.
+func (p *patient) visit() (doctor.Report, int) {
+	p.t.Helper()
+	dir := p.client.Dir
+	conf := filepath.Join(dir, "conf/nix.conf")
+	if err := os.WriteFile(conf, []byte(strings.Join(p.conf, "\n")+"\n"), 0o600); err != nil {
+		p.t.Fatal(err)
+	}
+	env := append([]string{
+		"NIX_CONF_DIR=" + dir + "/conf", "XDG_CONFIG_HOME=" + dir + "/none", "XDG_CONFIG_DIRS=" + dir + "/none",
+		"XDG_CACHE_HOME=" + dir + "/cache", "HOME=" + dir + "/home", "NIX_CONFIG=", "NIX_REMOTE=",
+	}, p.env...)
+	args := append([]string{
+		"doctor", "--json", "--config", os.DevNull, "--listen", orAny(p.url), "--admin-listen", orAny(p.admin),
+		"--state-dir", p.node.dir + "/state", "--cache-dir", p.node.dir + "/cache", "--cache-size", "1MiB",
+	}, p.args...)
+	start := time.Now()
+	out, errs, code := commandIn(p.t, env, p.prefix, args...)
+	if took := time.Since(start); took > 10*time.Second {
+		p.t.Errorf("took %v", took)
+	}
+	var r doctor.Report
+	if err := json.Unmarshal([]byte(out), &r); err != nil {
+		p.t.Fatalf("exit %d, %v:\n%s%s", code, err, out, errs)
+	}
+	return r, code
+}
+
+// ills are the looks with a warning or failure, but for what is the machine's own: it may have
+// little room or no network.
+func ills(r doctor.Report) map[string]doctor.Level {
+	ill := map[string]doctor.Level{}
+	for _, f := range r.Findings {
+		if f.Check == "online" || f.Check == "disk" && f.Level == doctor.Warning {
+			continue
+		}
+		if (f.Level == doctor.Warning && ill[f.Check] != doctor.Failure) || f.Level == doctor.Failure {
+			ill[f.Check] = f.Level
+		}
+	}
+	return ill
+}
+
+func say(r doctor.Report) string {
+	var b strings.Builder
+	for _, f := range r.Findings {
+		fmt.Fprintf(&b, "%-8s %-11s %s\n", f.Level, f.Check, f.Message)
+	}
+	return b.String()
+}
+
+// expect checks that just these looks complain, and each says what to do.
+func (p *patient) expect(want map[string]doctor.Level) {
+	p.t.Helper()
+	r, code := p.visit()
+	if got := ills(r); !maps.Equal(got, want) {
+		p.t.Errorf("complains: %v, want %v\n%s%s", got, want, say(r), p.node.logText())
+	}
+	failed := slices.Contains(slices.Collect(maps.Values(want)), doctor.Failure)
+	if (code == exitFailed) != failed {
+		p.t.Errorf("exit code %d", code)
+	}
+	for _, f := range r.Findings {
+		if f.Level != doctor.Warning && f.Level != doctor.Failure {
+			continue
+		}
+		if f.Hint == "" && f.Check != "config" {
+			p.t.Errorf("no hint for: %s", f.Message)
+		}
+		p.t.Logf("%s %s: %s -> %s", f.Level, f.Check, f.Message, f.Hint)
+	}
+}
+
+type complaints = map[string]doctor.Level
+
+func TestDoctorWell(t *testing.T) {
+	p := newPatient(t)
+	before := tree(t, p.client.Dir, p.node.dir)
+	p.expect(complaints{})
+	if after := tree(t, p.client.Dir, p.node.dir); !slices.Equal(before, after) {
+		t.Errorf("before %q\nafter %q", before, after)
+	}
+	r, _ := p.visit()
+	for _, want := range []string{"signatures  Nix accepts /nix/store/", "shared      220 of ", "asked first, with priority 30", "read as"} {
+		if !strings.Contains(say(r), want) {
+			t.Errorf("no %q in\n%s", want, say(r))
+		}
+	}
+	// For people.
+	out, _, _ := commandIn(t, nil, nil, "doctor", "--config", os.DevNull, "--admin-listen", "127.0.0.1:1", "--listen", "127.0.0.1:1", "--p2p=false", "--upstream", p.other)
+	if !strings.Contains(out, "failure  daemon") || !strings.Contains(out, "-> start it") || !strings.Contains(out, "failures: ") {
+		t.Errorf("%s", out)
+	}
+}
+
+// tree is what is in directories, with sizes and times, but for nix.conf and what the node
+// itself writes meanwhile.
+func tree(t *testing.T, dirs ...string) (all []string) {
+	t.Helper()
+	for _, dir := range dirs {
+		err := filepath.WalkDir(dir, func(name string, d fs.DirEntry, err error) error {
+			if err != nil || d.IsDir() {
+				return err
+			}
+			info, err := d.Info()
+			if err == nil && filepath.Base(name) != "nix.conf" {
+				all = append(all, fmt.Sprint(name, info.Size(), info.ModTime()))
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return all
+}
+
+// Each row makes one fault, as people meet it.
+func TestDoctorFaults(t *testing.T) {
+	const warning, failure = doctor.Warning, doctor.Failure
+	well := newPatient(t) // shared by the rows whose node stays as it is
+	for _, tt := range []struct {
+		name string
+		own  []string // flags of a node of the row's own
+		make func(p *patient)
+		want complaints
+	}{
+		{"daemon down", []string{}, func(p *patient) { p.node.stop() }, complaints{"daemon": failure, "substituter": failure}},
+		{"daemon hangs", []string{}, func(p *patient) {
+			_ = p.node.cmd.Process.Signal(syscall.SIGSTOP)
+			node := p.node.cmd.Process
+			p.t.Cleanup(func() { _ = node.Signal(syscall.SIGCONT) })
+		}, complaints{"daemon": failure, "substituter": failure}},
+		{"Nix does not use it", nil, func(p *patient) { p.set("substituters", p.other) }, complaints{"used": failure}},
+		{"the user's settings replace it", nil, func(p *patient) { p.env = append(p.env, "NIX_CONFIG=substituters = "+p.other) }, complaints{"used": failure}},
+		{"Nix is not to substitute", nil, func(p *patient) { p.set("substitute", "false") }, complaints{"used": failure}},
+		{"key missing in nix.conf", nil, func(p *patient) { p.set("trusted-public-keys", "") }, complaints{"keys": failure, "signatures": failure}},
+		{"absence remembered", []string{"--store-root", os.TempDir() + "/nothing"}, rememberAbsence, complaints{"remembered": warning}},
+		{"priority remembered", []string{"--priority", "50"}, rememberPriority, complaints{"remembered": warning}},
+		{"database unreadable", []string{}, breakDatabase, complaints{"database": failure}},
+		{"disk full", []string{}, fillDisk, complaints{"disk": failure}},
+		{"upstream unreachable", nil, func(p *patient) { p.flag("--upstream", "http://127.0.0.1:1") }, complaints{"upstream": failure}},
+		{"log in to the Wi-Fi first", nil, func(p *patient) {
+			url := newServer(p.t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "<html>log in</html>") })
+			p.flag("--upstream", url)
+		}, complaints{"upstream": failure}},
+		{"clock wrong", nil, func(p *patient) {
+			p.flag("--upstream", cacheServer(p.t, 40, time.Now().Add(-26*time.Hour)))
+		}, complaints{"clock": failure}},
+		{"admin port taken", nil, func(p *patient) {
+			p.admin = newServer(p.t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"status":"up"}`) })
+		}, complaints{"daemon": failure}},
+		{"substituter port taken", nil, func(p *patient) {
+			p.url = newServer(p.t, http.NotFound)
+			p.set("substituters", p.url+" "+p.other)
+		}, complaints{"substituter": failure, "signatures": warning}},
+		{"other cache in front", nil, func(p *patient) {
+			p.set("substituters", cacheServer(p.t, 10, time.Time{})+" "+p.url+" "+p.other)
+		}, complaints{"order": warning}},
+		{"only substituter", nil, func(p *patient) { p.set("substituters", p.url) }, complaints{"used": warning}},
+		{"nix.conf broken", nil, func(p *patient) { p.conf = append(p.conf, "what is this") }, complaints{"nix": failure}},
+		{"connect-timeout missing", nil, func(p *patient) { p.set("connect-timeout", "") }, complaints{"nix": warning}},
+		{"fallback crashes", nil, func(p *patient) { p.set("fallback", "true") }, complaints{"nix": warning}},
+		{"nothing is shared", []string{}, func(p *patient) {
+			p.flag("--share-key", "other-1")
+			p.restart(p.args...)
+		}, complaints{"shared": warning, "config": warning}},
+		{"peer port shut", nil, func(p *patient) {
+			p.args = append(p.args, "--p2p=true", "--mdns=false", "--p2p-listen", "/ip4/127.0.0.1/tcp/1")
+		}, complaints{"port": failure, "peers": warning}},
+		{"configuration wrong", nil, func(p *patient) { p.args = append(p.args, "--priority", "many") }, complaints{"config": failure}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p := well.admit(t)
+			if tt.own != nil {
+				p = newPatient(t, tt.own...)
+			}
+			tt.make(p)
+			p.expect(tt.want)
+		})
+	}
+}
+
+// rememberAbsence: Nix asks for a path that comes into the store a moment later.
+func rememberAbsence(p *patient) {
+	if _, _, err := p.client.PathInfoR(p.t.Context(), p.url, p.corpus.Top); err == nil {
+		p.t.Fatal("the path was not to be there")
+	}
+	p.restart(corpusArgs(p.corpus, p.other, p.corpus.StoreRoot)...)
+}
+
+// rememberPriority: Nix asks a node whose priority is then changed.
+func rememberPriority(p *patient) {
+	if _, _, err := p.client.PathInfoR(p.t.Context(), p.url, p.corpus.Top); err != nil {
+		p.t.Fatal(err)
+	}
+	p.restart(corpusArgs(p.corpus, p.other, p.corpus.StoreRoot)...)
+}
+
+func breakDatabase(p *patient) {
+	root := p.t.TempDir()
+	dir := filepath.Join(root, "nix/var/nix/db")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		p.t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "db.sqlite"), []byte(strings.Repeat("overwritten by somebody ", 1000)), 0o600); err != nil {
+		p.t.Fatal(err)
+	}
+	p.restart(corpusArgs(p.corpus, p.other, root)...)
+}
+
+// fillDisk moves the cache to a file system of its own and fills that.
+func fillDisk(p *patient) {
+	dir := p.t.TempDir()
+	if err := exec.Command("mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", dir).Run(); err != nil {
+		p.t.Skipf("skipped: a file system of one's own takes root: %v", err)
+	}
+	p.t.Cleanup(func() { _ = exec.Command("umount", "-l", dir).Run() })
+	p.restart(append(corpusArgs(p.corpus, p.other, p.corpus.StoreRoot), "--cache-dir", dir)...)
+	_ = os.WriteFile(filepath.Join(dir, "ballast"), make([]byte, 2<<20), 0o600) // as much as fits
+}
+
+// Without any link but loopback the nix command thinks itself offline.
+func TestDoctorOffline(t *testing.T) {
+	if err := exec.Command("unshare", "-n", "true").Run(); err != nil {
+		t.Skipf("skipped: a network of one's own takes root and unshare: %v", err)
+	}
+	p := newPatient(t)
+	p.prefix = []string{"unshare", "-n", "--"}
+	r, _ := p.visit()
+	if text := say(r); !strings.Contains(text, "warning  online") || ills(r)["used"] != "" {
+		t.Errorf("%s", text)
+	}
+}
+
+// On a machine with nothing there is something to say of everything, and an end.
+func TestDoctorNothingThere(t *testing.T) {
+	t.Parallel() // it waits for those who hang
+	dir := t.TempDir()
+	env := []string{"PATH=" + dir, "NIX_CONF_DIR=" + dir, "HOME=" + dir, "XDG_CONFIG_DIRS=" + dir, "XDG_CONFIG_HOME=" + dir, "XDG_CACHE_HOME=" + dir, "NIX_CONFIG="}
+	hanging := newServer(t, func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+	start := time.Now()
+	out, errs, code := commandIn(t, env, nil, "doctor", "--json", "--config", os.DevNull, "--admin-listen", orAny(hanging), "--listen", orAny(hanging[:len(hanging)-1]+"9"),
+		"--upstream", hanging, "--upstream", hanging+"/2", "--store-root", dir, "--state-dir", dir+"/s", "--cache-dir", dir+"/c", "--mdns=false")
+	if took := time.Since(start); took > 10*time.Second {
+		t.Errorf("took %v", took)
+	}
+	var r doctor.Report
+	if err := json.Unmarshal([]byte(out), &r); err != nil || code != exitFailed || errs != "" {
+		t.Fatalf("exit %d, %v: %s%s", code, err, out, errs)
+	}
+	ill := ills(r)
+	if ill["daemon"] != doctor.Failure || ill["upstream"] != doctor.Failure || ill["database"] != doctor.Warning {
+		t.Errorf("%s", say(r))
+	}
+	if left, _ := os.ReadDir(dir); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}

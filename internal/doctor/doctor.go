@@ -1,0 +1,193 @@
+// Package doctor finds out why nothing is substituted, or slowly: it looks at the node, at what
+// Nix is set to and remembers of it, at the store, the disk and the network, and says of each
+// whether it is well and what to do when it is not. It works without a node, without Nix and
+// without privileges, as far as one can see then. It never writes, changes nothing, and never
+// takes longer than TotalTime.
+package doctor
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/nixp2p/nixp2p/internal/admin"
+)
+
+// Level says how serious a finding is.
+type Level string
+
+// Levels. Unknown is what cannot be told from here: no sign of anything wrong.
+const (
+	OK      Level = "ok"
+	Unknown Level = "unknown"
+	Warning Level = "warning"
+	Failure Level = "failure"
+)
+
+// Finding is what one look has shown.
+type Finding struct {
+	Check   string `json:"check"` // which look, one word: kept, programs read it
+	Level   Level  `json:"level"`
+	Message string `json:"message"`        // a sentence without capital and full stop
+	Hint    string `json:"hint,omitempty"` // what to do about it
+}
+
+// Report is all that was found.
+type Report struct {
+	Findings []Finding `json:"findings"`
+	Failures int       `json:"failures"`
+	Warnings int       `json:"warnings"`
+}
+
+// Add adds a finding.
+func (r *Report) Add(f Finding) {
+	r.Findings = append(r.Findings, f)
+	switch f.Level {
+	case Failure:
+		r.Failures++
+	case Warning:
+		r.Warnings++
+	}
+}
+
+// Config is the configuration of the node, as far as it counts here, and the surroundings.
+type Config struct {
+	Listen      string // "host:port" or "unix:PATH"
+	URL         string // at which Nix asks; "" when Nix cannot
+	AdminListen string
+	Priority    int
+	Upstreams   []string // URLs
+	TrustedKeys []string // "name:base64"
+	ShareKeys   []string // names
+	StateDir    string
+	CacheDir    string
+	CacheSize   int64
+	StoreRoot   string
+
+	P2P       bool
+	P2PListen []string // multiaddrs
+	MDNS      bool
+	Closed    bool // there is a swarm key
+
+	Getenv func(string) string // the environment of the user
+	Sys    string              // "" means /sys
+}
+
+// Bounds. The facts come first, since the looks go by them; then all looks run at once.
+const (
+	factsTime = 3500 * time.Millisecond
+	lookTime  = 4500 * time.Millisecond
+	// TotalTime is what Run takes at most.
+	TotalTime = 9 * time.Second
+)
+
+// look is one look at something. It has to heed its context; where it cannot, since a file
+// system or a program does not answer, nobody waits for it.
+type look struct {
+	name string
+	run  func(context.Context, *patient) []Finding
+}
+
+// looks are in the order in which they are reported: from the node outwards.
+func looks() []look {
+	return []look{
+		{"daemon", lookDaemon},
+		{"substituter", lookSubstituter},
+		{"nix", lookNix},
+		{"used", lookUsed},
+		{"order", lookOrder},
+		{"keys", lookKeys},
+		{"signatures", lookSignatures},
+		{"remembered", lookRemembered},
+		{"database", lookDatabase},
+		{"shared", lookShared},
+		{"disk", lookDisk},
+		{"upstream", lookUpstream},
+		{"clock", lookClock},
+		{"online", lookOnline},
+		{"port", lookPort},
+		{"firewall", lookFirewall},
+		{"multicast", lookMulticast},
+		{"peers", lookPeers},
+		{"wifi", lookWifi},
+	}
+}
+
+// Run looks at everything. What hangs, since a file system does not answer, is left behind:
+// the command that called ends anyway.
+func Run(ctx context.Context, cfg Config) Report {
+	done := make(chan Report, 1)
+	go func() { done <- run(ctx, cfg, looks(), lookTime) }()
+	select {
+	case r := <-done:
+		return r
+	case <-time.After(TotalTime):
+		var r Report
+		r.Add(Finding{"doctor", Failure, fmt.Sprintf("no end within %s", TotalTime), "does a file system hang, of $HOME or of Nix? `dmesg` may say"})
+		return r
+	}
+}
+
+// run gives each look the limit, and a little more for those that come in time.
+func run(ctx context.Context, cfg Config, looks []look, limit time.Duration) Report {
+	p := &patient{Config: cfg}
+	p.gather(ctx)
+	lookCtx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	found := make([]chan []Finding, len(looks))
+	for i, l := range looks {
+		found[i] = make(chan []Finding, 1) // a look that comes too late has nobody to wait for it
+		go func() { found[i] <- l.run(lookCtx, p) }()
+	}
+	late, stop := context.WithTimeout(ctx, limit+200*time.Millisecond)
+	defer stop()
+	var r Report
+	for i, l := range looks {
+		for _, f := range await(late, found[i], limit) {
+			f.Check = l.name
+			r.Add(f)
+		}
+	}
+	return r
+}
+
+// await returns what a look has found, if that comes in time.
+func await(late context.Context, found <-chan []Finding, limit time.Duration) []Finding {
+	select {
+	case all := <-found:
+		return all
+	case <-late.Done():
+	}
+	select {
+	case all := <-found: // in time, while another one was waited for
+		return all
+	default:
+		return unknown("no answer within %s", limit)
+	}
+}
+
+// ok, unknown, warn and fail make findings of one look; the last argument but one of warn and
+// fail is what to do.
+func ok(format string, args ...any) []Finding {
+	return []Finding{{"", OK, fmt.Sprintf(format, args...), ""}}
+}
+
+func unknown(format string, args ...any) []Finding {
+	return []Finding{{"", Unknown, fmt.Sprintf(format, args...), ""}}
+}
+
+func warn(hint, format string, args ...any) []Finding {
+	return []Finding{{"", Warning, fmt.Sprintf(format, args...), hint}}
+}
+
+func fail(hint, format string, args ...any) []Finding {
+	return []Finding{{"", Failure, fmt.Sprintf(format, args...), hint}}
+}
+
+// store returns what the node says of its store, false when it says nothing.
+func (p *patient) store() (admin.Store, bool) {
+	if p.status == nil || !p.status.Ready {
+		return admin.Store{}, false
+	}
+	return p.status.Store, true
+}

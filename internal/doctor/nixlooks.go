@@ -1,0 +1,274 @@
+package doctor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"net/url"
+	"os"
+	"slices"
+	"sort"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/nixconf"
+	"github.com/nixp2p/nixp2p/verify"
+)
+
+func lookNix(_ context.Context, p *patient) []Finding {
+	if errors.Is(p.nixErr, fs.ErrNotExist) {
+		return warn("install it, or run this as the user who has it in $PATH", "no nix command found: going by the files alone")
+	}
+	if p.settingsErr != nil {
+		return fail("mend the file: every command of Nix fails with it", "Nix cannot read its configuration: %v", p.settingsErr)
+	}
+	if p.nixErr != nil {
+		return fail("try `nix --version`", "the installed Nix does not work: %v", p.nixErr)
+	}
+	all := ok("Nix %s (%s)", p.nix.Version, p.nix.Path)
+	if p.settings.Fallback && !p.nix.AtLeast(2, 13) {
+		all = append(all, warn("leave `fallback` out of nix.conf, or take Nix 2.13 or later",
+			"`fallback = true`: this Nix crashes with it when a cache goes away")...)
+	}
+	if p.settings.ConnectTimeout == 0 && !p.nix.AtLeast(2, 29) {
+		all = append(all, warn("set `connect-timeout = 5` in nix.conf (`nixp2p setup` does)",
+			"connect-timeout is not set: a cache that cannot be reached costs minutes")...)
+	}
+	if p.multiUser() && !listed(p.system.AllowedUsers) && !listed(p.system.TrustedUsers) {
+		all = append(all, warn("add the user to allowed-users in "+p.places.System, "the Nix daemon does not serve this user")...)
+	}
+	return all
+}
+
+// setupHint says how the node comes into the list.
+func (p *patient) setupHint() string {
+	if target, err := os.Readlink(p.places.System); err == nil && (strings.HasPrefix(target, "/nix/store/") || strings.HasPrefix(target, "/etc/static/")) {
+		return "NixOS: `services.nixp2p.enable = true`; `nixp2p setup` shows what it sets"
+	}
+	return "`nixp2p setup --apply` puts it there; then restart the Nix daemon"
+}
+
+// lookUsed says whether Nix asks the node at all.
+func lookUsed(_ context.Context, p *patient) []Finding {
+	switch {
+	case p.URL == "":
+		return fail("give --listen an address such as 127.0.0.1:7654", "Nix cannot ask a substituter on %s", p.Listen)
+	case p.noNix():
+		return unknown("there is neither Nix nor %s", p.places.System)
+	case p.settingsErr != nil:
+		return unknown("%v", p.settingsErr)
+	}
+	as, used := p.used()
+	switch {
+	case !used && p.system.Uses(p.URL):
+		return fail("write `extra-substituters` in the user's nix.conf, which adds, instead of `substituters`, which replaces; look at $NIX_CONFIG, too",
+			"%s lists %s, but this user's own settings replace that list", p.places.System, p.URL)
+	case !used:
+		return fail(p.setupHint(), "%s is not among the substituters of Nix: %s", p.URL, strings.Join(p.settings.Substituters, " "))
+	case p.multiUser() && !p.system.Uses(as) && !slices.ContainsFunc(p.system.TrustedSubstituters, func(u string) bool { return nixconf.SameCache(u, as) }) &&
+		!listed(p.system.TrustedUsers):
+		return fail("put it into "+p.places.System+" instead: `sudo nixp2p setup --apply`, then restart the Nix daemon",
+			"the Nix daemon ignores %s: only this user's settings name it, and this user is not in trusted-users", as)
+	case !p.settings.Substitute && online() != "": // offline it says so by itself
+		return fail("take `substitute = false` out of nix.conf", "Nix is told not to substitute at all")
+	}
+	if len(p.settings.Substituters) == 1 {
+		return warn("keep https://cache.nixos.org in the list", "%s is the only substituter: while it is stopped nothing can be substituted", as)
+	}
+	return ok("%s is one of %d substituters", as, len(p.settings.Substituters))
+}
+
+// used returns how the node is written in the list of substituters.
+func (p *patient) used() (string, bool) {
+	_, port, _ := strings.Cut(strings.TrimPrefix(p.URL, "http://"), ":")
+	for _, s := range p.settings.Substituters {
+		if nixconf.SameCache(s, p.URL) {
+			return s, true
+		}
+		for _, host := range []string{"localhost", "127.0.0.1", "[::1]"} {
+			if nixconf.SameCache(s, "http://"+host+":"+port) {
+				return s, true
+			}
+		}
+	}
+	return "", false
+}
+
+// rank is where a substituter stands: Nix goes by priority, then by the order of the list.
+type rank struct {
+	url      string
+	priority int
+	err      error
+}
+
+// lookOrder asks every substituter for its priority, as Nix does.
+func lookOrder(ctx context.Context, p *patient) []Finding {
+	as, used := p.used()
+	if !used || p.front == nil {
+		return unknown("the node is not asked, or does not answer")
+	}
+	ranks := make([]rank, len(p.settings.Substituters))
+	var wg sync.WaitGroup
+	for i, s := range p.settings.Substituters {
+		wg.Go(func() { ranks[i] = p.rank(ctx, s, as) })
+	}
+	wg.Wait()
+	sort.SliceStable(ranks, func(i, j int) bool { return ranks[i].priority < ranks[j].priority })
+	var found []Finding
+	var before, dark []string
+	own := 0
+	for _, r := range ranks {
+		switch {
+		case r.url == as:
+			own = r.priority
+		case r.err != nil:
+			dark = append(dark, r.url)
+		}
+	}
+	for _, r := range ranks {
+		if r.url == as {
+			break
+		}
+		if r.err == nil {
+			before = append(before, fmt.Sprintf("%s (%d)", r.url, r.priority))
+		}
+	}
+	if len(before) > 0 {
+		found = warn("give nixp2p a lower --priority, or write ?priority=50 behind the other one's URL in nix.conf",
+			"asked before nixp2p (%d): %s", own, strings.Join(before, ", "))
+	} else {
+		found = ok("asked first, with priority %d", own)
+	}
+	if len(dark) > 0 {
+		found = append(found, unknown("no priority from %s", strings.Join(dark, ", "))...)
+	}
+	return found
+}
+
+// rank finds a substituter's priority. Parameters in its URL win over what it says.
+func (p *patient) rank(ctx context.Context, url, own string) rank {
+	r := rank{url: url, priority: 1 << 30}
+	at, given, ok := withPriority(url)
+	if ok {
+		r.priority = given
+		return r
+	}
+	if url == own {
+		r.priority = p.front.Priority
+		return r
+	}
+	info, err := cacheInfo(ctx, at)
+	if err != nil {
+		r.err = err
+		return r
+	}
+	r.priority = info.Priority
+	return r
+}
+
+// withPriority splits a substituter's URL from the priority given in it.
+func withPriority(s string) (at string, priority int, ok bool) {
+	at, query, _ := strings.Cut(s, "?")
+	v, err := url.ParseQuery(query)
+	if err != nil {
+		return at, 0, false
+	}
+	priority, err = strconv.Atoi(v.Get("priority"))
+	return at, priority, err == nil
+}
+
+// cacheInfo reads what a cache says of itself, by HTTP or from a directory.
+func cacheInfo(ctx context.Context, at string) (*nix.CacheInfo, error) {
+	dir, file := strings.CutPrefix(at, "file://")
+	switch {
+	case file:
+		text, err := os.ReadFile(dir + "/nix-cache-info")
+		if err != nil {
+			return nil, err
+		}
+		return parseCacheInfo(text)
+	case strings.HasPrefix(at, "http://"), strings.HasPrefix(at, "https://"):
+		return askCacheInfo(ctx, outside(), at)
+	}
+	return nil, errors.New("only http, https and file can be asked from here")
+}
+
+// outside is the way to other machines: through the proxy of the environment, as Nix goes.
+func outside() *http.Client {
+	return &http.Client{Transport: &http.Transport{Proxy: http.ProxyFromEnvironment, DisableKeepAlives: true}}
+}
+
+// lookKeys compares whose word counts here and there: Nix takes nothing that is not signed by
+// one of its own keys.
+func lookKeys(_ context.Context, p *patient) []Finding {
+	if p.noNix() || p.settingsErr != nil {
+		return unknown("the configuration of Nix is not known")
+	}
+	theirs := map[string]string{}
+	for _, k := range p.settings.TrustedPublicKeys {
+		name, _, _ := strings.Cut(k, ":")
+		theirs[name] = k
+	}
+	var missing, other []string
+	for _, k := range p.TrustedKeys {
+		name, _, _ := strings.Cut(k, ":")
+		switch have, ok := theirs[name]; {
+		case !ok:
+			missing = append(missing, k)
+		case have != k:
+			other = append(other, name)
+		}
+	}
+	var found []Finding
+	if len(other) > 0 {
+		found = append(found, fail("one of the two is wrong: compare nix.conf with --trusted-public-key",
+			"Nix and nixp2p know different keys by the name %s", strings.Join(other, ", "))...)
+	}
+	if len(missing) > 0 {
+		hint := "add to nix.conf: `extra-trusted-public-keys = " + strings.Join(missing, " ") + "`; then restart the Nix daemon"
+		if len(missing) == len(p.TrustedKeys) {
+			found = append(found, fail(hint, "Nix trusts none of the keys that nixp2p goes by: it refuses everything that it is offered")...)
+		} else {
+			found = append(found, warn(hint, "Nix does not trust %d of the keys that nixp2p goes by: it refuses what only they have signed", len(missing))...)
+		}
+	}
+	if !p.settings.RequireSigs {
+		found = append(found, warn("take `require-sigs = false` out of nix.conf", "Nix takes what nobody has signed")...)
+	}
+	if len(found) == 0 {
+		return ok("Nix trusts what nixp2p goes by (%s)", count(len(p.TrustedKeys), "key"))
+	}
+	return found
+}
+
+// lookSignatures takes one path that is shared and does what Nix does with its narinfo.
+func lookSignatures(ctx context.Context, p *patient) []Finding {
+	s, up := p.store()
+	if !up || p.settingsErr != nil || p.noNix() {
+		return unknown("there is no node or no Nix to try it with")
+	}
+	hash, err := nix.ParseStoreHash(s.Sample)
+	if err != nil {
+		return unknown("no path is shared that it could be tried with")
+	}
+	keys, err := verify.ParseKeys(p.settings.TrustedPublicKeys)
+	if err != nil {
+		return fail("mend trusted-public-keys in nix.conf", "the keys of Nix cannot be read: %v", err)
+	}
+	text, _, err := fetch(ctx, frontClient(p.Listen), "http://"+frontHost(p.Listen)+"/"+hash.String()+".narinfo", maxNarinfo)
+	if err != nil {
+		return warn("`nixp2p why "+hash.String()+"` asks every source", "%s is shared, but asked for it the node %v", hash, err)
+	}
+	info, err := keys.Open(text, hash)
+	if err != nil {
+		return fail("see the line about keys", "Nix refuses what it is offered for %s: %v", hash, err)
+	}
+	return ok("Nix accepts %s, signed by %s", info.StorePath(), strings.Join(info.Signers(), ", "))
+}
+
+// maxNarinfo is above the largest real one, which has thousands of references.
+const maxNarinfo = 4 << 20

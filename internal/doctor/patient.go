@@ -1,0 +1,215 @@
+package doctor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"os/user"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nixp2p/nixp2p/internal/admin"
+	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/nixconf"
+)
+
+// patient is what all looks go by. It is filled by gather and only read afterwards.
+type patient struct {
+	Config
+
+	status    *admin.Status // nil: see statusErr
+	statusErr error
+	peers     []admin.Peer
+
+	front    *nix.CacheInfo // what the substituter says of itself; nil: see frontErr
+	frontErr error
+
+	probes []probe // of the upstreams
+
+	places      nixconf.Places
+	nix         *nixconf.Nix // nil: see nixErr
+	nixErr      error        // fs.ErrNotExist: there is none
+	settings    nixconf.Settings
+	settingsErr error // Nix or we cannot read the configuration
+	system      nixconf.Settings
+}
+
+// gather asks the node and Nix, all at once.
+func (p *patient) gather(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, factsTime)
+	defer cancel()
+	var wg sync.WaitGroup
+	wg.Go(func() { p.askNode(ctx) })
+	wg.Go(func() { p.front, p.frontErr = askCacheInfo(ctx, frontClient(p.Listen), "http://"+frontHost(p.Listen)) })
+	wg.Go(func() { p.askNix(ctx) })
+	wg.Go(func() { p.probeUpstreams(ctx) })
+	wg.Wait()
+}
+
+// askTime bounds a question to the node: it answers these from memory.
+const askTime = 3 * time.Second
+
+func (p *patient) askNode(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
+	c := admin.Client{Addr: p.AdminListen}
+	status, err := c.Status(ctx)
+	if err == nil && (status.Version == "" || status.Upstreams == nil) {
+		err = errStranger
+	}
+	if err != nil {
+		p.statusErr = err
+		return
+	}
+	p.status = &status
+	p.peers, _ = c.Peers(ctx) // the number of peers is in the status, too
+}
+
+// errStranger is an answer that no nixp2p gives.
+var errStranger = errors.New("what answers is not nixp2p")
+
+// askNix finds out what Nix goes by: Nix itself says it best.
+func (p *patient) askNix(ctx context.Context) {
+	p.places = nixconf.Look(p.Getenv)
+	p.system, p.settingsErr = p.places.ReadSystem()
+	p.nix, p.nixErr = nixconf.Find(ctx, p.Getenv)
+	if p.nixErr == nil {
+		var err error
+		if p.settings, err = p.nix.Settings(ctx); err == nil || p.settingsErr != nil {
+			p.settingsErr = err
+			return
+		}
+		// An old Nix that cannot say it, or one that takes too long: the files say the same.
+	}
+	p.settings, p.settingsErr = p.places.Read()
+}
+
+// frontHost is the host to ask for, frontClient the way there.
+func frontHost(listen string) string {
+	if strings.HasPrefix(listen, "unix:") {
+		return "nixp2p"
+	}
+	return reachable(listen)
+}
+
+func frontClient(listen string) *http.Client {
+	path, unix := strings.CutPrefix(listen, "unix:")
+	if !unix {
+		return &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	}
+	return &http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "unix", path)
+		},
+	}}
+}
+
+// reachable replaces an address that stands for all by loopback.
+func reachable(listen string) string {
+	host, port, err := net.SplitHostPort(listen)
+	if err != nil {
+		return listen
+	}
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		host = "127.0.0.1"
+	}
+	return net.JoinHostPort(host, port)
+}
+
+// answerError is an HTTP answer that is not 200.
+type answerError struct{ status string }
+
+func (e *answerError) Error() string { return "answers " + e.status }
+
+// fetch gets a small text.
+func fetch(ctx context.Context, c *http.Client, url string, most int64) ([]byte, http.Header, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
+	if err != nil {
+		return nil, nil, err
+	}
+	res, err := c.Do(req)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%w", errors.Unwrap(err)) // without the URL, which may have a password
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(res.Body, most))
+	if res.StatusCode != http.StatusOK {
+		return nil, res.Header, &answerError{res.Status}
+	}
+	return text, res.Header, err
+}
+
+// errWebPage is what a hotel's network answers before one has logged in.
+var errWebPage = errors.New("answers with a web page")
+
+// askCacheInfo asks a cache what it says of itself.
+func askCacheInfo(ctx context.Context, c *http.Client, url string) (*nix.CacheInfo, error) {
+	text, _, err := fetch(ctx, c, strings.TrimRight(url, "/")+"/nix-cache-info", nix.MaxCacheInfo)
+	if err != nil {
+		return nil, err
+	}
+	return parseCacheInfo(text)
+}
+
+func parseCacheInfo(text []byte) (*nix.CacheInfo, error) {
+	if strings.Contains(strings.ToLower(string(text)), "<html") {
+		return nil, errWebPage
+	}
+	info, err := nix.ParseCacheInfo(text)
+	if err != nil {
+		return nil, err
+	}
+	return &info, nil
+}
+
+// multiUser tells whether this user's Nix works through a daemon, which need not do what this
+// user's settings say.
+func (p *patient) multiUser() bool {
+	if p.Getenv("NIX_REMOTE") == "daemon" {
+		return true
+	}
+	_, err := os.Stat("/nix/var/nix/daemon-socket/socket")
+	return os.Geteuid() != 0 && err == nil
+}
+
+// listed tells whether this user is in a list such as trusted-users: by name, by @GROUP, or
+// by *.
+func listed(users []string) bool {
+	if slices.Contains(users, "*") {
+		return true
+	}
+	me, err := user.Current()
+	if err != nil {
+		return false
+	}
+	if slices.Contains(users, me.Username) {
+		return true
+	}
+	ids, _ := me.GroupIds()
+	for _, id := range ids {
+		if g, err := user.LookupGroupId(id); err == nil && slices.Contains(users, "@"+g.Name) {
+			return true
+		}
+	}
+	return false
+}
+
+// noNix tells whether there is no Nix here, and nothing of its configuration to look at.
+func (p *patient) noNix() bool {
+	if !errors.Is(p.nixErr, fs.ErrNotExist) {
+		return false
+	}
+	_, err := os.Stat(p.places.System)
+	return errors.Is(err, fs.ErrNotExist)
+}

@@ -1,0 +1,174 @@
+package doctor
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nixp2p/nixp2p/internal/nix"
+)
+
+// probe is one question to an upstream, past the node.
+type probe struct {
+	url  string // without a password
+	http bool
+	err  error
+	date time.Time     // by the upstream's clock; zero when it did not say
+	off  time.Duration // of this machine's clock, ahead when positive
+}
+
+func (p *patient) probeUpstreams(ctx context.Context) {
+	p.probes = make([]probe, len(p.Upstreams))
+	var wg sync.WaitGroup
+	for i, u := range p.Upstreams {
+		wg.Go(func() { p.probes[i] = probeOne(ctx, u) })
+	}
+	wg.Wait()
+}
+
+func probeOne(ctx context.Context, upstream string) probe {
+	at, _, _ := strings.Cut(upstream, "?")
+	pr := probe{url: at, http: strings.HasPrefix(at, "http")}
+	if u, err := url.Parse(at); err == nil {
+		pr.url = u.Redacted()
+	}
+	if !pr.http {
+		_, pr.err = cacheInfo(ctx, at)
+		return pr
+	}
+	start := time.Now()
+	text, head, err := fetch(ctx, outside(), at+"/nix-cache-info", nix.MaxCacheInfo)
+	pr.err = err
+	if date, err := http.ParseTime(head.Get("Date")); err == nil {
+		pr.date = date
+		// The answer was made somewhere between the two, and its clock shows whole seconds.
+		pr.off = start.Add(time.Since(start) / 2).Sub(date)
+	}
+	var answer *answerError
+	switch {
+	case err == nil:
+		_, pr.err = parseCacheInfo(text)
+	case errors.As(err, &answer) && (strings.HasPrefix(answer.status, "401") || strings.HasPrefix(answer.status, "403")):
+		pr.err = nil // it wants credentials that the node may have
+	}
+	return pr
+}
+
+// lookUpstream compares what the node thinks of its upstreams with what they answer now.
+func lookUpstream(_ context.Context, p *patient) []Finding {
+	var found []Finding
+	reached := 0
+	for _, pr := range p.probes {
+		why := p.down(pr.url)
+		switch {
+		case pr.err != nil:
+			found = append(found, warn(hintFor(pr.err), "%s cannot be reached: %v", pr.url, pr.err)...)
+		case why != "":
+			found = append(found, warn("it answers here: the node tries it again within seconds", "the node does not ask %s: %s", pr.url, why)...)
+		default:
+			reached++
+		}
+	}
+	switch {
+	case len(p.probes) == 0:
+		return warn("name one with --upstream", "no upstream: only what peers and this machine have can be had")
+	case reached == 0:
+		for i := range found {
+			found[i].Level = Failure
+		}
+	case len(found) == 0:
+		return ok("%s answering: %s", count(reached, "cache"), p.probes[0].url+more(len(p.probes)-1))
+	}
+	return found
+}
+
+func more(n int) string {
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" and %d more", n)
+}
+
+// down returns why the node does not ask an upstream, "" when it does.
+func (p *patient) down(url string) string {
+	if p.status == nil {
+		return ""
+	}
+	for _, u := range p.status.Upstreams {
+		if u.URL == url && !u.Up {
+			return u.Why
+		}
+	}
+	return ""
+}
+
+// hintFor says what an error on the way to a cache usually means.
+func hintFor(err error) string {
+	var dns *net.DNSError
+	var expired x509.CertificateInvalidError
+	switch {
+	case errors.Is(err, errWebPage):
+		return "log in to this network with a browser"
+	case errors.As(err, &dns):
+		return "names are not resolved: is there a network, and a name server that answers?"
+	case errors.As(err, &expired) && expired.Reason == x509.Expired:
+		return "is this machine's clock right?"
+	case certificate(err):
+		return "a proxy between here and there? its certificate has to be in $NIX_SSL_CERT_FILE or the system's"
+	case errors.As(err, new(*answerError)):
+		return "is the URL in --upstream right?"
+	}
+	return "is the URL in --upstream right, is there a network, does it need a proxy ($https_proxy)? meanwhile peers and this machine's store still serve"
+}
+
+func certificate(err error) bool {
+	return errors.As(err, new(x509.UnknownAuthorityError)) || errors.As(err, new(x509.HostnameError)) || errors.As(err, new(x509.CertificateInvalidError))
+}
+
+// maxOff is how wrong a clock may be: certificates and the ages of remembered answers are in
+// hours, a wrong time zone is off by at least a quarter of one.
+const maxOff = 5 * time.Minute
+
+func lookClock(_ context.Context, p *patient) []Finding {
+	const hint = "set the clock: `timedatectl set-ntp true`; with a wrong one certificates look expired, and Nix remembers too long or not at all"
+	for _, pr := range p.probes {
+		var invalid x509.CertificateInvalidError
+		if errors.As(pr.err, &invalid) && invalid.Reason == x509.Expired {
+			return fail(hint, "the certificate of %s is not valid at %s, by this machine's clock", pr.url, time.Now().Format(time.DateTime))
+		}
+	}
+	var said []probe
+	for _, pr := range p.probes {
+		if !pr.date.IsZero() {
+			said = append(said, pr)
+		}
+	}
+	if len(said) == 0 {
+		return unknown("no upstream says what time it is")
+	}
+	wrong := 0
+	for _, pr := range said {
+		if pr.off.Abs() > maxOff {
+			wrong++
+		}
+	}
+	first := said[0]
+	switch {
+	case wrong == 0:
+		return ok("within %s of %s", max(first.off.Abs().Round(time.Second), time.Second), first.url)
+	case wrong < len(said):
+		return warn("compare with another clock", "upstreams do not agree on the time")
+	}
+	way := "ahead"
+	if first.off < 0 {
+		way = "behind"
+	}
+	return fail(hint, "the clock is %s %s of %s", first.off.Abs().Round(time.Second), way, first.url)
+}

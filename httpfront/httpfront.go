@@ -175,17 +175,31 @@ func (h *Handler) text(w http.ResponseWriter, r *http.Request, text []byte) {
 }
 
 func (h *Handler) nar(w http.ResponseWriter, r *http.Request, name nix.NARName) {
+	err := h.sendNAR(w, r, name)
+	var lie *verify.LieError
+	if errors.As(err, &lie) && r.Context().Err() == nil {
+		// The only file of this name was wrong, and nothing of it has left: the same NAR may be
+		// had in another form, which has another length.
+		clear(w.Header())
+		err = h.sendNAR(w, r, name)
+	}
+	if err != nil {
+		clear(w.Header())
+		h.refuse(w, r, err)
+	}
+}
+
+// sendNAR answers with a NAR. It returns an error when it has sent nothing.
+func (h *Handler) sendNAR(w http.ResponseWriter, r *http.Request, name nix.NARName) error {
 	ctx, reach := h.asker(r)
 	from, to, asked := parseRange(r)
 	n, err := h.cfg.Resolver.NAR(ctx, name, resolve.Query{Reach: reach, Resume: asked && from != 0})
 	if err != nil {
-		h.refuse(w, r, err)
-		return
+		return err
 	}
 	defer n.Close()
 	if !h.mayShow(reach, n.Info()) {
-		h.refuse(w, r, fs.ErrNotExist)
-		return
+		return fs.ErrNotExist
 	}
 	size, status := n.Size(), http.StatusOK
 	header := w.Header()
@@ -198,7 +212,7 @@ func (h *Handler) nar(w http.ResponseWriter, r *http.Request, name nix.NARName) 
 			if start, count, ok = clamp(from, to, size); !ok {
 				header.Set("Content-Range", "bytes */"+strconv.FormatInt(size, 10))
 				http.Error(w, "the range begins behind the end", http.StatusRequestedRangeNotSatisfiable)
-				return
+				return nil
 			}
 			status = http.StatusPartialContent
 			header.Set("Content-Range", contentRange(start, count, size))
@@ -207,15 +221,15 @@ func (h *Handler) nar(w http.ResponseWriter, r *http.Request, name nix.NARName) 
 	header.Set("Content-Length", strconv.FormatInt(count, 10))
 	if r.Method == http.MethodHead {
 		w.WriteHeader(status)
-		return
+		return nil
 	}
 	out := &lateWriter{h: h, w: w, status: status}
-	err = n.Send(ctx, out, start, count)
-	h.ended(w, r, name, out, err)
+	return h.ended(r, name, out, n.Send(ctx, out, start, count))
 }
 
-// ended refuses or cuts a response whose bytes could not be had or proven.
-func (h *Handler) ended(w http.ResponseWriter, r *http.Request, name nix.NARName, out *lateWriter, err error) {
+// ended cuts a response whose bytes could not be had or proven. It returns err when there is
+// nothing to cut.
+func (h *Handler) ended(r *http.Request, name nix.NARName, out *lateWriter, err error) error {
 	switch {
 	case err == nil:
 		h.cfg.Metrics.NarRequests.WithLabelValues("sent").Inc()
@@ -223,13 +237,13 @@ func (h *Handler) ended(w http.ResponseWriter, r *http.Request, name nix.NARName
 		h.cfg.Metrics.NarRequests.WithLabelValues("left").Inc()
 		panic(http.ErrAbortHandler)
 	case !out.began:
-		clear(w.Header())
-		h.refuse(w, r, err)
+		return err
 	default:
 		h.cfg.Metrics.NarRequests.WithLabelValues("cut").Inc()
 		h.log.Warn("response cut", "nar", name.String(), "err", err)
 		panic(http.ErrAbortHandler)
 	}
+	return nil
 }
 
 // lateWriter sends the status with the first byte, so that until then the answer may become

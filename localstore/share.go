@@ -46,6 +46,18 @@ func (s *Store) SharedByNar(ctx context.Context, nar nix.NarHash) (*verify.Info,
 	return nil, err
 }
 
+// Listed returns what Shares says of one path. Nothing is read or proven anew.
+func (s *Store) Listed(h nix.StoreHash) (Share, bool) {
+	s.idx.mu.RLock()
+	defer s.idx.mu.RUnlock()
+	slot, ok := s.idx.byStore[h]
+	if !ok {
+		return Share{}, false
+	}
+	e := &s.idx.entries[slot]
+	return Share{e.store, e.nar, e.size}, true
+}
+
 // SharedCount returns how many paths may be shown to others, as far as they were counted yet.
 func (s *Store) SharedCount() int {
 	s.idx.mu.RLock()

@@ -3,6 +3,8 @@ package localstore
 import (
 	"context"
 	"runtime"
+	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -133,15 +135,9 @@ func (w *watcher) readNew(ctx context.Context) bool {
 		if s.db.read(ctx, func(c *conn) (err error) { rows, err = c.after(last, chunk); return err }) != nil {
 			return false
 		}
-		batch := make([]entry, 0, len(rows))
-		for i, r := range rows {
-			if i%breath == 0 {
-				if ctx.Err() != nil {
-					return false
-				}
-				runtime.Gosched()
-			}
-			batch = append(batch, s.judge(r))
+		batch := s.judgeAll(ctx, rows)
+		if ctx.Err() != nil {
+			return false
 		}
 		s.idx.add(batch)
 		if time.Since(told) > poll { // a first load takes seconds: others need not wait for its end
@@ -152,6 +148,30 @@ func (w *watcher) readNew(ctx context.Context) bool {
 			return true
 		}
 	}
+}
+
+// judgeAll judges rows on all processors: a first load of 100,000 is seconds of signatures, and
+// until its end the neighbours do not know what is here. It ends early with ctx.
+func (s *Store) judgeAll(ctx context.Context, rows []*row) []entry {
+	batch := make([]entry, len(rows))
+	var next atomic.Int64
+	var workers sync.WaitGroup
+	for range min(runtime.GOMAXPROCS(0), (len(rows)+breath-1)/breath) {
+		workers.Go(func() {
+			for ctx.Err() == nil {
+				from := int(next.Add(breath)) - breath
+				if from >= len(rows) {
+					return
+				}
+				for i := from; i < min(from+breath, len(rows)); i++ {
+					batch[i] = s.judge(rows[i])
+				}
+				runtime.Gosched()
+			}
+		})
+	}
+	workers.Wait()
+	return batch
 }
 
 // judge makes the index entry of a row.

@@ -23,10 +23,10 @@ import (
 )
 
 const (
-	// dials go on at a time.
-	dials    = 8
+	// dials go on at a time: handshakes cost CPU time, and all machines may start at once.
+	dials    = 4
 	dialTick = 500 * time.Millisecond
-	dialTime = 3 * time.Second
+	dialTime = handshakeMost
 
 	// lookEvery is how often the sources are looked at again, and two unknown addresses
 	// tried: a site that fell into two halves grows together by that.
@@ -168,7 +168,7 @@ func (n *Node) tryUnknown(by string, addrs []string) {
 
 // dial connects to one contact.
 func (n *Node) dial(ctx context.Context, h host.Host, c discovery.Contact) {
-	ctx, cancel := context.WithTimeout(ctx, 2*dialTime)
+	ctx, cancel := context.WithTimeout(ctx, 2*dialTime) // identifying comes on top
 	defer cancel()
 	var addrs []ma.Multiaddr
 	for _, s := range c.Addrs {
@@ -269,6 +269,8 @@ func (n *Node) keepHouse(ctx context.Context) {
 				if time.Since(r.since) > houseTick {
 					n.parted(r.id)
 				}
+			case !n.admitted(r) && time.Since(r.since) > 2*handshakeTime:
+				n.expel(*h, r, strangerFor) // it never said where it belongs
 			case !r.member.Load() && len(all) > n.cfg.MaxPeers && time.Since(r.since) > guestTime && r.busy.Load() == 0:
 				n.book.Forget(r.key, time.Now(), fullAfter)
 				n.hangUp(*h, r.id)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/host"
@@ -25,6 +26,8 @@ const (
 	filterBurst = 4
 	// maxViews bounds what all inventories together take: 256 of 100,000 paths take 61 MB.
 	maxViews = 256 << 20
+	// maxIncoming bounds those that are on their way in.
+	maxIncoming = 64 << 20
 	// spareMembers may come in beyond --max-peers when they ask: newcomers find all others
 	// full otherwise.
 	spareMembers = 4
@@ -65,37 +68,71 @@ func (n *Node) hear(ctx context.Context, s network.Stream, r *remote) error {
 	}
 	n.hearing(r, 1)
 	defer n.hearing(r, -1)
-	in := streamConn{s, r}
+	e := &ear{n: n, r: r, s: s, filters: rate.NewLimiter(rate.Every(filterEvery), filterBurst)}
+	in := newStreamConn(s, r)
 	frames := rate.NewLimiter(frameRate, frameBurst)
-	filters := rate.NewLimiter(rate.Every(filterEvery), filterBurst)
 	for {
 		_ = s.SetReadDeadline(time.Now().Add(idleSession))
-		k, body, err := wire.ReadFrame(in, 0)
+		k, size, err := wire.ReadHead(in, 0)
 		if err != nil {
 			return err
 		}
 		if err := frames.Wait(ctx); err != nil {
 			return err
 		}
-		switch k {
-		case wire.Ping:
-			_ = s.SetWriteDeadline(time.Now().Add(writeTime))
-			_, err = s.Write(wire.AppendFrame(nil, wire.Pong, body))
-		case wire.Filter:
-			if err = filters.Wait(ctx); err == nil {
-				err = n.learn(r, body)
-			}
-		case wire.Changes:
-			if err = r.view.Delta(body); err != nil {
-				err = fmt.Errorf("%w: %w", wire.ErrFrame, err)
-			}
-		case wire.Peers:
-			err = n.hearPeers(body)
-		}
-		if err != nil {
+		if err := e.frame(ctx, in, k, size); err != nil {
 			return err
 		}
 	}
+}
+
+// ear is the listening side of a session.
+type ear struct {
+	n       *Node
+	r       *remote
+	s       network.Stream
+	filters *rate.Limiter
+}
+
+// frame takes one frame.
+func (e *ear) frame(ctx context.Context, in io.Reader, k wire.Kind, size int) error {
+	if k == wire.Filter {
+		return e.filter(ctx, in, size)
+	}
+	body, err := wire.ReadBody(in, size)
+	if err != nil {
+		return err
+	}
+	switch k {
+	case wire.Ping:
+		_ = e.s.SetWriteDeadline(time.Now().Add(writeTime))
+		_, err = e.s.Write(wire.AppendFrame(nil, wire.Pong, body))
+	case wire.Changes:
+		if err = e.r.view.Delta(body); err != nil {
+			err = fmt.Errorf("%w: %w", wire.ErrFrame, err)
+		}
+	case wire.Peers:
+		err = e.n.hearPeers(body)
+	}
+	return err
+}
+
+// filter takes an inventory. Large ones wait for each other: what is on its way in counts
+// for nothing yet.
+func (e *ear) filter(ctx context.Context, in io.Reader, size int) error {
+	if err := e.filters.Wait(ctx); err != nil {
+		return err
+	}
+	if err := e.n.incoming.Acquire(ctx, int64(size)); err != nil {
+		return err
+	}
+	defer e.n.incoming.Release(int64(size))
+	_ = e.s.SetReadDeadline(time.Now().Add(filterTime))
+	body, err := wire.ReadBody(in, size)
+	if err != nil {
+		return err
+	}
+	return e.n.learn(e.r, body)
 }
 
 // hearing counts the sessions over which a peer is heard.

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p"
+	"github.com/libp2p/go-libp2p/core/connmgr"
 	"github.com/libp2p/go-libp2p/core/control"
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/host"
@@ -38,9 +39,10 @@ const (
 	httpProtocol = protocol.ID("/nixp2p/http/1")
 	siteProtocol = protocol.ID("/nixp2p/site/1")
 
-	// On a LAN who does not answer within this is not there.
-	dialLocal = time.Second
-	dialAny   = 3 * time.Second
+	// On a LAN who does not answer within connectTime is not there. Who is may be short of
+	// CPU time for the handshake: all machines of a cluster may start at once.
+	connectTime   = time.Second
+	handshakeMost = 5 * time.Second
 
 	// messageSize is the most that one message of the muxer carries: with 256 KiB writes
 	// larger ones save a tenth of the CPU time.
@@ -107,16 +109,18 @@ func (n *Node) open() (host.Host, error) {
 	h, err := libp2p.New(
 		libp2p.Identity(n.identity),
 		libp2p.ListenAddrStrings(n.cfg.Listen...),
-		libp2p.NoTransports, libp2p.Transport(tcp.NewTCPTransport),
+		libp2p.NoTransports, libp2p.Transport(tcp.NewTCPTransport, tcp.WithConnectionTimeout(connectTime)),
 		libp2p.Security(libp2ptls.ID, libp2ptls.New),
 		libp2p.Muxer(yamux.ID, &mux),
 		libp2p.ResourceManager(limits),
 		libp2p.ConnectionGater(n.gate),
+		// The default one closes connections at random beyond 192.
+		libp2p.ConnectionManager(connmgr.NullConnMgr{}),
 		libp2p.AddrsFactory(n.addrs.choose),
-		libp2p.SwarmOpts(swarm.WithDialTimeout(dialAny), swarm.WithDialTimeoutLocal(dialLocal),
+		libp2p.SwarmOpts(swarm.WithDialTimeout(handshakeMost), swarm.WithDialTimeoutLocal(handshakeMost),
 			// The detector of broken IPv6 looks at dials to the internet.
 			swarm.WithIPv6BlackHoleSuccessCounter(nil), swarm.WithUDPBlackHoleSuccessCounter(nil)),
-		libp2p.WithDialTimeout(dialAny),
+		libp2p.WithDialTimeout(handshakeMost),
 		libp2p.DisableRelay(),
 		libp2p.DisableIdentifyAddressDiscovery(),
 		libp2p.DisableMetrics(),
@@ -190,7 +194,7 @@ func resources(maxPeers int, allow []netip.Prefix) (network.ResourceManager, err
 // fullAddrs returns addresses with the peer ID.
 func fullAddrs(info peer.AddrInfo) (list []string) {
 	full, err := peer.AddrInfoToP2pAddrs(&info)
-	if err != nil {
+	if err != nil || len(info.Addrs) == 0 {
 		return nil
 	}
 	for _, a := range full {

@@ -243,7 +243,7 @@ func (n *Node) request(ctx context.Context, method string, r *remote, ask wire.R
 		stop()
 		_ = s.Reset()
 	}
-	head := &io.LimitedReader{R: streamConn{s, r}, N: maxHead}
+	head := &io.LimitedReader{R: newStreamConn(s, r), N: maxHead}
 	in := bufio.NewReader(head)
 	err = req.Write(s)
 	var resp *http.Response

@@ -65,6 +65,30 @@ func (n *Node) providers(ctx context.Context, nar nix.NarHash) []peer.ID {
 	return nil
 }
 
+// Providers asks the DHT who announced a NAR, and waits for the answer: up to some seconds.
+// It is for people who want to know; NAR does not wait. The IDs are of those who could be
+// connected to.
+func (n *Node) Providers(ctx context.Context, nar nix.NarHash) []string {
+	d, h := n.dht.Load(), n.host.Load()
+	ids := []string{}
+	if d == nil || h == nil {
+		return ids
+	}
+	l := n.lookup(ctx, d, *h, nar)
+	if l == nil {
+		return ids
+	}
+	select {
+	case <-l.done:
+	case <-ctx.Done():
+		return ids
+	}
+	for _, id := range l.peers {
+		ids = append(ids, id.String())
+	}
+	return ids
+}
+
 // lookup returns the look-up for a NAR, a new one if there is none; nil when there are too
 // many.
 func (n *Node) lookup(ctx context.Context, d *dht.DHT, h host.Host, nar nix.NarHash) *lookup {

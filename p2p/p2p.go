@@ -20,6 +20,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/nixp2p/nixp2p/internal/metrics"
 	"github.com/nixp2p/nixp2p/internal/nix"
@@ -103,7 +104,8 @@ type Node struct {
 	hedge    pick.Hedge
 	trails   standing.Trails
 	table    table
-	crew     crew // what libp2p starts, and what outlives its caller
+	incoming *semaphore.Weighted // bytes of inventories on their way in
+	crew     crew                // what libp2p starts, and what outlives its caller
 
 	host    atomic.Pointer[host.Host]
 	dht     atomic.Pointer[dht.DHT]
@@ -136,7 +138,8 @@ func New(cfg Config) (*Node, error) {
 		cfg: cfg, log: cfg.Log,
 		own: inventory.NewOwn(), share: newShare(),
 		uploads: quota.NewUploads(), limiter: quota.NewLimiter(cfg.UploadLimit),
-		ready: make(chan struct{}), kick: make(chan struct{}, 1),
+		incoming: semaphore.NewWeighted(maxIncoming),
+		ready:    make(chan struct{}), kick: make(chan struct{}, 1),
 	}
 	n.news.init()
 	if err := n.load(); err != nil {
@@ -194,6 +197,9 @@ func (n *Node) Name() string { return "peer" }
 // ID returns this node's peer ID.
 func (n *Node) ID() string { return n.self.String() }
 
+// NewSwarmKey returns a fresh secret for a closed site, a line of its key file.
+func NewSwarmKey() string { return swarmkey.New() }
+
 // Ready is closed when the node listens.
 func (n *Node) Ready() <-chan struct{} { return n.ready }
 
@@ -219,8 +225,9 @@ func (n *Node) Run(ctx context.Context) error {
 	// From here on everything ends in the reverse order: no new work, then the host with
 	// its streams, then those who worked on them.
 	server := n.server(ctx)
-	parts.Go(func() { _ = server.Serve(n.listener(h)) })
 	n.host.Store(&h)
+	requests := n.listener(h)
+	parts.Go(func() { _ = server.Serve(requests) })
 	watched, stop, err := n.watch(h)
 	if err == nil {
 		d, derr := dht.Open(n.dhtConfig(h))

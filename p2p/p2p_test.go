@@ -160,7 +160,7 @@ func join(t testing.TB, h Holder, change func(*Config), others ...*testNode) *te
 // wait lets a condition become true.
 func wait(t testing.TB, what string, cond func() bool) {
 	t.Helper()
-	for range 1000 {
+	for range 2000 {
 		if cond() {
 			return
 		}

@@ -37,9 +37,11 @@ type remote struct {
 	sent     atomic.Int64 // NAR bytes on the wire
 	received atomic.Int64
 
-	lastHeard atomic.Int64 // Unix nanoseconds
-	member    atomic.Bool  // inventories are exchanged
-	quietTill atomic.Int64 // not asked for narinfos until then, Unix nanoseconds
+	lane      // over any of its connections
+	mu        sync.Mutex
+	lanes     map[string]*lane // by connection
+	member    atomic.Bool      // inventories are exchanged
+	quietTill atomic.Int64     // not asked for narinfos until then, Unix nanoseconds
 	fails     atomic.Int32
 
 	// How positives turned out lately: who says yes to everything is not listened to.
@@ -53,13 +55,36 @@ func newRemote(id peer.ID) *remote {
 	return r
 }
 
-// heard notes that a byte came from it.
-func (r *remote) heard() { r.lastHeard.Store(time.Now().UnixNano()) }
+// lane tells when something came last.
+type lane struct{ last atomic.Int64 } // Unix nanoseconds
+
+// heard notes that a byte came.
+func (l *lane) heard() { l.last.Store(time.Now().UnixNano()) }
 
 // silent returns for how long nothing has come.
-func (r *remote) silent() time.Duration {
-	return time.Duration(time.Now().UnixNano() - r.lastHeard.Load())
+func (l *lane) silent() time.Duration {
+	return time.Duration(time.Now().UnixNano() - l.last.Load())
 }
+
+// laneOf returns the lane of one of the peer's connections: one of them may be dead while
+// another lives, as when a machine has left one of two networks.
+func (r *remote) laneOf(c network.Conn) *lane {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	l := r.lanes[c.ID()]
+	if l == nil {
+		if r.lanes == nil || len(r.lanes) >= maxLanes {
+			r.lanes = make(map[string]*lane) // connections that are gone
+		}
+		l = &lane{}
+		l.heard()
+		r.lanes[c.ID()] = l
+	}
+	return l
+}
+
+// maxLanes is more than a peer has connections.
+const maxLanes = 64
 
 func (r *remote) letIn() { r.once.Do(func() { close(r.in) }) }
 
@@ -334,4 +359,15 @@ func (n *Node) Positive(h nix.StoreHash) bool {
 		}
 	}
 	return false
+}
+
+// Holders returns the IDs of the connected peers whose inventory says that they may share
+// the path.
+func (n *Node) Holders(h nix.StoreHash) []string {
+	ids := []string{}
+	for _, r := range n.holders(nil, inventory.KeyOf(h.Question())) {
+		ids = append(ids, r.key)
+	}
+	slices.Sort(ids)
+	return ids
 }

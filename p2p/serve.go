@@ -250,6 +250,15 @@ func (f writerFunc) Write(b []byte) (int, error) {
 type streamConn struct {
 	network.Stream
 	from *remote // nil when it is not known
+	lane *lane
+}
+
+func newStreamConn(s network.Stream, r *remote) streamConn {
+	c := streamConn{Stream: s, from: r}
+	if r != nil {
+		c.lane = r.laneOf(s.Conn())
+	}
+	return c
 }
 
 // Read notes that the peer lives.
@@ -257,6 +266,7 @@ func (c streamConn) Read(b []byte) (int, error) {
 	k, err := c.Stream.Read(b)
 	if k > 0 && c.from != nil {
 		c.from.heard()
+		c.lane.heard()
 	}
 	return k, err
 }
@@ -298,7 +308,7 @@ func (n *Node) listener(h host.Host) *listener {
 			return
 		}
 		select {
-		case l.streams <- streamConn{s, r}:
+		case l.streams <- newStreamConn(s, r):
 		case <-l.closed:
 			_ = s.Reset()
 		}

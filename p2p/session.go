@@ -12,6 +12,8 @@ import (
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/protocol"
+	"github.com/multiformats/go-multistream"
 
 	"github.com/nixp2p/nixp2p/p2p/inventory"
 	"github.com/nixp2p/nixp2p/p2p/swarmkey"
@@ -34,9 +36,17 @@ const (
 	lostPings = 2
 	deadAfter = 3 * time.Second
 
+	// Where most peers fall silent at once it is this machine that hears nothing: it slept,
+	// its cable is out, or it has no CPU time to spare. Nobody waits for silent peers, and to
+	// hang up on all of them and dial anew is what an overloaded machine needs least.
+	allDeadAfter = 15 * time.Second
+	fewPeers     = 3 // of fewer, nothing can be told
+
 	// againAfter a session that broke, fullAfter one that found no room, a new one is tried.
 	againAfter = time.Second
 	fullAfter  = 5 * time.Minute
+	// foreignAfter is the same for one who does not speak of sessions.
+	foreignAfter = time.Minute
 	// strangerFor is how long one who cannot prove to belong here is kept out, offenderFor
 	// one who does not keep to the protocol.
 	strangerFor = 10 * time.Minute
@@ -50,6 +60,7 @@ var (
 	errNotWelcome = errors.New("the other side is no part of this site")
 	errNoRoom     = errors.New("the other side has no room for another inventory")
 	errDead       = errors.New("nothing heard")
+	errDeadLane   = errors.New("nothing heard over this connection, but over another one")
 )
 
 // admitted tells whether a peer may be answered, or asked.
@@ -84,8 +95,12 @@ func (n *Node) session(ctx context.Context, h host.Host, r *remote) {
 			n.log.Debug("peer is silent", "peer", r.id, "silent", r.silent())
 			n.hangUp(h, r.id)
 			return
+		case errors.Is(err, errDeadLane):
+			wait = 0
 		case errors.Is(err, errNoRoom):
 			wait = fullAfter
+		case errors.As(err, new(multistream.ErrNotSupported[protocol.ID])):
+			wait = foreignAfter // a program that is none of ours, or much older or newer
 		case errors.Is(err, wire.ErrFrame):
 			n.offended(h, r, err)
 			return
@@ -137,10 +152,13 @@ func (n *Node) oneSession(ctx context.Context, h host.Host, r *remote) error {
 	ctx, cancel = context.WithCancel(ctx)
 	pongs := make(chan []byte, 1)
 	done := make(chan error, 1)
-	go func() { done <- readPongs(ctx, streamConn{s, r}, pongs) }()
-	t := &teller{n: n, host: h, r: r, s: s}
+	go func() { done <- readPongs(ctx, newStreamConn(s, r), pongs) }()
+	t := &teller{n: n, host: h, r: r, s: s, lane: r.laneOf(s.Conn())}
 	err = t.run(ctx, pongs, done)
 	cancel()
+	if errors.Is(err, errDeadLane) {
+		n.crew.start(func() { _ = s.Conn().Close() })
+	}
 	_ = s.Reset()
 	<-done
 	return err
@@ -204,11 +222,13 @@ type teller struct {
 	host host.Host
 	r    *remote
 	s    network.Stream
+	lane *lane // of the connection of s
 
 	mark   inventory.Mark
 	seq    uint64
 	sent   time.Time // of the ping that was not answered yet; zero: there is none
 	lost   int
+	lived  time.Time // last call of live
 	rttAt  time.Time
 	peerAt time.Time
 }
@@ -216,6 +236,7 @@ type teller struct {
 func (t *teller) run(ctx context.Context, pongs <-chan []byte, done chan error) error {
 	tick := time.NewTicker(pingEvery)
 	defer tick.Stop()
+	t.lived = time.Now()
 	// The first ping measures the round trip at once, before anybody chooses by it.
 	if err := t.ping(time.Now()); err != nil {
 		return err
@@ -234,8 +255,8 @@ func (t *teller) run(ctx context.Context, pongs <-chan []byte, done chan error) 
 		case body := <-pongs:
 			t.pong(body)
 		case <-news:
-		case now := <-tick.C:
-			if err := t.live(now); err != nil {
+		case <-tick.C:
+			if err := t.live(time.Now()); err != nil {
 				return err
 			}
 		}
@@ -274,18 +295,39 @@ func (t *teller) send(k wire.Kind, body []byte, limit time.Duration) error {
 // live finds out whether the peer lives. Any byte counts: where the peer's own pings come in,
 // none is sent but now and then for the round trip.
 func (t *teller) live(now time.Time) error {
-	if !t.sent.IsZero() {
+	gap := now.Sub(t.lived)
+	t.lived = now
+	switch {
+	case gap > 2*pingEvery:
+		// This machine slept or has no time for us: the pong may lie in its buffers. To hang
+		// up on everybody now and to dial anew would only make it worse.
+		t.lost = 0
+	case !t.sent.IsZero():
 		t.lost++
 	}
-	silent := t.r.silent()
-	if t.lost >= lostPings && silent >= deadAfter {
-		return errDead
+	silent := t.lane.silent()
+	if t.lost >= lostPings && silent >= deadAfter && (silent >= allDeadAfter || !t.n.deaf()) {
+		if t.r.silent() >= deadAfter {
+			return errDead
+		}
+		return errDeadLane
 	}
 	if silent < pingEvery && now.Sub(t.rttAt) < rttEvery {
 		t.sent, t.lost = time.Time{}, 0
 		return nil
 	}
 	return t.ping(now)
+}
+
+// deaf tells whether most peers are silent.
+func (n *Node) deaf() bool {
+	silent, all := 0, n.table.all()
+	for _, r := range all {
+		if r.silent() > deadAfter*2/3 {
+			silent++
+		}
+	}
+	return len(all) >= fewPeers && 2*silent > len(all)
 }
 
 func (t *teller) ping(now time.Time) error {

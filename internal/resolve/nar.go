@@ -42,6 +42,8 @@ type NAR struct {
 	began   bool          // d, for others to join
 	giver   atomic.Value  // string: who is giving, when d is nil
 	useless []NARSource   // near sources that failed here
+	// insist: the client has the beginning of this form, and only others lied about its end.
+	insist bool
 }
 
 // choice is one way to answer: near sources are streamed from directly, far ones are
@@ -132,8 +134,9 @@ func (n *NAR) choices() []choice {
 	}
 	far := append(peers[:len(peers):len(peers)], upstream...)
 
+	bad := r.badFiles.has(want.File) && !n.insist
 	if n.q.Resume && !want.IsRaw() {
-		if r.badFiles.has(want.File) {
+		if bad {
 			return nil
 		}
 		list := []choice{{form: want, far: far}}
@@ -159,7 +162,7 @@ func (n *NAR) choices() []choice {
 		}
 		return append(list, choice{far: upstream})
 	}
-	if !r.badFiles.has(want.File) {
+	if !bad {
 		if cachedFile {
 			list = append(list, choice{form: want, near: cache, far: far})
 		}
@@ -314,10 +317,7 @@ func (n *NAR) Close() {
 // an error and nothing was written to w, the request may still be refused; else the response
 // has to be cut.
 func (n *NAR) Send(ctx context.Context, w io.Writer, from, count int64) error {
-	if !n.q.ForPeer {
-		w = &counted{w, n}
-	}
-	out := newSection(w, from, count, n.Size())
+	out := newSection(&counted{w, n}, from, count, n.Size())
 	for attempt := 1; ; attempt++ {
 		err := n.once(ctx, out)
 		if err == nil {
@@ -330,25 +330,37 @@ func (n *NAR) Send(ctx context.Context, w io.Writer, from, count int64) error {
 		if ctx.Err() != nil || out.failed != nil {
 			return errors.Join(err, ctx.Err())
 		}
-		if out.began() && (isLie(err) || errors.Is(err, errDiverged)) {
-			n.r.cuts.add(n.name, cutFor)
-			return err
+		if out.began() && isLie(err) {
+			// The liar is not asked again, and what has left may be right: another source
+			// shows that, and goes on.
+			n.insist = true
 		}
-		// Nothing left, or only the disk failed: another source may do it.
-		if out.began() && !errors.Is(err, errSpoolFailed) || attempt == maxAttempts {
-			return err
-		}
-		form, wrap, size := n.form, n.wrap, n.formSize
-		again := n.open(ctx, func(c choice) bool { return c.form == form && c.wrap == wrap })
-		if again == nil && n.formSize != size {
-			n.Close()
-			again = errShort
-		}
-		if again != nil {
-			return errors.Join(err, again)
+		if again := n.again(ctx, out, err, attempt); again != nil {
+			if n.insist || errors.Is(again, errDiverged) {
+				n.r.cuts.add(n.name, cutFor)
+			}
+			return again
 		}
 		out.rewind()
 	}
+}
+
+// again opens what answers after err: nothing has left yet, or somebody lied about what has
+// not, or only the disk failed. It returns why there is nothing.
+func (n *NAR) again(ctx context.Context, out *section, err error, attempt int) error {
+	if out.began() && !isLie(err) && !errors.Is(err, errSpoolFailed) || attempt == maxAttempts {
+		return err
+	}
+	form, wrap, size := n.form, n.wrap, n.formSize
+	again := n.open(ctx, func(c choice) bool { return c.form == form && c.wrap == wrap })
+	if again == nil && n.formSize != size {
+		n.Close()
+		again = errShort
+	}
+	if again != nil {
+		return errors.Join(err, again)
+	}
+	return nil
 }
 
 // maxAttempts bounds how often a response is begun anew.

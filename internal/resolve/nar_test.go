@@ -758,6 +758,53 @@ func TestUpstreamLiesOnce(t *testing.T) {
 	})
 }
 
+// TestLiesAtTheEnd: what has left was right, so another mirror goes on in the same response. When
+// the wrong byte has left, the response is cut and cannot be gone on with.
+func TestLiesAtTheEnd(t *testing.T) {
+	for _, spool := range []bool{true, false} {
+		for _, c := range []nix.Compression{nix.None, nix.Zstd} {
+			for _, late := range []bool{true, false} {
+				w := newWorld(t, func(w *world, cfg *resolve.Config) {
+					if !spool {
+						noCache(w, cfg)
+					}
+				})
+				w.up.SetForgiving() // another mirror has it
+				p := nixtest.NewPath("hello", 3*mib)
+				form, want := nix.Raw, p.NAR
+				if c == nix.None {
+					w.up.Add(t, key, p)
+				} else {
+					info, file := w.up.AddFile(t, key, p, c, nil)
+					form, want = formOf(t, info), file.Bytes
+				}
+				at := int64(10)
+				if late {
+					at = int64(len(want)) - 10
+				}
+				w.up.SetFaults(sourcetest.Fault{Do: sourcetest.Flip, At: at, Times: 1})
+				got, err := w.whole(t.Context(), nameOf(p, form), resolve.Query{})
+				if late && (err != nil || !bytes.Equal(got, want)) {
+					t.Errorf("spool %v, %s: %d of %d bytes, error %v", spool, c, len(got), len(want), err)
+				}
+				if !late && (err == nil || len(got) == 0 || len(got) > len(want)-verify.TailSize) {
+					t.Errorf("spool %v, %s, wrong byte sent: %d of %d bytes, error %v", spool, c, len(got), len(want), err)
+				}
+				if len(w.up.Convicted()) != 1 {
+					t.Errorf("convicted: %v", w.up.Convicted())
+				}
+				n, err := w.r.NAR(t.Context(), nameOf(p, form), resolve.Query{Resume: true})
+				if err == nil {
+					n.Close()
+				}
+				if !late && !errors.Is(err, fs.ErrNotExist) {
+					t.Errorf("spool %v, %s: asked to go on: %v", spool, c, err)
+				}
+			}
+		}
+	}
+}
+
 // TestAlwaysLies: a source that gives the same wrong bytes for ever is not asked for ever.
 func TestAlwaysLies(t *testing.T) {
 	for _, spool := range []bool{true, false} {

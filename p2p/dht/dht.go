@@ -112,7 +112,7 @@ func (d *DHT) waitForOthers() {
 			return
 		case <-tick.C:
 		}
-		if d.kad.RoutingTable().Size() == 0 {
+		if d.kad.RoutingTable().Size() == 0 || !d.any() {
 			continue
 		}
 		switch begun, err := d.begin(ctx); {
@@ -123,6 +123,13 @@ func (d *DHT) waitForOthers() {
 			return
 		}
 	}
+}
+
+// any tells whether there is something to announce.
+func (d *DHT) any() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.announced) > 0
 }
 
 // begin gives the library all that is announced, and tells whether it has taken it.
@@ -139,9 +146,6 @@ func (d *DHT) begin(ctx context.Context) (bool, error) {
 	keys := make([]mh.Multihash, 0, len(d.announced))
 	for nar := range d.announced {
 		keys = append(keys, multihash(nar))
-	}
-	if len(keys) == 0 {
-		return false, nil
 	}
 	if err := d.prov.StartProviding(true, keys...); err != nil {
 		return false, err

@@ -79,9 +79,13 @@ func (b *Book) Found(alive bool, list ...Contact) (fresh int) {
 			if len(b.entries) >= maxContacts {
 				continue
 			}
-			e = &entry{Contact: Contact{Peer: c.Peer, FoundBy: c.FoundBy}}
+			e = &entry{Contact: Contact{Peer: c.Peer, FoundBy: c.FoundBy}, connected: b.foundBy[c.Peer] != ""}
 			b.entries[k] = e
 			fresh++
+			if c.FoundBy == viaPeer && b.self > c.Peer {
+				// The other one hears of us as well: one of the two dials first.
+				e.next = time.Now().Add(courtesy + rand.N(courtesy))
+			}
 		}
 		e.Addrs = merge(c.Addrs, e.Addrs)
 		if alive && e.failures > 2 {
@@ -100,6 +104,13 @@ func (b *Book) at(addr string) *entry {
 	}
 	return nil
 }
+
+// viaPeer is how those are found whom another peer named.
+const viaPeer = "peer"
+
+// courtesy is how long the node with the larger ID leaves the dialling to the other: two
+// connections cost twice as much as one.
+const courtesy = 1500 * time.Millisecond
 
 func merge(fresh, old []string) []string {
 	var all []string
@@ -161,6 +172,8 @@ func (b *Book) Reached(c Contact, peer string, now time.Time) {
 	defer b.mu.Unlock()
 	if e := b.entries[c.key()]; e != nil {
 		e.dialling = false
+		// Until Connected is called, or because the connection ended at once.
+		e.next = now.Add(retry(e.failures))
 	}
 	if c.Peer == peer {
 		return
@@ -173,7 +186,7 @@ func (b *Book) Reached(c Contact, peer string, now time.Time) {
 	}
 	e := b.entries[peer]
 	if e == nil {
-		e = &entry{Contact: Contact{Peer: peer, FoundBy: c.FoundBy}, connected: b.foundBy[peer] != ""}
+		e = &entry{Contact: Contact{Peer: peer, FoundBy: c.FoundBy}, connected: b.foundBy[peer] != "", next: now.Add(retry(0))}
 		b.entries[peer] = e
 	}
 	e.Addrs = merge(c.Addrs, e.Addrs)

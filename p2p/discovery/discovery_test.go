@@ -249,6 +249,43 @@ func TestUnknownBecomesKnown(t *testing.T) {
 	}
 }
 
+// TestConnectedFirst: one who came by himself is not dialled when somebody names him, nor
+// is anybody at once who was reached a moment ago.
+func TestConnectedFirst(t *testing.T) {
+	b, now := NewBook("self"), time.Now()
+	b.Connected("a")
+	b.Found(false, contact("a", "/x"))
+	if due := b.Due(now, 10); len(due) != 0 {
+		t.Errorf("due: %q", ids(due))
+	}
+	b.Found(false, contact("b", "/y"), Contact{Addrs: []string{"/z"}})
+	for _, c := range b.Due(now, 10) {
+		b.Reached(c, strings.Trim(c.key(), "/"), now)
+	}
+	if due := b.Due(now, 10); len(due) != 0 {
+		t.Errorf("due again at once: %q", ids(due))
+	}
+	if due := b.Due(now.Add(5*time.Second), 10); ids(due) != "b z" {
+		t.Errorf("due again: %q", ids(due))
+	}
+}
+
+// TestCourtesy: of two who are told of each other one waits a moment.
+func TestCourtesy(t *testing.T) {
+	now := time.Now()
+	for _, self := range []string{"1", "3"} {
+		b := NewBook(self)
+		b.Found(false, Contact{Peer: "2", Addrs: []string{"/x"}, FoundBy: viaPeer})
+		first := len(b.Due(now.Add(time.Second), 1)) == 1
+		if first != (self < "2") {
+			t.Errorf("%s dials 2 at once: %v", self, first)
+		}
+		if !first && len(b.Due(now.Add(2*courtesy+time.Second), 1)) != 1 {
+			t.Errorf("%s never dials", self)
+		}
+	}
+}
+
 func TestForget(t *testing.T) {
 	b, now := NewBook("self"), time.Now()
 	b.Connected("a")

@@ -168,14 +168,11 @@ func (s *Service) listen(ctx context.Context, k *socket) error {
 			return err
 		}
 		h, err := parse(buf[:n])
-		name, addrs, known := k.link(link)
+		addrs, known := k.link(link)
 		if err != nil || !known || !local(from.Addr(), addrs) {
 			continue
 		}
 		if !h.asked {
-			for i, a := range h.addrs {
-				h.addrs[i] = zoned(a, name)
-			}
 			s.cfg.Found(h.addrs)
 			continue
 		}
@@ -209,7 +206,7 @@ func (s *Service) reply(ctx context.Context, k *socket, link int, from netip.Add
 		return
 	case <-time.After(rand.N(answerDelay)):
 	}
-	_, prefixes, ok := k.link(link)
+	prefixes, ok := k.link(link)
 	addrs := addresses(s.cfg.ID, s.cfg.Listens(), netif.Advertised([]netif.Link{{Prefixes: prefixes}}))
 	if !ok || len(addrs) == 0 {
 		return

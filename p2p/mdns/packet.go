@@ -154,23 +154,17 @@ func addrsOf(txt []string) (addrs []string) {
 }
 
 // addresses returns the multiaddrs under which this node, listening on listens, is reached
-// on a link whose addresses are given, best first.
+// on a link whose addresses are given, best first. IPv6 link-local ones are left out: libp2p
+// dials none.
 func addresses(id string, listens []netip.AddrPort, link []netip.Addr) (addrs []string) {
 	for _, a := range link {
 		for _, l := range listens {
 			same := l.Addr().Is4() == a.Is4() && l.Addr().IsUnspecified() || l.Addr() == a
-			if same && len(addrs) < maxAddrs {
-				addrs = append(addrs, discovery.Multiaddr(netip.AddrPortFrom(a.WithZone(""), l.Port()))+"/p2p/"+id)
+			dialable := !a.Is6() || !a.IsLinkLocalUnicast()
+			if same && dialable && len(addrs) < maxAddrs {
+				addrs = append(addrs, discovery.Multiaddr(netip.AddrPortFrom(a, l.Port()))+"/p2p/"+id)
 			}
 		}
 	}
 	return addrs
-}
-
-// zoned adds the link to a link-local address, which means nothing without it.
-func zoned(addr, link string) string {
-	if strings.HasPrefix(addr, "/ip6/fe80:") {
-		return "/ip6zone/" + link + addr
-	}
-	return addr
 }

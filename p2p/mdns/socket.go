@@ -152,12 +152,12 @@ func (k *socket) follow() (changed bool) {
 	return changed
 }
 
-// link returns the name and the addresses of a link that was joined.
-func (k *socket) link(index int) (string, []netip.Prefix, bool) {
+// link returns the addresses of a link that was joined.
+func (k *socket) link(index int) ([]netip.Prefix, bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	l, ok := k.links[index]
-	return l.Name, l.Prefixes, ok
+	return l.Prefixes, ok
 }
 
 // multicast sends b on one link, or on all with 0. What cannot be sent is lost, as packets

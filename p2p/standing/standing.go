@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -95,13 +96,11 @@ func (b *Book) Convict(peer, reason string) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	now := time.Now()
-	for p, l := range b.liars {
-		if !l.Until.After(now) {
-			delete(b.liars, p)
-		}
-	}
 	if _, ok := b.liars[peer]; !ok && len(b.liars) >= maxLiars {
-		delete(b.liars, b.sorted()[0].Peer)
+		// Some at a time, so that a crowd of fresh identities does not cost a sort each.
+		for _, l := range b.sorted()[:maxLiars/64] {
+			delete(b.liars, l.Peer)
+		}
 	}
 	b.liars[peer] = Liar{peer, clip(reason), now.Add(LiarFor).Round(time.Second)}
 	if b.path == "" {
@@ -178,18 +177,13 @@ func (b *Book) Avoid(peer string, nar nix.NarHash) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	now := time.Now()
-	if len(b.avoided) >= maxAvoided {
-		for k, until := range b.avoided {
-			if !until.After(now) {
-				delete(b.avoided, k)
-			}
-		}
-	}
-	for k := range b.avoided {
+	for k, until := range b.avoided {
 		if len(b.avoided) < maxAvoided {
 			break
 		}
-		delete(b.avoided, k)
+		if !until.After(now) || rand.IntN(64) == 0 {
+			delete(b.avoided, k)
+		}
 	}
 	b.avoided[avoidKey{peer, nar}] = now.Add(AvoidFor)
 }

@@ -79,28 +79,42 @@ const readStep = 64 << 10
 // ReadFrame reads one frame. Most allows kinds up to and including it, 0 all: who has not
 // been let in yet is not given room for more.
 func ReadFrame(r io.Reader, most Kind) (Kind, []byte, error) {
+	k, n, err := ReadHead(r, most)
+	if err != nil {
+		return k, nil, err
+	}
+	body, err := ReadBody(r, n)
+	return k, body, err
+}
+
+// ReadHead reads kind and length of a frame; ReadBody has to follow.
+func ReadHead(r io.Reader, most Kind) (Kind, int, error) {
 	var head [frameHead]byte
 	if _, err := io.ReadFull(r, head[:]); err != nil {
-		return 0, nil, err
+		return 0, 0, err
 	}
 	k, n := Kind(head[0]), binary.BigEndian.Uint32(head[1:])
 	if int64(n) > int64(k.limit()) {
-		return k, nil, fmt.Errorf("%w: kind %d with %d bytes", ErrFrame, k, n)
+		return k, 0, fmt.Errorf("%w: kind %d with %d bytes", ErrFrame, k, n)
 	}
 	if most != 0 && k > most && k != Refused && k != Full {
-		return k, nil, fmt.Errorf("%w: kind %d before the welcome", ErrFrame, k)
+		return k, 0, fmt.Errorf("%w: kind %d before the welcome", ErrFrame, k)
 	}
-	body := make([]byte, 0, min(int(n), readStep))
-	for len(body) < int(n) {
-		step := min(int(n)-len(body), max(readStep, len(body)))
+	return k, int(n), nil
+}
+
+// ReadBody reads the n bytes of a frame whose head was read.
+func ReadBody(r io.Reader, n int) ([]byte, error) {
+	body := make([]byte, 0, min(n, readStep))
+	for len(body) < n {
 		at := len(body)
-		body = append(body, make([]byte, step)...)
+		body = append(body, make([]byte, min(n-at, max(readStep, at)))...)
 		if _, err := io.ReadFull(r, body[at:]); err != nil {
 			if errors.Is(err, io.EOF) {
 				err = io.ErrUnexpectedEOF
 			}
-			return k, nil, err
+			return nil, err
 		}
 	}
-	return k, body, nil
+	return body, nil
 }

@@ -6,7 +6,7 @@ buildGoModule {
 
   src = lib.cleanSource ../.;
   # `make vendor-hash` writes this line, `make test-nix` complains when it is wrong.
-  vendorHash = "sha256-usSdRRNTcb6WEhapzYsTBAtgByNcq7Kbc6vxkwKOI+c=";
+  vendorHash = "sha256-SOZk1E6hXWJr3ndmKZv6hC5X4VwOdxqc46f/vIwdQ7Q=";
 
   subPackages = [ "cmd/nixp2p" ];
   env.CGO_ENABLED = 0;

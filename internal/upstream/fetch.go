@@ -44,6 +44,7 @@ type reply struct {
 	header http.Header
 	length int64 // of the body, -1 when not said
 	body   *wire
+	own    bool // the cache itself answered, not a host that it led to
 }
 
 var (
@@ -66,10 +67,12 @@ func (m *mirror) fetch(ctx context.Context, u *Upstreams, q request) (*reply, er
 			stop: func() { cancel(context.Canceled) },
 			why:  func() error { return context.Cause(within) },
 		}
-		if !m.foreign(q.at) {
+		own := !m.foreign(q.at)
+		// What is small is an answer when it is here in whole: see heard.
+		if own && (q.kind == kindNAR || resp.StatusCode != http.StatusOK) {
 			m.judge(resp.StatusCode)
 		}
-		return &reply{resp.StatusCode, resp.Header, resp.ContentLength, w}, nil
+		return &reply{resp.StatusCode, resp.Header, resp.ContentLength, w, own}, nil
 	}
 	timer.Stop()
 	stalled := errors.Is(context.Cause(within), errStalled)
@@ -108,6 +111,26 @@ func (m *mirror) judge(status int) {
 		return
 	}
 	m.answered()
+}
+
+// heard notes how reading a small answer ended. Headers alone would make a cache look well that gives
+// nothing else, and every question would wait for it.
+func (m *mirror) heard(r *reply, err error) error {
+	stalled := errors.Is(err, errStalled)
+	switch {
+	case !r.own:
+	case stalled:
+		m.failed(troubleSilent, err)
+	default:
+		m.answered()
+	}
+	switch {
+	case stalled:
+		return &failure{troubleSilent, err}
+	case err != nil:
+		return &failure{troubleOther, err}
+	}
+	return nil
 }
 
 // chain is the Via header: all who are in the chain already, and this daemon. Two that have

@@ -174,15 +174,22 @@ func TestComesBack(t *testing.T) {
 
 func TestSilence(t *testing.T) {
 	p := nixtest.NewPath("hello", 100)
-	u := nixtest.NewUpstream(t, cache(nix.None, p))
-	u.SetAll(nixtest.Fault{Do: nixtest.Hang, At: nixtest.BeforeHeaders})
-	b := open(t, hasty, u.URL())
-	if _, err := b.Info(t.Context(), p.Hash()); kindOf(err) != "unavailable" || !b.Down() {
-		t.Fatalf("%v, down %v", err, b.Down())
+	for _, at := range []int64{nixtest.BeforeHeaders, 10} {
+		u := nixtest.NewUpstream(t, cache(nix.None, p))
+		u.SetAll(nixtest.Fault{Do: nixtest.Hang, At: at})
+		b := open(t, hasty, u.URL())
+		if _, err := b.Info(t.Context(), p.Hash()); kindOf(err) != "unavailable" || !b.Down() {
+			t.Fatalf("from byte %d: %v, down %v", at, err, b.Down())
+		}
+		b.run()
+		asked := u.Requests(nixtest.CacheInfo)
+		until(t, "probes", func() bool { return u.Requests(nixtest.CacheInfo) > asked+2 })
+		if !b.Down() {
+			t.Errorf("from byte %d: up although it says nothing", at)
+		}
+		u.SetAll()
+		until(t, "up again", func() bool { return !b.Down() })
 	}
-	b.run()
-	u.SetAll()
-	until(t, "up again", func() bool { return !b.Down() })
 }
 
 // TestIll: a cache that answers with errors is asked last and only once, but it is asked.

@@ -155,12 +155,10 @@ func (u *Upstreams) askOnce(ctx context.Context, m *mirror, h nix.StoreHash) (*v
 		return nil, fmt.Errorf("%s: %w", m.name, u.refused(m, r))
 	}
 	text, err := r.readAll(nix.MaxNarInfo)
-	if err != nil {
-		if cause := ctx.Err(); cause != nil {
-			err = cause
-		} else {
-			err = &failure{troubleOther, err}
-		}
+	if cause := ctx.Err(); err != nil && cause != nil {
+		return nil, fmt.Errorf("%s: read narinfo: %w", m.name, cause)
+	}
+	if err := m.heard(r, err); err != nil {
 		return nil, fmt.Errorf("%s: read narinfo: %w", m.name, err)
 	}
 	m.latency.add(time.Since(began))

@@ -200,6 +200,31 @@ func TestNARGoesOn(t *testing.T) {
 	}
 }
 
+// TestNARCrawls: where a cache gives next to nothing, another goes on; alone it may crawl.
+func TestNARCrawls(t *testing.T) {
+	p := nixtest.NewPath("hello", 400_000)
+	for _, c := range []nix.Compression{nix.None, nix.Zstd} {
+		first, second := nixtest.NewUpstream(t, cache(c, p)), nixtest.NewUpstream(t, cache(c, p))
+		first.Set(nixtest.NarFile, nixtest.Fault{Rate: 5000})
+		b := open(t, func(c *Config) { c.times.crawl = 200 * time.Millisecond }, first.URL(), second.URL())
+		info := b.mustInfo(p)
+		if got, err := b.read(info, nix.Raw, 0); err != nil || !bytes.Equal(got, p.NAR) {
+			t.Errorf("%s: %d bytes, %v", c, len(got), err)
+		}
+		if n := first.Bytes(nixtest.NarFile); n == 0 || n > 100_000 {
+			t.Errorf("%s: the first sent %d bytes", c, n)
+		}
+		// The second has it no more: better to crawl than to stop.
+		second.SetAll(nixtest.Fault{Status: 404})
+		first.Set(nixtest.NarFile, nixtest.Fault{Rate: 15_000})
+		small := nixtest.NewPath("small", 10_000)
+		first.Add(small)
+		if got, err := b.read(b.mustInfo(small), nix.Raw, 0); err != nil || !bytes.Equal(got, small.NAR) {
+			t.Errorf("%s, alone: %d bytes, %v", c, len(got), err)
+		}
+	}
+}
+
 // TestNAROther: a cache that has another build of the path, or another file of the NAR, does
 // not have what is asked for.
 func TestNAROther(t *testing.T) {

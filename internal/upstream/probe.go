@@ -47,6 +47,9 @@ func (u *Upstreams) look(ctx context.Context, m *mirror) time.Duration {
 		return again
 	}
 	text, err := r.readAll(nix.MaxCacheInfo)
+	if err == nil || ctx.Err() == nil {
+		err = m.heard(r, err)
+	}
 	if err == nil {
 		err = m.hear(u, text)
 	}

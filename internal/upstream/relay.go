@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/verify"
@@ -27,6 +28,9 @@ const (
 	// healing is how many bytes in a row show that a cache works again. Fewer must not
 	// count, or one byte a connection would keep a download alive for ever.
 	healing = 256 << 10
+	// crawl is the rate in bytes/s below which another cache that has the file is tried instead:
+	// no line is so slow that somebody would choose it.
+	crawl = 16 << 10
 )
 
 // relay is one exact file that several caches may have. It goes on at the same offset with
@@ -49,12 +53,14 @@ type relay struct {
 	src     io.ReadCloser
 	reply   *reply // below src
 	from    *mirror
-	since   int64 // bytes since src was opened
-	flowing bool  // bytes have left
-	last    bool  // not worth another try
+	since   int64         // bytes since src was opened
+	waited  time.Duration // for them
+	flowing bool          // bytes have left
+	last    bool          // not worth another try
 	strikes map[*mirror]int
 	whole   map[*mirror]bool // Range does not work there
 	stale   map[*mirror]bool // its place was looked up anew
+	slow    map[*mirror]bool // it crawled; once is enough to go on elsewhere
 	verdict verdict
 	err     error
 }
@@ -65,7 +71,7 @@ const gaveUp = 1 << 20
 func (u *Upstreams) newRelay(ctx context.Context, cancel func(), info *verify.Info, form nix.Form, want func(*mirror, *place) bool) *relay {
 	r := &relay{
 		u: u, info: info, form: form, want: want, cancel: cancel, size: -1,
-		strikes: map[*mirror]int{}, whole: map[*mirror]bool{}, stale: map[*mirror]bool{},
+		strikes: map[*mirror]int{}, whole: map[*mirror]bool{}, stale: map[*mirror]bool{}, slow: map[*mirror]bool{},
 	}
 	r.open = func() error { return r.connect(ctx) }
 	return r
@@ -132,7 +138,7 @@ func (r *relay) pick(ctx context.Context) (*mirror, error) {
 		}
 		n := r.strikes[m]
 		switch {
-		case i >= usable:
+		case i >= usable, r.slow[m]:
 			n++
 		case n == 1 && m == r.from:
 			n = 0
@@ -242,6 +248,7 @@ func (r *relay) accept(m *mirror, p *place, got *reply, asked int64) error {
 		return err
 	}
 	r.src, r.reply, r.from, r.skip, r.since = src, got, m, r.pos-begins, 0
+	r.waited = 0
 	return nil
 }
 
@@ -337,7 +344,9 @@ func (r *relay) read(p []byte) (int, error) {
 			}
 			continue
 		}
+		began := time.Now()
 		n, err := r.src.Read(r.room(p))
+		r.waited += time.Since(began)
 		if n > 0 {
 			r.flow(int64(n))
 		}
@@ -353,6 +362,10 @@ func (r *relay) read(p []byte) (int, error) {
 			r.size = r.pos
 		case err != nil && r.pos != r.size:
 			r.stopped(err)
+		case r.crawls():
+			r.slow[r.from] = true
+			r.u.log.Debug("upstream crawls, another goes on", "upstream", r.from.name, "store_hash", r.info.StorePath().Hash().String())
+			r.drop()
 		}
 		if n > 0 {
 			r.flowing = true
@@ -360,6 +373,24 @@ func (r *relay) read(p []byte) (int, error) {
 		}
 	}
 	return 0, nil
+}
+
+// crawls tells that the source gives next to nothing and another cache may have the file. Only
+// the time counts in which bytes were waited for, so the reader may be as slow as it likes.
+func (r *relay) crawls() bool {
+	if r.waited < r.u.times.crawl || r.slow[r.from] || float64(r.since) >= crawl*r.waited.Seconds() {
+		return false
+	}
+	may, _ := r.u.order()
+	for _, m := range may {
+		if m == r.from || r.slow[m] || r.strikes[m] >= strikesFirst || r.u.memory.convicted(m, r.info, r.form) {
+			continue
+		}
+		if p, known := r.u.memory.place(m, r.info); !known || r.want(m, &p) {
+			return true
+		}
+	}
+	return false
 }
 
 // room is the part of p that may be filled.

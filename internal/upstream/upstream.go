@@ -51,6 +51,7 @@ type timings struct {
 	headers  time.Duration // of a narinfo, from the request on
 	first    time.Duration // until the headers of a NAR
 	stall    time.Duration // between two bytes
+	crawl    time.Duration // that a cache may crawl while another has the same
 	probe    time.Duration // between two probes of a cache that is down
 	probing  time.Duration // for one probe
 	refresh  time.Duration // between two looks at nix-cache-info
@@ -62,7 +63,7 @@ type timings struct {
 }
 
 var defaults = timings{
-	connect: 2 * time.Second, headers: 5 * time.Second, first: 10 * time.Second, stall: 5 * time.Second,
+	connect: 2 * time.Second, headers: 5 * time.Second, first: 10 * time.Second, stall: 5 * time.Second, crawl: 10 * time.Second,
 	probe: 5 * time.Second, probing: 2 * time.Second, refresh: time.Hour,
 	hedge: 75 * time.Millisecond, backOff: 100 * time.Millisecond,
 	busyMost: time.Minute, busy: 5 * time.Second, convict: time.Hour,

@@ -88,9 +88,11 @@ func (s *site) get(path, span string) (*http.Response, []byte, error) {
 // TestResume: a client that was cut because a source died goes on as Nix does.
 func TestResume(t *testing.T) {
 	s := newSite(t)
-	p := nixtest.NewPath("big", 3<<20)
+	// So large that some of it has left when the source dies: before that the response would
+	// be begun anew, unseen.
+	p := nixtest.NewPath("big", 24<<20)
 	s.up.Add(t, key, p)
-	s.up.SetFaults(sourcetest.Fault{Do: sourcetest.Die, At: 2 << 20, Times: 1})
+	s.up.SetFaults(sourcetest.Fault{Do: sourcetest.Die, At: 20 << 20, Times: 1})
 	url := nix.NARName{Store: p.Hash(), Nar: p.NarHash()}.URL()
 	res, begin, err := s.get(url, "")
 	if err == nil || res.Header.Get("Accept-Ranges") != "bytes" || res.ContentLength != int64(len(p.NAR)) || !bytes.HasPrefix(p.NAR, begin) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -138,7 +139,7 @@ func TestNARFaults(t *testing.T) {
 					all = p.NAR
 				}
 				info := b.mustInfo(p)
-				faults := c.faults
+				faults := slices.Clone(c.faults)
 				if len(faults) > 0 && faults[0].Redirect != "" {
 					faults[0].Only = func(r *http.Request) bool { return r.URL.Path != "/elsewhere" }
 				}

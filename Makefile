@@ -68,8 +68,12 @@ fuzz: ## each fuzz target for FUZZTIME (10s)
 	  done || exit 1; done
 
 .PHONY: bench
-bench: build ## measure against nginx and write docs/performance.md (lab/bench.sh)
-	@if [ -x lab/bench.sh ]; then lab/bench.sh; else echo "there is no lab/bench.sh" >&2; exit 1; fi
+bench: build ## measure against nginx and write docs/performance.md (Nix, nginx, wrk, curl; CORPUS=DIR of lab/mkcorpus)
+	$(GO) run ./lab/bench -nixp2p ./$(BIN) $(if $(CORPUS),-corpus $(CORPUS))
+
+.PHONY: faults
+faults: ## run Nix against ill caches and an ill nixp2p, and write docs/faults.md (root, 15 to 20 minutes)
+	$(GO) run ./lab/faults
 
 .PHONY: chroots
 chroots: ## make trees with Nix 2.26 and 2.34, which more tests use (root, debootstrap, minutes)

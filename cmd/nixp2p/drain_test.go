@@ -59,13 +59,13 @@ func (l *lockedBuffer) String() string {
 	return l.b.String()
 }
 
-// slowTransfer starts a daemon and a transfer through it that takes about two seconds.
-func slowTransfer(t *testing.T) (d *process, p nixtest.Path, res *http.Response) {
+// slowTransfer starts a daemon and a transfer of 4 MiB through it, at so many bytes/s.
+func slowTransfer(t *testing.T, rate int) (d *process, p nixtest.Path, res *http.Response) {
 	t.Helper()
 	key := nixtest.NewKey("trusted-1")
 	p = nixtest.NewPath("slow", 4<<20)
 	up := nixtest.NewUpstream(t, nixtest.UpstreamConfig{Paths: []nixtest.Path{p}, Keys: []nixtest.Key{key}})
-	up.Set(nixtest.NarFile, nixtest.Fault{Rate: 2 << 20})
+	up.Set(nixtest.NarFile, nixtest.Fault{Rate: rate})
 	d = startDaemon(t, "--p2p=false", "--upstream", up.URL(), "--trusted-public-key", key.Public(), "--store-root", t.TempDir())
 	res = open(t, d.url+"/nar/"+(nix.NARName{Store: p.Hash(), Nar: p.NarHash()}).String())
 	t.Cleanup(func() { _ = res.Body.Close() })
@@ -78,7 +78,7 @@ func slowTransfer(t *testing.T) (d *process, p nixtest.Path, res *http.Response)
 
 // A transfer in progress ends after SIGTERM, and the daemon with it.
 func TestDrain(t *testing.T) {
-	d, p, res := slowTransfer(t)
+	d, p, res := slowTransfer(t, 2<<20)
 	if err := d.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
@@ -106,7 +106,7 @@ func TestDrainKeepsAnswering(t *testing.T) {
 	key := nixtest.NewKey("trusted-1")
 	slow, other := nixtest.NewPath("slow", 6<<20), nixtest.NewPath("other", 1000)
 	up := nixtest.NewUpstream(t, nixtest.UpstreamConfig{Paths: []nixtest.Path{slow, other}, Keys: []nixtest.Key{key}})
-	up.Set(nixtest.NarFile, nixtest.Fault{Rate: 2 << 20})
+	up.Set(nixtest.NarFile, nixtest.Fault{Rate: 1 << 20})
 	u := newUnit(t)
 	u.run(supervise.Config{}, "--p2p=false", "--upstream", up.URL(), "--trusted-public-key", key.Public(), "--store-root", u.dir)
 	res := open(t, u.URL()+"/nar/"+(nix.NARName{Store: slow.Hash(), Nar: slow.NarHash()}).String())
@@ -142,7 +142,7 @@ func TestDrainKeepsAnswering(t *testing.T) {
 		}
 		if starts, _ := u.Starts(); starts == 2 && ended == nil {
 			t.Logf("%d narinfos meanwhile, the slowest took %v", meanwhile, worst)
-			if worst > 1500*time.Millisecond {
+			if worst > 3*time.Second {
 				t.Errorf("a narinfo took %v", worst)
 			}
 			return
@@ -152,13 +152,13 @@ func TestDrainKeepsAnswering(t *testing.T) {
 
 // A second signal ends the daemon at once.
 func TestSecondSignal(t *testing.T) {
-	d, _, res := slowTransfer(t)
+	d, _, res := slowTransfer(t, 512<<10)
 	start := time.Now()
 	_ = d.cmd.Process.Signal(syscall.SIGTERM)
 	eventually(t, func() bool { return strings.Contains(d.logText(), "shutting down") })
 	_ = d.cmd.Process.Signal(syscall.SIGTERM)
 	d.wait()
-	if took := time.Since(start); took > time.Second {
+	if took := time.Since(start); took > 4*time.Second {
 		t.Errorf("the daemon took %v", took)
 	}
 	if _, err := io.ReadAll(res.Body); err == nil {

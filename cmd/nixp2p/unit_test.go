@@ -283,7 +283,7 @@ func TestHangingStart(t *testing.T) {
 	}
 	u.run(supervise.Config{Stop: time.Second}, "--p2p=false", "--upstream", "http://127.0.0.1:1", "--store-root", u.dir)
 	d := &process{t: t}
-	for path, want := range map[string]time.Duration{"/nix-cache-info": time.Second, "/" + nixtest.NewPath("p", 1).Hash().String() + ".narinfo": 10 * time.Second} {
+	for path, want := range map[string]time.Duration{"/nix-cache-info": 3 * time.Second, "/" + nixtest.NewPath("p", 1).Hash().String() + ".narinfo": 12 * time.Second} {
 		start := time.Now()
 		status, _ := d.get(u.URL() + path)
 		if took := time.Since(start); took > want || status != http.StatusOK && status != http.StatusNotFound {

@@ -71,7 +71,7 @@ var rooms = map[string]room{
 	"lab/mkcorpus": {floorLab, with(proof, "internal/nixtest", "internal/nixtest/realnix")},
 	"lab/bench":    {floorLab, with(proof, "internal/nixtest", "internal/nixtest/realnix")},
 	"lab/faults":   {floorLab, with(proof, "internal/nixtest", "internal/nixtest/realnix", "internal/nixtest/supervise")},
-	"lab/site":     {floorLab, with(proof, "internal/nixtest", "internal/nixtest/realnix")},
+	"lab/site":     {floorLab, with(proof, "internal/nixtest", "internal/nixtest/realnix", "lab/site/stranger", "p2p/wire")},
 	// A peer that does not keep to the rules has to speak their language.
 	"lab/site/stranger":  {floorLab, with(proof, "p2p/dht", "p2p/inventory", "p2p/swarmkey", "p2p/wire")},
 	"lab/netlab/wanlink": {floorLab, nil},

@@ -28,6 +28,7 @@ const (
 // rowReport is what one Nix saw of one fault.
 type rowReport struct {
 	Group, Name string
+	MayFail     bool             // alone
 	Cells       [setups]*outcome // nil: not measured
 }
 
@@ -76,7 +77,7 @@ func measureRows(ctx context.Context, o *options, n *realnix.Nix) ([]*rowReport,
 			if !o.only.MatchString(r.name) || o.quick && !r.quick || r.network && os.Getenv(insideEnv) == "" {
 				continue
 			}
-			into := &rowReport{Group: r.group, Name: r.name}
+			into := &rowReport{Group: r.group, Name: r.name, MayFail: r.mayFail}
 			all = append(all, into)
 			for how := range setups {
 				if o.quick && how == without {

@@ -54,7 +54,7 @@ func parseFlags() *options {
 	flag.BoolVar(&o.quick, "quick", false, "the machine's Nix alone, the fast rows, only with nixp2p")
 	flag.BoolVar(&o.json, "json", false, "print JSON and write no file")
 	flag.DurationVar(&o.limit, "limit", time.Minute, "how long one command may take")
-	flag.IntVar(&o.parallel, "parallel", 3, "commands at a time")
+	flag.IntVar(&o.parallel, "parallel", 4, "commands at a time")
 	flag.Parse()
 	return o
 }

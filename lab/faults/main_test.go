@@ -32,7 +32,7 @@ func TestNeverBreaksABuild(t *testing.T) {
 	for _, r := range quick(t).Nixes[0].Rows {
 		for _, how := range []setup{before, alone} {
 			c := r.Cells[how]
-			if !c.OK {
+			if !c.OK && !(how == alone && r.MayFail) || c.Wrong {
 				t.Errorf("%s (%s): %s: %s", r.Name, [...]string{before: "and the good cache", alone: "over both"}[how], c, c.Said)
 			}
 			for status := range c.Seen.Narinfo {

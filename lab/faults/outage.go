@@ -67,6 +67,9 @@ func outages() []*outage {
 		{name: "restarted with a broken configuration", good: true, act: func(_ context.Context, s *stage) error {
 			return errors.Join(s.breakConfig(), s.unit.Signal(syscall.SIGTERM))
 		}},
+		{name: "upgraded to a program that cannot be started", good: true, act: func(_ context.Context, s *stage) error {
+			return errors.Join(s.replace("\x7fELF is not enough"), s.unit.Signal(syscall.SIGKILL))
+		}},
 		{name: "without systemd: killed, and nobody starts it again", good: true, bare: true, act: func(_ context.Context, s *stage) error {
 			return s.bare.cmd.Process.Kill()
 		}},
@@ -112,7 +115,11 @@ func (s *stage) install() error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(s.program+".new", text, 0o755); err != nil {
+	return s.replace(string(text))
+}
+
+func (s *stage) replace(text string) error {
+	if err := os.WriteFile(s.program+".new", []byte(text), 0o755); err != nil {
 		return err
 	}
 	return os.Rename(s.program+".new", s.program)
@@ -120,12 +127,8 @@ func (s *stage) install() error {
 
 // crashing puts a script in the place of the program that crashes at its first starts.
 func (s *stage) crashing(times int) error {
-	script := fmt.Sprintf("#!/bin/sh\nn=$(cat %[1]s 2>/dev/null || echo 0)\necho $((n + 1)) >%[1]s\n[ $n -ge %[2]d ] || kill -SEGV $$\nexec %[3]s \"$@\"\n",
-		s.path("starts"), times, s.real)
-	if err := os.WriteFile(s.program+".new", []byte(script), 0o755); err != nil {
-		return err
-	}
-	return os.Rename(s.program+".new", s.program)
+	return s.replace(fmt.Sprintf("#!/bin/sh\nn=$(cat %[1]s 2>/dev/null || echo 0)\necho $((n + 1)) >%[1]s\n[ $n -ge %[2]d ] || kill -SEGV $$\nexec %[3]s \"$@\"\n",
+		s.path("starts"), times, s.real))
 }
 
 func (s *stage) smallDisk() error  { return s.disk("1m") }

@@ -1,0 +1,244 @@
+//go:build linux
+
+package main
+
+import (
+	"fmt"
+	"math"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+)
+
+const siteHead = `# A site of nodes, as it was run
+
+Written by ` + "`go run ./lab/site`" + `, which plays the scenarios below on one machine: each host is a
+network namespace on a LAN bridge with its own store, its own real Nix and its own ` + "`nixp2p`" + `
+with default flags (plus directories, the upstream's address and the test key); the upstream
+is behind a link of 200 Mbit/s and 20 ms round trip, and counts what it sends. Nothing is
+simulated but the distances. All hosts share the processors of one machine with whatever else
+ran there, so times are upper bounds and no evidence of speed; what has to hold does not
+depend on them, but for the limits named.
+
+    sudo go run ./lab/site -list                      # what there is
+    sudo go run ./lab/site -scenario closure -v       # one scenario, with logs where it fails
+    sudo go run ./lab/site -results site.json -o docs/site.md -scale docs/scale.md   # everything
+
+It needs root, Debian's ` + "`iproute2 nftables sqlite3 nix-bin`" + ` and ` + "`/dev/net/tun`" + `. It works in namespaces
+of its own: the machine's network is not touched, and nothing is left when it ends, also by Ctrl-C.
+A shorter story of three hosts is part of ` + "`make test`" + ` (` + "`go test ./lab/site`" + `).
+
+`
+
+// siteMarkdown writes docs/site.md.
+func siteMarkdown(list []*result) string {
+	var b strings.Builder
+	b.WriteString(siteHead)
+	fmt.Fprintf(&b, "Machine: %s, %d processors, %s. The corpus is a closure of 220 paths and 90 MB, one NAR of them 73 MB.\n\n", cpuName(), runtime.NumCPU(), memory())
+	b.WriteString("## Scenarios\n\n| scenario | hosts | Nix | what happens | held | took | load |\n| --- | --- | --- | --- | --- | --- | --- |\n")
+	for _, r := range list {
+		ok := 0
+		for _, c := range r.Checks {
+			if c.OK {
+				ok++
+			}
+		}
+		fmt.Fprintf(&b, "| [%s](#%s) | %d | %s | %s | %s, %d of %d | %.0f s | %.1f |\n", r.Name, r.Name, r.Hosts, r.Nix, cell(r.What), r.verdict(), ok, len(r.Checks), r.Took.Seconds(), r.Load)
+	}
+	b.WriteString("\nLoad is how many processes of the whole machine wanted to run when the scenario began.\n\n")
+	faultTable(&b, list)
+	b.WriteString("## What was seen\n")
+	for _, r := range list {
+		fmt.Fprintf(&b, "\n### %s\n\n%s.\n\n", r.Name, upper(r.What))
+		if r.Err != "" {
+			fmt.Fprintf(&b, "It could not be played to its end: %s\n\n", cell(r.Err))
+		}
+		for _, c := range r.Checks {
+			word := "ok"
+			if !c.OK {
+				word = "**FAIL**"
+			}
+			fmt.Fprintf(&b, "- %s: %s: %s\n", word, plain(c.What), plain(c.Seen))
+		}
+		for _, f := range r.Figures {
+			fmt.Fprintf(&b, "- %s: %s\n", plain(f.What), plain(f.Value))
+		}
+	}
+	return b.String()
+}
+
+// faultTable puts the faults side by side.
+func faultTable(b *strings.Builder, list []*result) {
+	row := func(r *result) string {
+		if r == nil {
+			return "not run"
+		}
+		t := r.value("h2: time for the closure")
+		if math.IsNaN(t) {
+			return r.verdict()
+		}
+		return fmt.Sprintf("%s, %.1f s", r.verdict(), t)
+	}
+	find := func(name string) *result {
+		i := slices.IndexFunc(list, func(r *result) bool { return r.Name == name })
+		if i < 0 {
+			return nil
+		}
+		return list[i]
+	}
+	if find("fault-killed") == nil {
+		return
+	}
+	b.WriteString("## Faults in the middle of the largest NAR\n\n")
+	b.WriteString("`nix-store -r` of 220 paths on B, LAN links of " + lanRate + ", B asks nixp2p alone. With one holder the upstream\ngoes on (through 200 Mbit/s, xz); with two holders the uplink is cut, and the one that gives is hit.\n\n")
+	b.WriteString("| what happens to the holder | one holder, the upstream behind it | two holders, no uplink |\n| --- | --- | --- |\n")
+	for _, f := range faults() {
+		second := row(find("fault-" + f.name + "-2"))
+		if f.name == "none" {
+			second = "-"
+		}
+		fmt.Fprintf(b, "| %s | %s | %s |\n", f.name+": "+f.what, row(find("fault-"+f.name)), second)
+	}
+	if r := find("fault-nobody"); r != nil {
+		fmt.Fprintf(b, "\nFor comparison, nobody has it: straight from the upstream %.1f s, through nixp2p %.1f s.\n",
+			r.value("time for the closure, straight from the upstream"), r.value("time for the closure, through nixp2p"))
+	}
+	b.WriteString("\n")
+}
+
+const scaleHead = `# How a site grows
+
+The first table is measured by ` + "`go run ./lab/site -scenario %s`" + `: real nodes in network
+namespaces of one machine, found by mDNS, all connected to all, 220 paths each, at rest for 20 s
+before 30 s are measured. The rest is arithmetic from it and says so.
+
+`
+
+// scaleMarkdown writes docs/scale.md.
+func scaleMarkdown(list []*result) string {
+	var b strings.Builder
+	var names []string
+	sizes := map[int]*result{}
+	for _, n := range growth {
+		names = append(names, fmt.Sprintf("grow-%d", n))
+	}
+	var have []int
+	for _, r := range list {
+		if slices.Contains(names, r.Name) && r.Err == "" {
+			sizes[r.Hosts] = r
+			have = append(have, r.Hosts)
+		}
+	}
+	fmt.Fprintf(&b, scaleHead, strings.Join(names, ","))
+	if len(have) == 0 {
+		return b.String() + "Not measured yet.\n"
+	}
+	slices.Sort(have)
+	fmt.Fprintf(&b, "Machine: %s, %d processors for all nodes together.\n\n## Measured\n\n| nodes |", cpuName(), runtime.NumCPU())
+	for _, n := range have {
+		fmt.Fprintf(&b, " %d |", n)
+	}
+	b.WriteString("\n| --- |" + strings.Repeat(" --- |", len(have)) + "\n")
+	for _, what := range []string{figMesh, figCPUMesh, figLate, figMemory, figIdle, figTraffic, figSent} {
+		fmt.Fprintf(&b, "| %s |", what)
+		for _, n := range have {
+			value := "-"
+			for _, f := range sizes[n].Figures {
+				if f.What == what {
+					value = f.Value
+				}
+			}
+			fmt.Fprintf(&b, " %s |", value)
+		}
+		b.WriteString("\n")
+	}
+	extrapolate(&b, sizes[have[0]], sizes[have[len(have)-1]])
+	return b.String()
+}
+
+// filterBytes is what one path takes in an inventory, of 100,000 as measured.
+const filterBytes = 2.376
+
+// extrapolate does the arithmetic: what a connected peer adds, times the peers that there are.
+func extrapolate(b *strings.Builder, small, big *result) {
+	if small == big {
+		return
+	}
+	step := float64(big.Hosts - small.Hosts)
+	per := func(what string) float64 { return (big.value(what) - small.value(what)) / step }
+	memory, idle, traffic, mesh := per(figMemory), per(figIdle), per(figSent), per(figCPUMesh)
+	fmt.Fprintf(b, `
+## On paper
+
+From %d to %d nodes, each further connected peer adds to a node %.2f MB of memory, %.2f ms of CPU
+a second at rest, %.0f bytes a second sent at rest, and %.0f ms of CPU while the mesh comes to
+stand. A node has at most `+"`--max-peers`"+` (256) sessions whatever the size of the site, so from
+there on these stay as they are; an inventory takes %.2f bytes a path and peer beside that
+(measured with 100,000 paths). Beyond the connected ones the DHT knows who has a NAR: it
+keeps some 20 nodes a distance, a look-up takes log2(n/20) steps more than in a site of 20, and a
+node that announces 20,000 NARs of at least 1 MiB (the most it does) puts 20 records of each
+on others.
+
+| nodes | peers of a node | memory, 10,000 paths each | memory, 100,000 paths each | CPU at rest | sent at rest | inventories fetched at the start, 100,000 paths | steps of a look-up, at most |
+| --- | --- | --- | --- | --- | --- | --- | --- |
+`, small.Hosts, big.Hosts, memory/1e6, idle, traffic, mesh*1000, filterBytes)
+	for _, n := range []int{2, 8, 32, 64, 256, 1000, 10_000} {
+		peers := math.Min(float64(n-1), 256)
+		base := small.value(figMemory) - memory*float64(small.Hosts-1)
+		of := func(paths float64) float64 { return (base + peers*(memory+paths*filterBytes)) / 1e6 }
+		idleAt := math.Max(0, small.value(figIdle)+idle*(peers-float64(small.Hosts-1)))
+		sent := math.Max(0, small.value(figSent)+traffic*(peers-float64(small.Hosts-1)))
+		steps := 1.0
+		if n > 20 {
+			steps += math.Ceil(math.Log2(float64(n) / 20))
+		}
+		fmt.Fprintf(b, "| %d | %.0f | %.0f MB | %.0f MB | %.1f %% of a core | %.1f kB/s | %.1f MB | %.0f |\n",
+			n, peers, of(10_000), of(100_000), idleAt/10, sent/1000, peers*100_000*filterBytes/1e6, steps)
+	}
+	b.WriteString(`
+What the table leaves out: the store's own index (about 150 bytes a shared path, 100,000 paths
+are in the figure of ` + "`prefilled`" + ` in docs/site.md); records of the DHT (some 200 bytes each);
+multicast, of which every node hears all others' answers: mDNS is asked only while fewer than four
+peers are known; and that 64 nodes at a switch are 2,016 connections, which their kernels hold.
+A site of more than 256 nodes is not one full mesh: a narinfo that no connected peer has is asked
+of the upstream, though a NAR of at least 1 MiB is still found by the DHT. Nothing above the largest
+measured size was run.
+`)
+}
+
+func cell(s string) string { return strings.ReplaceAll(strings.ReplaceAll(s, "|", "/"), "\n", " ") }
+
+// plain keeps a line a line, and signs from being taken as markup.
+func plain(s string) string {
+	return strings.NewReplacer("\n", " ", "|z|", "absolute z", "*", "\\*", "<", "&lt;").Replace(s)
+}
+
+func upper(s string) string { return strings.ToUpper(s[:1]) + s[1:] }
+
+func cpuName() string {
+	for line := range strings.Lines(readText("/proc/cpuinfo")) {
+		if name, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
+			extra := ", no SHA instructions"
+			if strings.Contains(readText("/proc/cpuinfo"), " sha_ni") {
+				extra = ", SHA instructions"
+			}
+			return strings.TrimSpace(value) + extra
+		}
+	}
+	return runtime.GOARCH
+}
+
+func memory() string {
+	var kb int64
+	_, _ = fmt.Sscanf(readText("/proc/meminfo"), "MemTotal: %d kB", &kb)
+	return fmt.Sprintf("%d GiB", (kb+1<<19)>>20)
+}
+
+func readText(name string) string {
+	text, err := os.ReadFile(name)
+	if err != nil {
+		return ""
+	}
+	return string(text)
+}

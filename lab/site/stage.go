@@ -1,0 +1,244 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/nixp2p/nixp2p/internal/nixtest/realnix"
+)
+
+// world is what scenarios share.
+type world struct {
+	o      *options
+	dir    string // of the outer process; work in it is ours
+	nix    *realnix.Nix
+	corpus *realnix.Corpus
+	other  *realnix.Corpus // small, signed by another key
+}
+
+// corpora are the closures that scenarios use.
+func corpora() []realnix.Params {
+	return []realnix.Params{{}, {Paths: 24, Seed: 5, Compressions: []string{"none"}}}
+}
+
+func newWorld(ctx context.Context, o *options) (*world, error) {
+	w := &world{o: o, dir: os.Getenv(insideEnv)}
+	if err := settle(w.dir); err != nil {
+		return nil, err
+	}
+	own, err := realnix.LookPath(ctx)
+	if err != nil {
+		return nil, err
+	}
+	w.nix = own
+	if o.nix != "" {
+		for _, v := range realnix.Variants() {
+			if v.Name == o.nix {
+				w.nix, err = realnix.LookChroot(ctx, v)
+			}
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	var got []*realnix.Corpus
+	for _, p := range corpora() {
+		c, err := realnix.KeptCorpus(ctx, own, p)
+		if err != nil {
+			return nil, err
+		}
+		got = append(got, c)
+	}
+	w.corpus, w.other = got[0], got[1]
+	return w, nil
+}
+
+// scenario is one story.
+type scenario struct {
+	name  string
+	what  string
+	hosts int
+	fixed bool // -hosts does not change the number
+	extra bool // not one of "all"
+	limit time.Duration
+	env   []string // settings of netlab.sh
+	run   func(ctx context.Context, st *stage) error
+}
+
+// stage is a LAN on which a scenario is played.
+type stage struct {
+	world  *world
+	nix    *realnix.Nix
+	corpus *realnix.Corpus
+	dir    string
+	lan    *lan
+	cache  *cache
+	hosts  []*host // h1 is hosts[0]
+	result *result
+}
+
+// run plays a scenario and takes its stage away.
+func (w *world) run(ctx context.Context, s *scenario) *result {
+	r := &result{Name: s.name, What: s.what, Hosts: s.hosts, Nix: w.nix.Version, Load: load()}
+	if w.o.hosts > 0 && !s.fixed {
+		r.Hosts = w.o.hosts
+	}
+	fmt.Fprintf(os.Stderr, "=== %s, %d hosts: %s\n", s.name, r.Hosts, s.what)
+	start := time.Now()
+	limited, cancel := context.WithTimeout(ctx, time.Duration(float64(s.limit)*w.o.factor))
+	defer cancel()
+	st, err := w.begin(limited, s, r)
+	if err == nil {
+		err = s.run(limited, st)
+	}
+	if err != nil && limited.Err() != nil && ctx.Err() == nil {
+		err = fmt.Errorf("the limit of %v is over: %w", s.limit, err)
+	}
+	r.Took = time.Since(start)
+	if err != nil {
+		r.Err = err.Error()
+		fmt.Fprintln(os.Stderr, "    error:", err)
+	}
+	if st != nil {
+		if !r.passed() && w.o.verbose {
+			st.tellLogs()
+		}
+		// Also when the run is interrupted.
+		ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
+		defer cancel()
+		if err := st.end(ending); err != nil {
+			fmt.Fprintln(os.Stderr, "    cleaning up:", err)
+		}
+	}
+	fmt.Fprintf(os.Stderr, "--- %s %s (%.1f s)\n", r.verdict(), s.name, r.Took.Seconds())
+	return r
+}
+
+// begin makes the LAN with its upstream and its hosts, with empty stores; nodes do not run.
+func (w *world) begin(ctx context.Context, s *scenario, r *result) (*stage, error) {
+	st := &stage{world: w, nix: w.nix, corpus: w.corpus, dir: filepath.Join(w.dir, workName, s.name), result: r}
+	if err := os.MkdirAll(st.dir, 0o755); err != nil {
+		return nil, err
+	}
+	var err error
+	if st.lan, err = newLAN(ctx, w.dir, r.Hosts, s.env...); err != nil {
+		return st, err
+	}
+	if st.cache, err = newCache(st.lan, w.corpus.Caches["xz"]); err != nil {
+		return st, err
+	}
+	for k := 1; k <= r.Hosts; k++ {
+		h, err := newHost(st, k)
+		if err != nil {
+			return st, err
+		}
+		st.hosts = append(st.hosts, h)
+	}
+	return st, nil
+}
+
+// end takes everything away.
+func (st *stage) end(ctx context.Context) error {
+	var errs []error
+	for _, h := range st.hosts {
+		if h.node != nil {
+			h.node.signal(9)
+			<-h.node.done
+		}
+		h.http.CloseIdleConnections()
+	}
+	if st.cache != nil {
+		st.cache.close()
+	}
+	if st.lan != nil {
+		errs = append(errs, st.lan.down(ctx))
+	}
+	return errors.Join(append(errs, realnix.RemoveAll(st.dir))...)
+}
+
+func (st *stage) tellLogs() {
+	for _, h := range st.hosts {
+		fmt.Fprintf(os.Stderr, "--- log of %s\n%s\n", h, h.lastLog(200))
+	}
+}
+
+// check notes whether something held.
+func (st *stage) check(ok bool, what, seen string, args ...any) bool {
+	c := check{What: what, OK: ok, Seen: fmt.Sprintf(seen, args...)}
+	st.result.Checks = append(st.result.Checks, c)
+	word := "ok  "
+	if !ok {
+		word = "FAIL"
+	}
+	fmt.Fprintf(os.Stderr, "    %s %s: %s\n", word, c.What, c.Seen)
+	return ok
+}
+
+// figure notes something measured.
+func (st *stage) figure(what string, number float64, format string, args ...any) {
+	if len(args) == 0 {
+		args = []any{number}
+	}
+	f := figure{What: what, Value: fmt.Sprintf(format, args...), Number: number}
+	st.result.Figures = append(st.result.Figures, f)
+	fmt.Fprintf(os.Stderr, "         %s: %s\n", f.What, f.Value)
+}
+
+// startAll starts the nodes of some hosts and waits until they answer.
+func (st *stage) startAll(ctx context.Context, hosts []*host, flags ...string) error {
+	for _, h := range hosts {
+		if err := h.start(flags...); err != nil {
+			return err
+		}
+	}
+	for _, h := range hosts {
+		if err := h.ready(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mesh waits until each node has so many peers.
+func (st *stage) mesh(ctx context.Context, limit time.Duration, hosts []*host, peers int) (time.Duration, bool) {
+	return until(ctx, limit, func() bool {
+		for _, h := range hosts {
+			s, err := h.status(ctx)
+			if err != nil || s.Peers < peers {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// know waits until the first host's inventory of the second has so many paths.
+func (st *stage) know(ctx context.Context, limit time.Duration, who, whom *host, paths int64) (time.Duration, bool) {
+	return until(ctx, limit, func() bool { return who.pathsOf(ctx, whom) >= paths })
+}
+
+func load() (f float64) {
+	text, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return 0
+	}
+	_, _ = fmt.Sscan(string(text), &f)
+	return f
+}
+
+func seconds(d time.Duration) string { return fmt.Sprintf("%.2f s", d.Seconds()) }
+
+func megabytes(n int64) string { return fmt.Sprintf("%.1f MB", float64(n)/1e6) }
+
+// hashOf returns the store hash of a path.
+func hashOf(storePath string) string {
+	name := strings.TrimPrefix(storePath, "/nix/store/")
+	return name[:min(32, len(name))]
+}

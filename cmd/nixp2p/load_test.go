@@ -251,6 +251,12 @@ func TestSlowReaders(t *testing.T) {
 func TestManyClients(t *testing.T) {
 	const clients, connections, requests = 200, 25, 4
 	d, _, small := crowdDaemon(t)
+	// What the crowd asks for is remembered: it is the front that is under test, not the upstream.
+	for _, p := range small {
+		if status, _ := d.get(d.url + "/" + p.Hash().String() + ".narinfo"); status != http.StatusOK {
+			t.Fatalf("%s: %d\n%s", p.StorePath, status, d.logText())
+		}
+	}
 	var answered atomic.Int64
 	var all sync.WaitGroup
 	start := time.Now()

@@ -25,7 +25,7 @@ trusted key has not signed.`,
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return &usageError{&hintError{err, "`" + c.CommandPath() + " --help` lists the flags"}}
 	})
-	root.AddCommand(serveCommand(u), statusCommand(u), whyCommand(u), peersCommand(u), setupCommand(u), doctorCommand(u), prefetchCommand(u), gcCommand(u), configCommand(u), versionCommand(u), manCommand(u))
+	root.AddCommand(serveCommand(u), statusCommand(u), whyCommand(u), peersCommand(u), setupCommand(u), doctorCommand(u), prefetchCommand(u), gcCommand(u), swarmKeyCommand(u), configCommand(u), versionCommand(u), manCommand(u))
 	for _, c := range root.Commands() {
 		wrapArgs(c)
 	}

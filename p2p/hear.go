@@ -12,6 +12,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/nixp2p/nixp2p/p2p/discovery"
+	"github.com/nixp2p/nixp2p/p2p/inventory"
 	"github.com/nixp2p/nixp2p/p2p/swarmkey"
 	"github.com/nixp2p/nixp2p/p2p/wire"
 )
@@ -20,10 +21,8 @@ const (
 	// idleSession ends a session over which not even pings come.
 	idleSession = time.Minute
 	// Who sends frames faster than these is read no faster.
-	frameRate   = 20
-	frameBurst  = 200
-	filterEvery = 5 * time.Second
-	filterBurst = 4
+	frameRate  = 20
+	frameBurst = 200
 	// maxViews bounds what all inventories together take: 256 of 100,000 paths take 61 MB.
 	maxViews = 256 << 20
 	// maxIncoming bounds those that are on their way in.
@@ -68,7 +67,7 @@ func (n *Node) hear(ctx context.Context, s network.Stream, r *remote) error {
 	}
 	n.hearing(r, 1)
 	defer n.hearing(r, -1)
-	e := &ear{n: n, r: r, s: s, filters: rate.NewLimiter(rate.Every(filterEvery), filterBurst)}
+	e := &ear{n: n, r: r, s: s, filters: rate.NewLimiter(rate.Every(inventory.FilterEvery), inventory.FilterBurst)}
 	in := newStreamConn(s, r)
 	frames := rate.NewLimiter(frameRate, frameBurst)
 	for {

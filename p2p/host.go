@@ -8,7 +8,6 @@ import (
 	"math"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -30,6 +29,7 @@ import (
 	ma "github.com/multiformats/go-multiaddr"
 	manet "github.com/multiformats/go-multiaddr/net"
 
+	"github.com/nixp2p/nixp2p/internal/disk"
 	"github.com/nixp2p/nixp2p/p2p/netif"
 )
 
@@ -73,29 +73,7 @@ func identity(path string) (crypto.PrivKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	return key, writeNew(path, data)
-}
-
-// writeNew writes a file as a whole or not at all.
-func writeNew(path string, data []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*") // mode 0600
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		_ = os.Remove(f.Name())
-	}
-	return err
+	return key, disk.Replace(path, data)
 }
 
 // open starts the host: TCP, TLS 1.3 and yamux, nothing that is for the internet.

@@ -23,6 +23,7 @@ var rooms = map[string]room{
 	"internal/metrics":  {0, nil},
 	"internal/compress": {0, []string{"internal/nix"}},
 	"internal/nixconf":  {0, nil},
+	"internal/disk":     {0, nil},
 
 	"verify": {1, []string{"internal/nix"}},
 
@@ -79,7 +80,7 @@ var rooms = map[string]room{
 
 // proof is what everything from floor 2 up speaks: the words, what was proven, the
 // containers and the counters.
-var proof = []string{"internal/nix", "internal/metrics", "internal/compress", "verify"}
+var proof = []string{"internal/nix", "internal/metrics", "internal/compress", "internal/disk", "verify"}
 
 func with(base []string, more ...string) []string {
 	return append(append([]string(nil), base...), more...)

@@ -16,6 +16,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/nixp2p/nixp2p/internal/disk"
 	"github.com/nixp2p/nixp2p/internal/metrics"
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/verify"
@@ -40,7 +41,7 @@ const (
 )
 
 // ErrLocked says that another process works in the directory.
-var ErrLocked = errors.New("another process uses this directory")
+var ErrLocked = disk.ErrLocked
 
 // Config is what Open needs. Zero fields mean the default.
 type Config struct {
@@ -120,7 +121,7 @@ func Open(cfg Config) (*Cache, error) {
 		return nil, fmt.Errorf("infocache: %w", err)
 	}
 	var err error
-	if c.lock, err = lockDir(cfg.Dir); err != nil {
+	if c.lock, err = disk.Lock(cfg.Dir); err != nil {
 		return nil, fmt.Errorf("infocache: %w", err)
 	}
 	if err := c.load(); err != nil {

@@ -16,6 +16,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/nixp2p/nixp2p/internal/disk"
 	"github.com/nixp2p/nixp2p/internal/metrics"
 	"github.com/nixp2p/nixp2p/internal/nix"
 )
@@ -25,7 +26,7 @@ const name = "cache"
 
 var (
 	// ErrLocked says that another process works in the directory.
-	ErrLocked = errors.New("another process uses this directory")
+	ErrLocked = disk.ErrLocked
 	// ErrDoesNotFit says that a NAR has no room beside what is in use.
 	ErrDoesNotFit = errors.New("does not fit into the cache")
 	// ErrDegraded says that the disk failed and the cache takes nothing for a while.
@@ -73,11 +74,11 @@ type Cache struct {
 	work    chan struct{} // capacity 1: the queue has something
 	nextTmp atomic.Uint64
 	health  health
-	disk    disk
+	disk    device
 }
 
-// disk is what the tests make fail.
-type disk struct {
+// device is what the tests make fail.
+type device struct {
 	allocate func(*os.File, int64) error
 	sync     func(*os.File) error
 }
@@ -96,7 +97,7 @@ func Open(cfg Config) (*Cache, error) {
 		cfg: cfg, log: cfg.Log, max: max(cfg.Size-dirBytes, 0),
 		index: make(map[nix.NarHash]*entry), downloads: make(map[key]*Download),
 		dying: make(map[key]struct{}), proving: make(map[*entry]chan struct{}),
-		work: make(chan struct{}, 1), disk: disk{allocate, (*os.File).Sync},
+		work: make(chan struct{}, 1), disk: device{allocate, (*os.File).Sync},
 	}
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)

@@ -641,7 +641,7 @@ func TestDiskFails(t *testing.T) {
 				if n := strings.Count(text.String(), "level=WARN"); n != 1 {
 					t.Errorf("%d warnings: %s", n, text)
 				}
-				c.disk = disk{allocate, (*os.File).Sync}
+				c.disk = device{allocate, (*os.File).Sync}
 				put(t, c, n)
 				if v := value(t, m, "nixp2p_cache_degraded"); v != 0 || !has(c, n) {
 					t.Errorf("well again: degraded %v, has %v", v, has(c, n))

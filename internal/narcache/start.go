@@ -3,13 +3,13 @@ package narcache
 import (
 	"cmp"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
-	"syscall"
+
+	"github.com/nixp2p/nixp2p/internal/disk"
 )
 
 // tmpDir holds files until they have their name. All in it at a start is left over.
@@ -21,7 +21,7 @@ func (c *Cache) start() error {
 		return err
 	}
 	var err error
-	if c.lock, err = lockDir(c.cfg.Dir); err != nil {
+	if c.lock, err = disk.Lock(c.cfg.Dir); err != nil {
 		return err
 	}
 	tmp := filepath.Join(c.cfg.Dir, tmpDir)
@@ -98,21 +98,4 @@ func (c *Cache) readShard(letter string) (found []*entry, err error) {
 		found = append(found, &entry{key: k, size: size, named: true, used: at, stamped: at})
 	}
 	return found, nil
-}
-
-// lockDir takes the directory for this process until the file is closed or the process ends.
-func lockDir(dir string) (*os.File, error) {
-	path := filepath.Join(dir, "lock")
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		_ = f.Close()
-		if errors.Is(err, syscall.EWOULDBLOCK) {
-			err = ErrLocked
-		}
-		return nil, fmt.Errorf("lock %s: %w", path, err)
-	}
-	return f, nil
 }

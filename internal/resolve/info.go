@@ -74,10 +74,16 @@ func (r *Resolver) recall(h nix.StoreHash, reach Reach) (*known, error) {
 	if k, ok := r.infos.Get(h); ok && (k.shared || !reach.shared()) {
 		return k, nil
 	}
-	if r.missesFor(reach).has(h) {
+	if r.missesFor(reach).has(h) && !r.promised(h, reach) {
 		return nil, errRemembered
 	}
 	return nil, nil
+}
+
+// promised tells whether a peer has got the path since it was missed everywhere.
+func (r *Resolver) promised(h nix.StoreHash, reach Reach) bool {
+	p, ok := r.cfg.Peers.(interface{ Positive(h nix.StoreHash) bool })
+	return ok && !reach.stays() && p.Positive(h)
 }
 
 // missesFor keeps the misses of those who see less apart: what is private is one of them.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/internal/nixtest"
 	"github.com/nixp2p/nixp2p/internal/resolve"
+	"github.com/nixp2p/nixp2p/internal/resolve/sourcetest"
 	"github.com/nixp2p/nixp2p/verify"
 )
 
@@ -74,4 +76,37 @@ func TestPeerHeadStart(t *testing.T) {
 			})
 		})
 	}
+}
+
+// hopeful is a peer source whose inventory can be asked.
+type hopeful struct {
+	*sourcetest.Fake
+	positive atomic.Bool
+}
+
+func (h *hopeful) Positive(nix.StoreHash) bool { return h.positive.Load() }
+
+// A miss is remembered only until a peer's inventory says otherwise.
+func TestMissEndsWithInventory(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := nixtest.NewPath("hello", 100)
+		var peers *hopeful
+		w := newWorld(t, func(w *world, cfg *resolve.Config) {
+			peers = &hopeful{Fake: w.peers}
+			cfg.Peers = peers
+		})
+		for range 2 {
+			if _, err := w.r.Info(t.Context(), p.Hash(), resolve.Anywhere); !errors.Is(err, fs.ErrNotExist) {
+				t.Fatalf("%v, want absence", err)
+			}
+		}
+		if n := w.up.Asked(p.Hash()); n != 1 {
+			t.Errorf("upstream asked %d times: the miss is not remembered", n)
+		}
+		w.peers.Add(t, key, p)
+		peers.positive.Store(true)
+		if _, err := w.r.Info(t.Context(), p.Hash(), resolve.Anywhere); err != nil {
+			t.Errorf("a peer has it by now: %v", err)
+		}
+	})
 }

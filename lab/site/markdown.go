@@ -176,9 +176,9 @@ a second at rest, %.0f bytes a second sent at rest, and %.0f ms of CPU while the
 stand. A node has at most `+"`--max-peers`"+` (256) sessions whatever the size of the site, so from
 there on these stay as they are; an inventory takes %.2f bytes a path and peer beside that
 (measured with 100,000 paths). Beyond the connected ones the DHT knows who has a NAR: it
-keeps some 20 nodes a distance, a look-up takes log2(n/20) steps more than in a site of 20, and a
-node that announces 20,000 NARs of at least 1 MiB (the most it does) puts 20 records of each
-on others.
+keeps some 20 nodes a distance, a look-up takes at most log2(n/20) steps more than in a site of
+20, and each announced NAR (of at least 1 MiB, 20,000 a node at most) lies on 5 others: in a site
+of equal nodes each holds five times as many records as it announces, whatever the size.
 
 | nodes | peers of a node | memory, 10,000 paths each | memory, 100,000 paths each | CPU at rest | sent at rest | inventories fetched at the start, 100,000 paths | steps of a look-up, at most |
 | --- | --- | --- | --- | --- | --- | --- | --- |

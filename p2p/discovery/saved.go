@@ -6,7 +6,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
+
+	"github.com/nixp2p/nixp2p/internal/disk"
 )
 
 // maxSaved is how many addresses are kept over a restart.
@@ -34,22 +35,7 @@ func Save(path string, addrs []string) error {
 	if err != nil {
 		return fmt.Errorf("discovery: saved peers: %w", err)
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*") // mode 0600
-	if err != nil {
-		return fmt.Errorf("discovery: saved peers: %w", err)
-	}
-	_, err = f.Write(append(text, '\n'))
-	if err == nil {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		_ = os.Remove(f.Name())
+	if err := disk.Replace(path, append(text, '\n')); err != nil {
 		return fmt.Errorf("discovery: saved peers: %w", err)
 	}
 	return nil

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/nixp2p/nixp2p/internal/nix"
 )
 
@@ -153,10 +155,46 @@ func TestBulkBecomesFilter(t *testing.T) {
 	for _, k := range keysOf(maxDelta+1, 5) {
 		o.Add(k)
 	}
-	_, _ = o.Flush(now)
+	_, _ = o.Flush(now.Add(growGap))
 	full, deltas, _ := o.Since(m)
 	if full == nil || len(deltas) != 0 {
 		t.Errorf("%d changes at once: filter %d bytes, %d lists", maxDelta+1, len(full), len(deltas))
+	}
+}
+
+// TestGrowth: the filters of a store that is read for the first time do not come faster than a
+// receiver takes them, so that the last one does not wait behind the others.
+func TestGrowth(t *testing.T) {
+	for _, seconds := range []int{3, 10, 60} {
+		o, now := NewOwn(), time.Now()
+		takes := rate.NewLimiter(rate.Every(FilterEvery), FilterBurst)
+		o.Replace(nil)
+		var m Mark
+		var done int
+		for at := 0; done == 0; at++ {
+			if at < seconds {
+				for _, k := range keysOf(100_000/seconds, uint64(at)) {
+					o.Add(k)
+				}
+			}
+			now = now.Add(time.Second)
+			if _, err := o.Flush(now); err != nil {
+				t.Fatal(err)
+			}
+			full, _, next := o.Since(m)
+			if full != nil && takes.ReserveN(now, 1).DelayFrom(now) > 0 {
+				t.Errorf("100,000 paths in %d s: the receiver does not take the filter after %d s yet", seconds, at+1)
+			}
+			if m = next; at+1 >= seconds && len(o.pending) == 0 {
+				done = at + 1
+			}
+			if at > 2*seconds+10 {
+				t.Fatalf("100,000 paths in %d s: not told by then", seconds)
+			}
+		}
+		if late := done - seconds; late > 5 {
+			t.Errorf("100,000 paths in %d s are told %d s later", seconds, late)
+		}
 	}
 }
 

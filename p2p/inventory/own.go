@@ -9,6 +9,18 @@ import (
 // could still carry: while a large closure comes in, each one costs all neighbours.
 const rebuildEvery = 10 * time.Second
 
+// A store that is read for the first time grows faster than lists of changes carry. Its
+// filters come at most every growGap, and over time no faster than a receiver takes them
+// (FilterBurst, then one every FilterEvery): the last one, with everything, would wait behind
+// all others.
+const growGap = 2 * time.Second
+
+// FilterBurst filters are taken at once from one peer, then one every FilterEvery.
+const (
+	FilterBurst = 6
+	FilterEvery = 5 * time.Second
+)
+
 // Own is what this machine shares. It is safe for concurrent use. What the neighbours hold
 // follows by itself: each is sent what Since returns for the mark of what it has.
 type Own struct {
@@ -22,6 +34,7 @@ type Own struct {
 	drift  int // keys in deltas
 	epoch  uint64
 	built  time.Time
+	spent  time.Duration // of FilterBurst * FilterEvery, at the time built
 }
 
 // NewOwn returns an empty set that has not been loaded: until Replace there is nothing to
@@ -102,7 +115,11 @@ func (o *Own) Flush(now time.Time) (bool, error) {
 	drift := o.drift + len(o.pending)
 	soft := drift > softDrift(len(o.keys)) && now.Sub(o.built) >= rebuildEvery
 	// The receivers count from the size of the filter that they have.
-	if o.epoch == 0 || soft || drift > softDrift(0)*2 && drift > hardDrift(len(o.keys)) || len(o.pending) > maxDelta {
+	hard := drift > softDrift(0)*2 && drift > hardDrift(len(o.keys)) || len(o.pending) > maxDelta
+	if hard && !soft && o.epoch > 0 && !o.mayGrow(now) {
+		return false, nil
+	}
+	if o.epoch == 0 || soft || hard {
 		return true, o.rebuild(now)
 	}
 	var added, removed []Key
@@ -119,7 +136,17 @@ func (o *Own) Flush(now time.Time) (bool, error) {
 	return true, nil
 }
 
+// owed is how much of a receiver's patience is spent at now.
+func (o *Own) owed(now time.Time) time.Duration { return max(0, o.spent-now.Sub(o.built)) }
+
+// mayGrow tells whether a filter may follow the last one already.
+func (o *Own) mayGrow(now time.Time) bool {
+	// One less than the receiver takes: its clock began when the first one came.
+	return now.Sub(o.built) >= growGap && o.owed(now) <= (FilterBurst-2)*FilterEvery
+}
+
 func (o *Own) rebuild(now time.Time) error {
+	spent := o.owed(now) + FilterEvery
 	keys := make([]uint64, 0, len(o.keys))
 	for k := range o.keys {
 		keys = append(keys, uint64(k))
@@ -129,7 +156,7 @@ func (o *Own) rebuild(now time.Time) error {
 		return err
 	}
 	o.full = f.append(make([]byte, 0, filterHead+f.bytes()))
-	o.deltas, o.drift, o.built = nil, 0, now
+	o.deltas, o.drift, o.built, o.spent = nil, 0, now, spent
 	o.epoch++
 	clear(o.pending)
 	return nil

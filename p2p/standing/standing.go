@@ -10,11 +10,11 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"time"
 
+	"github.com/nixp2p/nixp2p/internal/disk"
 	"github.com/nixp2p/nixp2p/internal/nix"
 )
 
@@ -115,31 +115,10 @@ func (b *Book) write() error {
 	if err != nil {
 		return fmt.Errorf("standing: %w", err)
 	}
-	if err := replace(b.path, text); err != nil {
+	if err := disk.Replace(b.path, text); err != nil {
 		return fmt.Errorf("standing: %w", err)
 	}
 	return nil
-}
-
-func replace(path string, text []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*") // mode 0600
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(text)
-	if err == nil {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		_ = os.Remove(f.Name())
-	}
-	return err
 }
 
 // sorted returns the liars, the first to be forgiven first.

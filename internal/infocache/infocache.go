@@ -65,6 +65,7 @@ type Cache struct {
 	live     int64                 // bytes of text that the index points to
 	pending  map[nix.StoreHash]*op // to be written, newer than flushing
 	flushing map[nix.StoreHash]*op // being written, newer than the index
+	ops      uint64                // how many there were
 	closed   bool
 
 	wake chan struct{} // capacity 1: something is pending
@@ -93,6 +94,7 @@ type op struct {
 	kind kind
 	info *verify.Info // of a put
 	used uint32
+	seq  uint64 // the order in which ops came
 }
 
 // Open opens or begins the memory in cfg.Dir. Damaged parts are skipped or set aside with a
@@ -305,6 +307,8 @@ func (c *Cache) enqueue(h nix.StoreHash, o *op) {
 	if len(c.pending) >= maxPending && c.pending[h] == nil && o.kind != kindGone {
 		return
 	}
+	c.ops++
+	o.seq = c.ops
 	c.pending[h] = o
 	select {
 	case c.wake <- struct{}{}:

@@ -82,6 +82,8 @@ func (c *Cache) flush() {
 		batch = append(batch, change{h, o})
 	}
 	c.mu.Unlock()
+	// Place in a segment tells age where the second of the last use does not.
+	slices.SortFunc(batch, func(a, b change) int { return cmp.Compare(a.op.seq, b.op.seq) })
 
 	err := c.write(batch)
 
@@ -323,7 +325,7 @@ func (c *Cache) survivors(s *segment) []survivor {
 		} else if a.at.hot != b.at.hot {
 			return 1
 		}
-		return cmp.Compare(b.at.used, a.at.used)
+		return cmp.Or(cmp.Compare(b.at.used, a.at.used), cmp.Compare(b.at.off, a.at.off))
 	})
 	most := max(c.cfg.MaxEntries-c.cfg.MaxEntries/8-others, 0)
 	return keep[:min(len(keep), most)]
@@ -335,10 +337,12 @@ func (c *Cache) copyForward(s *segment) error {
 	var done []record
 	most := int(c.segmentSize() / 2)
 	var head *segment
-	for _, k := range c.survivors(s) {
-		if len(texts)+len(records)+int(k.at.size)+recordSize > most {
-			break
-		}
+	keep := c.survivors(s)
+	n, size := 0, 0
+	for ; n < len(keep) && size+int(keep[n].at.size)+recordSize <= most; n++ {
+		size += int(keep[n].at.size) + recordSize
+	}
+	for _, k := range slices.Backward(keep[:n]) { // the last used comes last
 		text := make([]byte, k.at.size)
 		if _, err := s.dat.ReadAt(text, int64(k.at.off)); err != nil || crc32.Checksum(text, castagnoli) != k.at.sum {
 			continue // damaged: it goes with the segment

@@ -24,7 +24,7 @@ type wrkResult struct {
 	cpu       time.Duration // of the server, per request
 }
 
-const wrkTime = 3 * time.Second
+const wrkTime = 2 * time.Second
 
 var (
 	wrkRate = regexp.MustCompile(`Requests/sec:\s+([0-9.]+)`)

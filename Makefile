@@ -7,6 +7,7 @@ export PATH := $(PATH):/usr/local/go/bin
 GO := CGO_ENABLED=0 go
 BIN := nixp2p
 RUN_FLAGS ?=
+DEMO_FLAGS ?=
 FUZZTIME ?= 10s
 TEST_FLAGS ?=
 # How many packages are built and tested at once: they start servers and run Nix, and
@@ -34,6 +35,10 @@ run: build ## build, print the line for nix.conf and start a node with its defau
 	@echo "    substituters = http://127.0.0.1:7654 https://cache.nixos.org"
 	@echo
 	./$(BIN) serve $(RUN_FLAGS)
+
+.PHONY: demo
+demo: build ## show what nodes do for each other, on this machine alone, in 20 s (DEMO_FLAGS='--uplink 16Mbit/s')
+	./$(BIN) demo $(DEMO_FLAGS)
 
 .PHONY: deps
 deps: ## install what the tests need (Debian, root), if it is missing
@@ -71,8 +76,12 @@ fuzz: ## each fuzz target for FUZZTIME (10s)
 bench: build ## measure against nginx and write docs/performance.md (Nix, nginx, wrk, curl; CORPUS=DIR of lab/mkcorpus)
 	$(GO) run ./lab/bench -nixp2p ./$(BIN) $(if $(CORPUS),-corpus $(CORPUS))
 
+.PHONY: cold
+cold: ## all hosts of a site start cold: 8, 16, 32 of them, with and without leases (root, Nix, at most 45 minutes; COLD_FLAGS)
+	$(GO) run ./lab/cold $(COLD_FLAGS)
+
 .PHONY: faults
-faults: ## run Nix against ill caches and an ill nixp2p, and write docs/faults.md (root, 15 to 20 minutes)
+faults: ## run Nix against ill caches and an ill nixp2p, and write docs/faults.md (root, 25 to 30 minutes; `go run ./lab/faults -part peers` makes one part)
 	$(GO) run ./lab/faults
 
 .PHONY: chroots

@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/nixp2p/nixp2p/internal/metrics"
@@ -65,6 +66,14 @@ type Handler struct {
 	log       *slog.Logger
 	cacheInfo []byte
 	via       string
+	date      atomic.Pointer[date]
+}
+
+// date is the Date header of one second: made for each response it would be a good part of what
+// a narinfo costs.
+type date struct {
+	second int64
+	header []string
 }
 
 // New returns a Handler.
@@ -82,15 +91,20 @@ func New(cfg Config) (*Handler, error) {
 	return &Handler{cfg: cfg, log: cfg.Log, cacheInfo: info.Text(), via: "nixp2p/" + cfg.ID}, nil
 }
 
-const (
-	narinfoType   = "text/x-nix-narinfo"
-	cacheInfoType = "text/x-nix-cache-info"
-	narType       = "application/x-nix-nar"
+// Header values are shared by all responses: nobody changes them.
+var (
+	narinfoType   = []string{"text/x-nix-narinfo"}
+	cacheInfoType = []string{"text/x-nix-cache-info"}
+	narType       = []string{"application/x-nix-nar"}
+	plainType     = []string{"text/plain"}
+	noLength      = []string{"0"}
 )
 
 // ServeHTTP answers one request.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	h.progress(w)
+	now := time.Now()
+	h.progress(w, now)
+	h.anew(w, now)
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
 		w.Header().Set("Allow", "GET, HEAD")
 		http.Error(w, "this cache is filled by what it serves: uploads are not taken", http.StatusMethodNotAllowed)
@@ -102,7 +116,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case aNAR:
 		h.nar(w, r, t.nar)
 	case theCacheInfo:
-		setHeader(w, "Content-Type", cacheInfoType)
+		w.Header()["Content-Type"] = cacheInfoType
 		h.text(w, r, h.cacheInfo)
 	default:
 		notFound(w)
@@ -112,9 +126,26 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // progress gives the client time for the next write. The time is left set when the request
 // has been answered, since the server's own buffer is written after that; the next request
 // of the connection sets it anew.
-func (h *Handler) progress(w http.ResponseWriter) {
+func (h *Handler) progress(w http.ResponseWriter, now time.Time) {
 	// A writer without deadlines has an owner who sees to them.
-	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(h.cfg.Stall))
+	_ = http.NewResponseController(w).SetWriteDeadline(now.Add(h.cfg.Stall))
+}
+
+// anew begins the headers of a response.
+func (h *Handler) anew(w http.ResponseWriter, now time.Time) {
+	header := w.Header()
+	clear(header)
+	header["Date"] = h.dateOf(now)
+}
+
+// dateOf returns the Date header of a moment.
+func (h *Handler) dateOf(now time.Time) []string {
+	d := h.date.Load()
+	if d == nil || d.second != now.Unix() {
+		d = &date{now.Unix(), []string{now.UTC().Format(http.TimeFormat)}}
+		h.date.Store(d)
+	}
+	return d.header
 }
 
 // target is a parsed path.
@@ -162,13 +193,19 @@ func (h *Handler) narinfo(w http.ResponseWriter, r *http.Request, hash nix.Store
 		h.refuse(w, r, err)
 		return
 	}
-	setHeader(w, "Content-Type", narinfoType)
+	w.Header()["Content-Type"] = narinfoType
 	h.text(w, r, text)
 }
 
+// counted is the length of a body up to which the server puts Content-Length there by itself, and
+// cheaper (net/http buffers 2048 bytes before it begins to send chunks).
+const counted = 2 << 10
+
 // text answers with a short body.
 func (h *Handler) text(w http.ResponseWriter, r *http.Request, text []byte) {
-	setHeader(w, "Content-Length", strconv.Itoa(len(text)))
+	if len(text) >= counted || r.Method == http.MethodHead {
+		w.Header()["Content-Length"] = []string{strconv.Itoa(len(text))}
+	}
 	if r.Method == http.MethodGet {
 		_, _ = w.Write(text) // a client that has gone is no news
 	}
@@ -180,11 +217,11 @@ func (h *Handler) nar(w http.ResponseWriter, r *http.Request, name nix.NARName) 
 	if errors.As(err, &lie) && r.Context().Err() == nil {
 		// The only file of this name was wrong, and nothing of it has left: the same NAR may be
 		// had in another form, which has another length.
-		clear(w.Header())
+		h.anew(w, time.Now())
 		err = h.sendNAR(w, r, name)
 	}
 	if err != nil {
-		clear(w.Header())
+		h.anew(w, time.Now())
 		h.refuse(w, r, err)
 	}
 }
@@ -193,7 +230,7 @@ func (h *Handler) nar(w http.ResponseWriter, r *http.Request, name nix.NARName) 
 func (h *Handler) sendNAR(w http.ResponseWriter, r *http.Request, name nix.NARName) error {
 	ctx, reach := h.asker(r)
 	from, to, asked := parseRange(r)
-	n, err := h.cfg.Resolver.NAR(ctx, name, resolve.Query{Reach: reach, Resume: asked && from != 0})
+	n, err := h.cfg.Resolver.NAR(ctx, name, resolve.Query{Reach: reach, Resume: asked && from != 0, Head: r.Method == http.MethodHead})
 	if err != nil {
 		return err
 	}
@@ -203,7 +240,7 @@ func (h *Handler) sendNAR(w http.ResponseWriter, r *http.Request, name nix.NARNa
 	}
 	size, status := n.Size(), http.StatusOK
 	header := w.Header()
-	header.Set("Content-Type", narType)
+	header["Content-Type"] = narType
 	start, count := int64(0), size
 	if n.Ranges() {
 		header.Set("Accept-Ranges", "bytes")
@@ -257,7 +294,7 @@ type lateWriter struct {
 }
 
 func (l *lateWriter) Write(p []byte) (int, error) {
-	l.h.progress(l.w)
+	l.h.progress(l.w, time.Now())
 	if !l.began {
 		l.began = true
 		l.w.WriteHeader(l.status)
@@ -277,8 +314,9 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, err error) {
 }
 
 func notFound(w http.ResponseWriter) {
-	setHeader(w, "Content-Type", "text/plain")
-	setHeader(w, "Content-Length", "0")
+	header := w.Header()
+	header["Content-Type"] = plainType
+	header["Content-Length"] = noLength
 	w.WriteHeader(http.StatusNotFound)
 }
 
@@ -322,6 +360,3 @@ func sameMachine(r *http.Request) bool {
 	local, ok := r.Context().Value(http.LocalAddrContextKey).(*net.TCPAddr)
 	return ok && local.AddrPort().Addr().Unmap().WithZone("") == addr.WithZone("")
 }
-
-// setHeader sets a header whose name is in canonical form without looking at it again.
-func setHeader(w http.ResponseWriter, key, value string) { w.Header()[key] = []string{value} }

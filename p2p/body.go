@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io"
 	"os"
 	"slices"
@@ -33,23 +34,28 @@ var (
 
 // source is the answer of one peer.
 type source struct {
-	r       *remote
-	body    io.ReadCloser // as on the wire
-	plain   io.Reader
-	unzip   io.Closer // nil when not compressed
-	end     context.CancelFunc
-	stall   *time.Timer
-	n       *Node
-	owed    int64 // bytes that were asked for and have not come
-	marked  time.Time
-	slowTo  int64         // bytes since marked
-	waited  time.Duration // of the time since marked
-	counted bool          // as a contributor
+	r        *remote
+	body     io.ReadCloser // as on the wire
+	plain    io.Reader
+	unzip    io.Closer // nil when not compressed
+	end      context.CancelFunc
+	stall    *time.Timer
+	n        *Node
+	owed     int64 // bytes that were asked for and have not come
+	marked   time.Time
+	slowTo   int64         // bytes since marked
+	waited   time.Duration // of the time since marked
+	counted  bool          // as a contributor
+	partial  bool          // it gets the bytes itself at the moment
+	patience time.Duration // without a byte
+	from     int64         // the first byte that it gave
+	sum      maphash.Hash  // of what it gave
 }
 
-func newSource(f *fetch, r *remote, body io.ReadCloser, squeezed bool, end context.CancelFunc) *source {
-	s := &source{r: r, body: body, end: end, n: f.n, owed: f.size - f.at, marked: time.Now()}
-	s.stall = time.AfterFunc(stallTime, end)
+func newSource(n *Node, r *remote, body io.ReadCloser, owed int64, squeezed bool, end context.CancelFunc) *source {
+	s := &source{r: r, body: body, end: end, n: n, owed: owed, marked: time.Now()}
+	s.patience = stallTime
+	s.stall = time.AfterFunc(s.patience, end)
 	s.stall.Stop()
 	s.plain = wireReader{s}
 	if squeezed {
@@ -70,10 +76,12 @@ func (w wireReader) Read(b []byte) (int, error) {
 	s := w.s
 	start := time.Now()
 	s.r.meter.Waiting()
-	s.stall.Reset(stallTime)
+	s.stall.Reset(s.patience)
 	k, err := s.body.Read(b)
 	stalled := !s.stall.Stop() && err != nil
-	s.r.meter.Got(k)
+	if !s.partial { // how fast it gets it says nothing of the link
+		s.r.meter.Got(k)
+	}
 	s.waited += time.Since(start)
 	s.slowTo += int64(k)
 	s.r.received.Add(int64(k))
@@ -99,15 +107,23 @@ func (s *source) close() {
 // other source, is better.
 func (s *source) crawls(median float64, others func() bool) bool {
 	since := time.Since(s.marked)
+	floor, patience := float64(slowFloor), floorTime
+	if s.partial { // its own source may be slow, and it may lie about that
+		floor, patience, median = floor/slowShare, 3*patience, 0
+	}
 	if since < slowTime {
 		return false
 	}
 	rate := float64(s.slowTo) / max(s.waited, time.Millisecond).Seconds()
 	idle := s.waited < since*4/5 // the reader was the slow one
-	if !idle && (rate < median/slowShare && others() || since >= floorTime && rate < slowFloor) {
+	if !idle && since >= patience && rate < floor {
+		s.r.drips()
 		return true
 	}
-	if since >= floorTime {
+	if !idle && rate < median/slowShare && others() {
+		return true
+	}
+	if since >= patience {
 		s.marked, s.slowTo, s.waited = time.Now(), 0, 0
 	}
 	return false
@@ -143,11 +159,19 @@ func (b *body) Read(p []byte) (int, error) {
 		}
 		src := f.from
 		k, err := src.plain.Read(p[:min(int64(len(p)), f.size-f.at)])
-		f.took(src, k)
+		f.took(src, p[:k])
 		if err == nil && f.at < f.size && src.crawls(f.n.medianRate(src.r), f.others) {
 			err = errCrawls
 		}
 		if err != nil && f.at < f.size {
+			f.n.cfg.Metrics.PeerMoves.WithLabelValues(whyLeft(err)).Inc()
+		}
+		if f.only != nil && errors.Is(err, errStalled) {
+			// The others that were named may wait for the same: the coordinator knows.
+			f.stalled = src.r.id
+			b.leave()
+			b.err = err
+		} else if err != nil && f.at < f.size {
 			f.n.log.Debug("peer left in the middle", "peer", src.r.id, "nar", f.info.NarHash(), "at", f.at, "err", err)
 			f.tried[src.r.id] = true
 			if !errors.Is(err, errCrawls) {
@@ -162,15 +186,28 @@ func (b *body) Read(p []byte) (int, error) {
 	return 0, b.err
 }
 
-// took notes that k bytes of the NAR came from a peer.
-func (f *fetch) took(src *source, k int) {
+// whyLeft is why a peer was left in the middle, for the metric.
+func whyLeft(err error) string {
+	switch {
+	case errors.Is(err, errStalled):
+		return "stalled"
+	case errors.Is(err, errCrawls):
+		return "slow"
+	}
+	return "failed"
+}
+
+// took notes that these bytes of the NAR came from a peer.
+func (f *fetch) took(src *source, p []byte) {
+	k := len(p)
 	if k == 0 {
 		return
 	}
 	if !src.counted {
-		src.counted = true
+		src.counted, src.from, src.sum = true, f.at, f.n.evidence.Hash()
 		f.n.trails.Contributed(f.name(), src.r.key)
 	}
+	_, _ = src.sum.Write(p)
 	f.at += int64(k)
 	src.owed -= int64(k)
 	src.r.meter.Asked(-int64(k))
@@ -178,10 +215,15 @@ func (f *fetch) took(src *source, k int) {
 
 // leave closes the peer that is open.
 func (b *body) leave() {
-	if b.f.from != nil {
-		b.f.from.close()
-		b.f.from = nil
+	f := b.f
+	if f.from == nil {
+		return
 	}
+	if src := f.from; src.counted {
+		f.n.trails.Gave(f.name(), standing.Given{Peer: src.r.key, From: src.from, To: f.at, Sum: src.sum.Sum64()})
+	}
+	f.from.close()
+	f.from = nil
 }
 
 // Close is part of io.ReadCloser.
@@ -225,14 +267,42 @@ func (n *Node) medianRate(except *remote) float64 {
 func (n *Node) Convict(info *verify.Info, form nix.Form, err error) {
 	peers, alone := n.trails.Guilty(standing.Stream{Nar: info.NarHash(), Form: form})
 	var lie *verify.LieError
-	if !errors.As(err, &lie) {
-		return
+	switch {
+	case !errors.As(err, &lie):
+	case alone:
+		n.convict(peers[0], lie)
+	default:
+		n.Suspect(info, form)
 	}
+}
+
+// Suspect says that bytes of this form, of which a part came from peers, were wrong. Those who
+// gave it are avoided for this NAR, until Right knows better.
+func (n *Node) Suspect(info *verify.Info, form nix.Form) {
+	k := standing.Stream{Nar: info.NarHash(), Form: form}
+	peers, _ := n.trails.Guilty(k)
 	for _, p := range peers {
-		if alone {
-			n.convict(p, lie)
-		} else {
-			n.standing.Avoid(p, info.NarHash())
+		n.standing.Avoid(p, info.NarHash())
+	}
+	n.evidence.Keep(k, n.trails.Given(k))
+}
+
+// Right returns where bytes of this form are to be written to, from the first one on, and what
+// is to be called when they are there as a whole and proven: who of those suspected gave other
+// bytes lied, the others are asked again. Both are nil where nobody is suspected.
+func (n *Node) Right(info *verify.Info, form nix.Form) (bytes io.Writer, proven func()) {
+	c := n.evidence.Compare(standing.Stream{Nar: info.NarHash(), Form: form})
+	if c == nil {
+		return nil, nil
+	}
+	return c, func() {
+		guilty, innocent := c.Verdict()
+		for _, p := range guilty {
+			n.convict(p, &verify.LieError{Reason: verify.ReasonHash, Err: fmt.Errorf("its part of NAR %s is not the right one", info.NarHash())})
+		}
+		for _, p := range innocent {
+			n.standing.Clear(p, info.NarHash())
+			n.log.Debug("peer is cleared", "peer", p, "nar", info.NarHash())
 		}
 	}
 }

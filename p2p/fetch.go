@@ -15,6 +15,7 @@ import (
 
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/p2p/inventory"
+	"github.com/nixp2p/nixp2p/p2p/lease"
 	"github.com/nixp2p/nixp2p/p2p/pick"
 	"github.com/nixp2p/nixp2p/p2p/standing"
 	"github.com/nixp2p/nixp2p/p2p/wire"
@@ -24,6 +25,10 @@ import (
 const (
 	// openTime is how long a peer may take to begin with a NAR.
 	openTime = time.Second
+	// A second peer is asked when the first has not begun in the time that nine of ten need,
+	// but never sooner than openLeast: what is cut off again costs both sides.
+	openStart = 100 * time.Millisecond
+	openLeast = 30 * time.Millisecond
 	// busyFirst is the wait when all who have it are busy, longer each time up to busyLast;
 	// as a whole busyTime and what the NAR takes at busyRate, then another source is better.
 	busyFirst = 50 * time.Millisecond
@@ -31,6 +36,13 @@ const (
 	busyTime  = 5 * time.Second
 	busyRate  = 50 << 20 // bytes a second
 )
+
+// errHollow says that a peer is about to get a NAR, but has no byte of it that would be of use.
+// Two who wait for each other would get none: a coordinator knows who comes first.
+var errHollow = fmt.Errorf("p2p: nothing there yet: %w", fs.ErrNotExist)
+
+// maxHollow of those are enough to see that the NAR is under way.
+const maxHollow = 2
 
 // errBusy says that all peers that have a NAR give it to others at the moment.
 var errBusy = errors.New("p2p: the peers that have it are busy")
@@ -42,14 +54,23 @@ func (n *Node) NAR(ctx context.Context, info *verify.Info, form nix.Form, off in
 	if !info.SignedByAny(n.cfg.ShareKeys) {
 		return nil, errNobody
 	}
+	return n.newFetch(info, form, off).claim(ctx)
+}
+
+func (n *Node) newFetch(info *verify.Info, form nix.Form, off int64) *fetch {
 	f := &fetch{n: n, info: info, form: form, at: off, tried: map[peer.ID]bool{}}
 	if form.IsRaw() {
 		f.size = info.NarSize()
 	}
+	return f
+}
+
+// claim opens the fetch.
+func (f *fetch) claim(ctx context.Context) (*verify.Claim, error) {
 	if err := f.begin(ctx); err != nil {
 		return nil, err
 	}
-	n.trails.Began(f.name(), off)
+	f.n.trails.Began(f.name(), f.at)
 	return &verify.Claim{Body: f.stream(ctx), Size: f.size}, nil
 }
 
@@ -65,6 +86,15 @@ type fetch struct {
 	named []peer.ID        // by those who were busy
 	asked bool             // the DHT was
 	from  *source          // open now
+
+	// Of one that follows a lease: whom it may ask, in this order, who is told of it, and who
+	// gave nothing for a while, which ends it. The nodes that a coordinator names may have
+	// nothing yet.
+	only    []peer.ID
+	gives   func(lease.NodeID)
+	stalled peer.ID
+
+	hollow int // who are only about to get it
 }
 
 func (f *fetch) name() standing.Stream {
@@ -94,36 +124,125 @@ func (f *fetch) begin(ctx context.Context) error {
 // tryAll goes through the peers once. Busy tells that one of them has it but no room.
 func (f *fetch) tryAll(ctx context.Context) (busy bool, err error) {
 	err = errNobody
-	refused := map[peer.ID]bool{}
+	r := newRace(f)
+	defer r.end()
+	late := false
 	for {
-		r := f.candidate(ctx, refused)
-		if r == nil {
-			return busy, err
+		if len(r.asked) == 0 || late && len(r.asked) == 1 {
+			if !r.ask(ctx) && len(r.asked) == 0 {
+				return busy, err
+			}
 		}
-		src, oerr := f.open(ctx, r)
+		var o opened
+		select {
+		case <-r.hedge.C:
+			late = true
+			continue
+		case <-ctx.Done():
+			return false, ctx.Err()
+		case o = <-r.opened:
+			delete(r.asked, o.peer)
+		}
 		var full *busyError
 		var lie *verify.LieError
 		switch {
-		case oerr == nil:
-			f.from = src
+		case o.err == nil:
+			f.from, f.size = o.src, o.size
+			if f.gives != nil {
+				f.gives(nodeID(o.peer.id))
+			}
+			if o.second {
+				f.n.cfg.Metrics.PeerHedges.WithLabelValues("nar", "won").Inc()
+			}
 			return false, nil
 		case ctx.Err() != nil:
 			return false, ctx.Err()
-		case errors.As(oerr, &full):
+		case errors.As(o.err, &full):
 			busy = true
-			refused[r.id] = true
+			f.n.cfg.Metrics.PeerBusy.WithLabelValues("received").Inc()
 			f.named = append(f.named, f.n.takeHints(full.others)...)
 			continue
-		case errors.As(oerr, &lie):
-			f.n.convict(r.key, lie)
+		case errors.Is(o.err, errHollow):
+			f.hollow++
+		case errors.As(o.err, &lie):
+			f.n.convict(o.peer.key, lie)
 			f.n.passOver(lie)
-		case !errors.Is(oerr, fs.ErrNotExist):
-			r.slow()
-			err = oerr
+		case !errors.Is(o.err, fs.ErrNotExist):
+			o.peer.slow()
+			err = o.err
 		}
-		f.tried[r.id] = true
-		f.n.log.Debug("peer does not give a NAR", "peer", r.id, "nar", f.info.NarHash(), "err", oerr)
+		f.tried[o.peer.id] = true
+		f.n.log.Debug("peer does not give a NAR", "peer", o.peer.id, "nar", f.info.NarHash(), "err", o.err)
 	}
+}
+
+// race is the peers that are asked for the same bytes: one, and a second one when the first
+// has not begun in the time that is usual. Who begins first is taken; the other is cut off
+// and nothing is held against it.
+type race struct {
+	f      *fetch
+	skip   map[peer.ID]bool // asked before in this round
+	asked  map[*remote]context.CancelFunc
+	opened chan opened
+	over   chan struct{} // closed when nobody listens any more
+	hedge  *time.Timer
+}
+
+// opened is how asking one peer ended.
+type opened struct {
+	peer   *remote
+	src    *source
+	size   int64 // of the form in bytes
+	second bool
+	err    error
+}
+
+func newRace(f *fetch) *race {
+	r := &race{
+		f: f, skip: map[peer.ID]bool{}, asked: map[*remote]context.CancelFunc{},
+		opened: make(chan opened), over: make(chan struct{}), hedge: time.NewTimer(openTime),
+	}
+	r.hedge.Stop()
+	return r
+}
+
+// ask has one more peer asked, and tells whether there is one.
+func (r *race) ask(ctx context.Context) bool {
+	f := r.f
+	p := f.candidate(ctx, r.skip)
+	if p == nil || !f.n.crew.enter() {
+		return false
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	o := opened{peer: p, second: len(r.asked) > 0}
+	if r.skip[p.id] = true; o.second {
+		f.n.cfg.Metrics.PeerHedges.WithLabelValues("nar", "sent").Inc()
+	} else {
+		r.hedge.Reset(f.n.opens.After())
+	}
+	r.asked[p] = cancel
+	what := opening{f.n, f.info, f.form, f.at, f.size, f.only != nil}
+	go func() {
+		defer f.n.crew.leave()
+		o.src, o.size, o.err = what.open(ctx, cancel, p)
+		select {
+		case r.opened <- o:
+		case <-r.over:
+			if o.src != nil {
+				o.src.close()
+			}
+		}
+	}()
+	return true
+}
+
+// end cuts off those who have not begun.
+func (r *race) end() {
+	r.hedge.Stop()
+	for _, cancel := range r.asked {
+		cancel()
+	}
+	close(r.over)
 }
 
 // key stands for the path in inventories.
@@ -138,8 +257,20 @@ func (f *fetch) usable(r *remote) bool {
 
 // candidate chooses the next peer to ask: of those whose inventory has the path and those
 // whom a busy one named, the cheaper of two; then those that the DHT knows.
-func (f *fetch) candidate(ctx context.Context, refused map[peer.ID]bool) *remote {
-	usable := func(r *remote) bool { return f.usable(r) && !refused[r.id] }
+func (f *fetch) candidate(ctx context.Context, skip map[peer.ID]bool) *remote {
+	usable := func(r *remote) bool { return f.usable(r) && !skip[r.id] }
+	if f.only != nil {
+		for _, id := range f.only {
+			// Whatever is held against it, a coordinator has heard of it just now.
+			if r := f.n.table.get(id); r != nil && !skip[id] && !f.tried[id] && f.n.admitted(r) && !f.n.standing.Avoided(r.key, f.info.NarHash()) {
+				return r
+			}
+		}
+		return nil
+	}
+	if f.hollow >= maxHollow {
+		return nil
+	}
 	var list []*remote
 	for _, r := range f.n.holders(nil, f.key()) {
 		if usable(r) {
@@ -151,7 +282,7 @@ func (f *fetch) candidate(ctx context.Context, refused map[peer.ID]bool) *remote
 			list = append(list, r)
 		}
 	}
-	if len(list) == 0 && !f.asked && len(refused) == 0 && f.info.NarSize() >= largeNAR {
+	if len(list) == 0 && !f.asked && len(skip) == 0 && f.info.NarSize() >= largeNAR {
 		f.asked = true
 		f.named = append(f.named, f.n.providers(ctx, f.info.NarHash())...)
 		for _, id := range f.named {
@@ -172,10 +303,19 @@ type busyError struct{ others []string }
 
 func (e *busyError) Error() string { return errBusy.Error() }
 
-// open asks one peer for the NAR from the next byte on.
-func (f *fetch) open(ctx context.Context, r *remote) (*source, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	late := time.AfterFunc(openTime, cancel)
+// opening is a question for a NAR from one byte on.
+type opening struct {
+	n    *Node
+	info *verify.Info
+	form nix.Form
+	at   int64 // the first byte
+	size int64 // of the form in bytes; 0 while unknown
+	told bool  // by a coordinator: there may be nothing at that byte yet
+}
+
+// open asks one peer. The source, or a failure, ends ctx by end.
+func (f opening) open(ctx context.Context, end context.CancelFunc, r *remote) (*source, int64, error) {
+	late := time.AfterFunc(openTime, end)
 	header := http.Header{}
 	if f.at > 0 {
 		header.Set("Range", wire.FormatRange(f.at))
@@ -185,28 +325,36 @@ func (f *fetch) open(ctx context.Context, r *remote) (*source, error) {
 	}
 	start := time.Now()
 	resp, err := f.n.request(ctx, http.MethodGet, r, wire.Request{Nar: f.info.NarHash(), Form: f.form}, header)
+	took := time.Since(start)
+	if err == nil || ctx.Err() != nil {
+		f.n.opens.Note(took)
+	}
 	if err == nil && !late.Stop() {
 		_ = resp.Body.Close()
 		err = context.DeadlineExceeded
 	}
 	if err != nil {
 		late.Stop()
-		cancel()
-		return nil, fmt.Errorf("p2p: peer %s: get NAR: %w", r.id, err)
+		end()
+		return nil, 0, fmt.Errorf("p2p: peer %s: get NAR: %w", r.id, err)
 	}
-	r.answered(time.Since(start))
+	r.answered(took)
 	size, squeezed, err := f.accept(resp, r)
 	if err != nil {
 		_ = resp.Body.Close()
-		cancel()
-		return nil, err
+		end()
+		return nil, 0, err
 	}
-	f.size = size
-	return newSource(f, r, resp.Body, squeezed, cancel), nil
+	src := newSource(f.n, r, resp.Body, size-f.at, squeezed, end)
+	src.partial = resp.Header.Get(wire.HaveHeader) != ""
+	if f.told {
+		src.patience = lease.StallTime
+	}
+	return src, size, nil
 }
 
 // accept judges the head of an answer.
-func (f *fetch) accept(resp *http.Response, r *remote) (size int64, squeezed bool, err error) {
+func (f opening) accept(resp *http.Response, r *remote) (size int64, squeezed bool, err error) {
 	fail := func(format string, args ...any) (int64, bool, error) {
 		return 0, false, fmt.Errorf("p2p: peer %s: "+format, append([]any{r.id}, args...)...)
 	}
@@ -226,6 +374,11 @@ func (f *fetch) accept(resp *http.Response, r *remote) (size int64, squeezed boo
 		return 0, false, &busyError{others}
 	default:
 		return fail("get NAR: status %d", resp.StatusCode)
+	}
+	if have := resp.Header.Get(wire.HaveHeader); have != "" && f.n.cfg.Leases && !f.told {
+		if n, err := strconv.ParseInt(have, 10, 64); err == nil && n <= f.at {
+			return 0, false, errHollow
+		}
 	}
 	var off int64
 	squeezed = resp.Header.Get("Content-Encoding") == string(nix.Zstd)

@@ -186,9 +186,11 @@ func (n *Node) dial(ctx context.Context, h host.Host, c discovery.Contact) {
 	if err != nil {
 		n.log.Debug("dial", "peer", c.Peer, "found_by", c.FoundBy, "err", err)
 		n.book.Failed(c, time.Now())
+		n.cfg.Metrics.PeerDials.WithLabelValues("failed").Inc()
 		return
 	}
 	n.book.Reached(c, id.String(), time.Now())
+	n.cfg.Metrics.PeerDials.WithLabelValues("ok").Inc()
 }
 
 func connect(ctx context.Context, h host.Host, info peer.AddrInfo) error {
@@ -262,6 +264,7 @@ func (n *Node) keepHouse(ctx context.Context) {
 		if h == nil {
 			return
 		}
+		n.coordinator.Expire(time.Now())
 		all := n.table.all()
 		for _, r := range all {
 			switch {
@@ -277,6 +280,7 @@ func (n *Node) keepHouse(ctx context.Context) {
 			}
 		}
 		n.cfg.Metrics.Peers.Set(float64(len(n.table.all())))
+		n.countStandings()
 		if time.Since(saved) > saveEvery {
 			saved = time.Now()
 			n.savePeers()

@@ -9,6 +9,7 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
 	"golang.org/x/time/rate"
 
 	"github.com/nixp2p/nixp2p/p2p/discovery"
@@ -107,11 +108,12 @@ func (e *ear) frame(ctx context.Context, in io.Reader, k wire.Kind, size int) er
 		_ = e.s.SetWriteDeadline(time.Now().Add(writeTime))
 		_, err = e.s.Write(wire.AppendFrame(nil, wire.Pong, body))
 	case wire.Changes:
+		e.n.cfg.Metrics.InventoryBytes.WithLabelValues("received").Add(float64(len(body)))
 		if err = e.r.view.Delta(body); err != nil {
 			err = fmt.Errorf("%w: %w", wire.ErrFrame, err)
 		}
 	case wire.Peers:
-		err = e.n.hearPeers(body)
+		err = e.n.hearPeers(e.r, body)
 	}
 	return err
 }
@@ -131,6 +133,7 @@ func (e *ear) filter(ctx context.Context, in io.Reader, size int) error {
 	if err != nil {
 		return err
 	}
+	e.n.cfg.Metrics.InventoryBytes.WithLabelValues("received").Add(float64(len(body)))
 	return e.n.learn(e.r, body)
 }
 
@@ -186,12 +189,19 @@ func (n *Node) learn(r *remote, body []byte) error {
 
 // hearPeers takes addresses of other nodes. What is no address is passed over: it may be one
 // to a newer node.
-func (n *Node) hearPeers(body []byte) error {
+func (n *Node) hearPeers(r *remote, body []byte) error {
 	list, err := wire.ParsePeers(body)
 	if err != nil {
 		return err
 	}
 	n.found(false, "peer", list)
+	var known []neighbour
+	for _, c := range n.contacts("peer", list) {
+		if id, err := peer.Decode(c.Peer); err == nil && id != n.self && len(c.Addrs) > 0 && len(known) < peersTold {
+			known = append(known, neighbour{id, c.Peer, c.Addrs[0]})
+		}
+	}
+	r.knows.Store(&known)
 	return nil
 }
 

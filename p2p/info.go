@@ -47,7 +47,7 @@ func (n *Node) Info(ctx context.Context, h nix.StoreHash) (*verify.Info, error) 
 	}
 	asked := all[:0]
 	for _, r := range all {
-		if _, liar := n.standing.Lied(r.key); !liar && r.askable() && n.admitted(r) {
+		if _, liar := n.standing.Lied(r.key); !liar && r.prompt() && n.admitted(r) {
 			asked = append(asked, r)
 		}
 	}
@@ -69,8 +69,9 @@ func (n *Node) holders(list []*remote, k inventory.Key) []*remote {
 }
 
 type infoAnswer struct {
-	info *verify.Info
-	err  error
+	info   *verify.Info
+	err    error
+	hedged bool // asked because another was slow
 }
 
 // askAll asks one peer after the other, the next one when the last has said no or is slower
@@ -84,7 +85,7 @@ func (n *Node) askAll(ctx context.Context, peers []*remote, h nix.StoreHash, q n
 	hedge := time.NewTimer(n.hedge.After())
 	defer hedge.Stop()
 	next, out := 0, 0
-	ask := func() {
+	ask := func(hedged bool) {
 		if next == len(peers) || out == infoAsked {
 			return
 		}
@@ -93,23 +94,29 @@ func (n *Node) askAll(ctx context.Context, peers []*remote, h nix.StoreHash, q n
 		out++
 		all.Go(func() {
 			info, err := n.askInfo(ctx, r, h, q)
-			answers <- infoAnswer{info, err}
+			answers <- infoAnswer{info, err, hedged}
 		})
+		if hedged {
+			n.cfg.Metrics.PeerHedges.WithLabelValues("narinfo", "sent").Inc()
+		}
 		hedge.Reset(n.hedge.After())
 	}
-	ask()
+	ask(false)
 	var lie *verify.LieError
 	var failed error
 	for out > 0 {
 		select {
 		case <-hedge.C:
-			ask()
+			ask(true)
 		case a := <-answers:
 			out--
 			var lied *verify.LieError
 			switch {
 			case a.err == nil:
 				n.passOver(lie)
+				if a.hedged {
+					n.cfg.Metrics.PeerHedges.WithLabelValues("narinfo", "won").Inc()
+				}
 				return a.info, nil
 			case errors.As(a.err, &lied):
 				n.passOver(lie)
@@ -117,7 +124,7 @@ func (n *Node) askAll(ctx context.Context, peers []*remote, h nix.StoreHash, q n
 			case !errors.Is(a.err, fs.ErrNotExist):
 				failed = a.err
 			}
-			ask()
+			ask(false)
 		}
 	}
 	switch {
@@ -147,7 +154,7 @@ func (n *Node) askInfo(ctx context.Context, r *remote, h nix.StoreHash, q nix.Qu
 		n.hedge.Note(took)
 		r.confirmed(err == nil)
 	case took >= slowAfter:
-		r.slow()
+		r.late()
 	}
 	n.log.Debug("asked peer", "peer", r.id, "store_hash", h, "took", took, "err", err)
 	if err != nil {
@@ -214,14 +221,8 @@ const (
 
 var errNoHost = errors.New("p2p: not running")
 
-// request sends one request to a connected peer, on a stream of its own. It is not
-// http.Transport: that would keep the stream, and would log whatever a liar sends over it
-// afterwards. The end of ctx ends the reading of the body as well.
+// request asks a connected peer for a narinfo or a NAR.
 func (n *Node) request(ctx context.Context, method string, r *remote, ask wire.Request, header http.Header) (*http.Response, error) {
-	h := n.host.Load()
-	if h == nil {
-		return nil, errNoHost
-	}
 	req, err := http.NewRequestWithContext(ctx, method, "http://peer"+ask.Path(), nil)
 	if err != nil {
 		return nil, err
@@ -229,6 +230,18 @@ func (n *Node) request(ctx context.Context, method string, r *remote, ask wire.R
 	if header != nil {
 		req.Header = header
 	}
+	return n.roundTrip(r, req)
+}
+
+// roundTrip sends any request to a connected peer, on a stream of its own. It is not
+// http.Transport: that would keep the stream, and would log whatever a liar sends over it
+// afterwards. The end of the request's context ends the reading of the body as well.
+func (n *Node) roundTrip(r *remote, req *http.Request) (*http.Response, error) {
+	h := n.host.Load()
+	if h == nil {
+		return nil, errNoHost
+	}
+	ctx := req.Context()
 	req.Header["User-Agent"] = nil
 	octx, cancel := context.WithTimeout(network.WithNoDial(ctx, "request"), openStream)
 	defer cancel()
@@ -276,7 +289,15 @@ func (b *answerBody) Close() error {
 // convict remembers a liar.
 func (n *Node) convict(key string, lie *verify.LieError) {
 	n.log.Warn("peer lied", "peer", key, "err", lie)
+	n.trouble(key, "lied and is not asked any more", lie)
 	if err := n.standing.Convict(key, lie.Error()); err != nil {
 		n.log.Warn("a liar is remembered only until the end", "err", err)
+	}
+}
+
+// trouble tells people about a peer.
+func (n *Node) trouble(key, what string, err error) {
+	if n.cfg.Trouble != nil {
+		n.cfg.Trouble("peer", key+" "+what, "", err)
 	}
 }

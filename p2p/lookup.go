@@ -13,6 +13,7 @@ import (
 
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/p2p/dht"
+	"github.com/nixp2p/nixp2p/verify"
 )
 
 const (
@@ -89,6 +90,16 @@ func (n *Node) Providers(ctx context.Context, nar nix.NarHash) []string {
 	return ids
 }
 
+// Find asks the DHT who announced info's NAR and waits for the answer, as far as ctx lets it. It
+// tells whether somebody could be connected to, for whom NAR may then be asked. What nobody
+// announces, and what no share key signed, is not looked for.
+func (n *Node) Find(ctx context.Context, info *verify.Info) bool {
+	if !info.SignedByAny(n.cfg.ShareKeys) || info.NarSize() < largeNAR {
+		return false
+	}
+	return len(n.Providers(ctx, info.NarHash())) > 0
+}
+
 // lookup returns the look-up for a NAR, a new one if there is none; nil when there are too
 // many.
 func (n *Node) lookup(ctx context.Context, d *dht.DHT, h host.Host, nar nix.NarHash) *lookup {
@@ -100,6 +111,7 @@ func (n *Node) lookup(ctx context.Context, d *dht.DHT, h host.Host, nar nix.NarH
 		return l
 	}
 	if ls.running >= maxLookups || !n.crew.enter() {
+		n.cfg.Metrics.DHTLookups.WithLabelValues("dropped").Inc()
 		return nil
 	}
 	for k, l := range ls.byNAR {
@@ -124,9 +136,11 @@ func (n *Node) lookup(ctx context.Context, d *dht.DHT, h host.Host, nar nix.NarH
 		defer ls.mu.Unlock()
 		ls.running--
 		l.peers, l.until = peers, time.Now().Add(missedFor)
+		result := "none"
 		if len(peers) > 0 {
-			l.until = time.Now().Add(foundFor)
+			l.until, result = time.Now().Add(foundFor), "found"
 		}
+		n.cfg.Metrics.DHTLookups.WithLabelValues(result).Inc()
 		close(l.done)
 	}()
 	return l

@@ -398,8 +398,21 @@ func TestBusy(t *testing.T) {
 	if again := pause(t.Context(), 300*time.Millisecond); !again || a.uploads.Active() != quota.MaxPerNAR {
 		t.Errorf("%d uploads", a.uploads.Active())
 	}
+	list := a.Uploads()
+	for _, u := range list {
+		if u.Peer != b.self.String() || u.Nar != path.NarHash() || u.Size != int64(len(path.NAR)) || u.Bytes <= 0 || u.Bytes >= u.Size {
+			t.Errorf("upload %+v", u)
+		}
+	}
+	if peers := a.Peers(); len(list) != quota.MaxPerNAR || len(peers) != 1 || peers[0].SentBytes <= 0 {
+		t.Errorf("%d uploads are listed; peers %+v", len(list), peers)
+	}
+	if got := b.Giver(path.NarHash(), nix.Raw); got != a.self.String() {
+		t.Errorf("%q gives it", got)
+	}
 	close(release)
 	all.Wait()
+	wait(t, "the last upload ends", func() bool { return len(a.Uploads()) == 0 })
 }
 
 // TestNamedByBusy: who is refused is told of others, and goes there.
@@ -500,6 +513,12 @@ func testDHT(t *testing.T, change func(*Config)) {
 		got, err := fetched(t, c, info, nix.Raw, 0)
 		return err == nil && bytes.Equal(got, path.NAR)
 	})
+	c.lookups.mu.Lock()
+	clear(c.lookups.byNAR)
+	c.lookups.mu.Unlock()
+	if !c.Find(t.Context(), info) || c.Find(t.Context(), nixtest.NewPath("small", 100).Info(t, shareKey)) {
+		t.Error("not found, or looked for what nobody announces")
+	}
 	if got := c.Providers(t.Context(), path.NarHash()); !slices.Equal(got, []string{a.ID()}) {
 		t.Errorf("providers %q", got)
 	}

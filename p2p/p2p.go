@@ -27,6 +27,8 @@ import (
 	"github.com/nixp2p/nixp2p/p2p/dht"
 	"github.com/nixp2p/nixp2p/p2p/discovery"
 	"github.com/nixp2p/nixp2p/p2p/inventory"
+	"github.com/nixp2p/nixp2p/p2p/lease"
+	"github.com/nixp2p/nixp2p/p2p/leasing"
 	"github.com/nixp2p/nixp2p/p2p/pick"
 	"github.com/nixp2p/nixp2p/p2p/quota"
 	"github.com/nixp2p/nixp2p/p2p/standing"
@@ -47,7 +49,8 @@ type Holder interface {
 	Info(ctx context.Context, q nix.Question) (*verify.Info, error)
 	// NAR returns the bytes in exactly this form from byte off on; those of a download in
 	// progress grow as it does. A body that also has a method Have() int64 says with it how
-	// many bytes of the form are there so far.
+	// many bytes of the form are there so far, one with About() (storePath, source string)
+	// what they are, for people.
 	NAR(ctx context.Context, nar nix.NarHash, form nix.Form, off int64) (*verify.Claim, error)
 	// Held lists everything that is shared now.
 	Held(ctx context.Context) iter.Seq[Held]
@@ -68,12 +71,15 @@ type Config struct {
 	AllowCIDRs  []netip.Prefix
 	AllowOnLink bool  // also the networks that this machine's interfaces are on
 	UploadLimit int64 // bytes a second; 0: no limit
+	Leases      bool  // agree with the site on who fetches what nobody has
 	Keys        *verify.Keys
 	ShareKeys   []string
 	Holder      Holder             // nil shares nothing
 	Resolver    discovery.Resolver // nil: the system's
-	Metrics     *metrics.Metrics   // required
-	Log         *slog.Logger       // nil discards
+	// Trouble is told of peers that lied or did not keep to the protocol. nil: nobody is told.
+	Trouble func(source, what, storePath string, err error)
+	Metrics *metrics.Metrics // required
+	Log     *slog.Logger     // nil discards
 }
 
 const defaultMaxPeers = 256
@@ -101,18 +107,28 @@ type Node struct {
 	share    *share
 	uploads  *quota.Uploads
 	limiter  *quota.Limiter
-	hedge    pick.Hedge
+	sending  uploads
+	hedge    pick.Hedge // of narinfos
+	opens    pick.Hedge // of NARs
 	trails   standing.Trails
+	evidence standing.Evidence
 	table    table
 	incoming *semaphore.Weighted // bytes of inventories on their way in
 	crew     crew                // what libp2p starts, and what outlives its caller
 
-	host    atomic.Pointer[host.Host]
-	dht     atomic.Pointer[dht.DHT]
-	lookups lookups
-	ready   chan struct{} // closed when the host listens
-	news    signal        // the inventory has changed
-	kick    chan struct{} // somebody is to be dialled
+	host        atomic.Pointer[host.Host]
+	dht         atomic.Pointer[dht.DHT]
+	lookups     lookups
+	leases      *leasing.Leases
+	coordinator *lease.Table
+	live        atomic.Pointer[live] // as of a moment ago
+	draining    atomic.Bool          // it gives nothing new to others any more
+	leave       chan struct{}        // closed with that
+	deadEnds    deadEnds
+	crowded     atomic.Int64  // until then, Unix nanoseconds
+	ready       chan struct{} // closed when the host listens
+	news        signal        // the inventory has changed
+	kick        chan struct{} // somebody is to be dialled
 }
 
 // New returns a Node with its identity. It opens no socket and starts nothing.
@@ -139,13 +155,15 @@ func New(cfg Config) (*Node, error) {
 		own: inventory.NewOwn(), share: newShare(),
 		uploads: quota.NewUploads(), limiter: quota.NewLimiter(cfg.UploadLimit),
 		incoming: semaphore.NewWeighted(maxIncoming),
-		ready:    make(chan struct{}), kick: make(chan struct{}, 1),
+		opens:    pick.Hedge{Start: openStart, Least: openLeast, Most: openTime},
+		ready:    make(chan struct{}), kick: make(chan struct{}, 1), leave: make(chan struct{}),
 	}
 	n.news.init()
 	if err := n.load(); err != nil {
 		return nil, err
 	}
 	n.book = discovery.NewBook(n.self.String())
+	n.leases, n.coordinator = leasing.New(coordinators{n}), lease.NewTable(nodeID(n.self))
 	loopback := listensOnLoopback(cfg.Listen)
 	n.gate = newGate(cfg.AllowCIDRs, cfg.AllowOnLink, loopback)
 	n.addrs = &advertiser{loopback: loopback}
@@ -252,6 +270,7 @@ func (n *Node) Run(ctx context.Context) error {
 	}
 	cancel()
 	n.savePeers()
+	n.leases.Close()
 	n.host.Store(nil)
 	if d := n.dht.Swap(nil); d != nil {
 		d.Close()

@@ -15,9 +15,11 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/p2p/host/eventbus"
 
+	"github.com/nixp2p/nixp2p/internal/metrics"
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/p2p/inventory"
 	"github.com/nixp2p/nixp2p/p2p/pick"
+	"github.com/nixp2p/nixp2p/p2p/standing"
 )
 
 // remote is a connected peer.
@@ -34,25 +36,37 @@ type remote struct {
 
 	view     inventory.View
 	meter    pick.Meter
-	sent     atomic.Int64 // NAR bytes on the wire
-	received atomic.Int64
+	sent     metrics.Flow // NAR bytes on the wire
+	received metrics.Flow
 
 	lane      // over any of its connections
 	mu        sync.Mutex
 	lanes     map[string]*lane // by connection
 	member    atomic.Bool      // inventories are exchanged
-	quietTill atomic.Int64     // not asked for narinfos until then, Unix nanoseconds
+	quietTill atomic.Int64     // not asked until then, Unix nanoseconds
 	fails     atomic.Int32
+	lateTill  atomic.Int64 // the same, for narinfos alone
+	lates     atomic.Int32
 
 	// How positives turned out lately: who says yes to everything is not listened to.
 	positives, absent atomic.Int32
 	mutedTill         atomic.Int64
+
+	leaseless atomic.Bool                 // it does not speak of leases
+	knows     atomic.Pointer[[]neighbour] // whom it was connected to lately
 }
 
 func newRemote(id peer.ID) *remote {
 	r := &remote{id: id, key: id.String(), since: time.Now(), in: make(chan struct{}), end: func() {}}
 	r.heard()
 	return r
+}
+
+// neighbour is a node that a peer says that it is connected to.
+type neighbour struct {
+	id   peer.ID
+	key  string // id as text
+	addr string
 }
 
 // lane tells when something came last.
@@ -103,17 +117,32 @@ const (
 
 // slow notes that the peer did not answer in time. That is no guilt, but nobody waits for it
 // again at once.
-func (r *remote) slow() {
-	k := min(r.fails.Add(1)-1, 6)
-	r.quietTill.Store(time.Now().Add(min(quietFirst<<k, quietLast)).UnixNano())
+func (r *remote) slow() { quieten(&r.quietTill, &r.fails) }
+
+// late notes that the peer did not answer a short question in time. It may still be the best
+// to have a NAR from: a busy machine's is nearer than the upstream's.
+func (r *remote) late() { quieten(&r.lateTill, &r.lates) }
+
+func quieten(till *atomic.Int64, times *atomic.Int32) {
+	k := min(times.Add(1)-1, 6)
+	till.Store(time.Now().Add(min(quietFirst<<k, quietLast)).UnixNano())
 }
+
+// drips notes that the peer gave next to nothing for long. All its other NARs would take as long
+// to find that out.
+func (r *remote) drips() { r.quietTill.Store(time.Now().Add(quietLast).UnixNano()) }
 
 // answered notes that it did.
 func (r *remote) answered(d time.Duration) {
 	r.meter.Answered(d)
 	r.fails.Store(0)
 	r.quietTill.Store(0)
+	r.lates.Store(0)
+	r.lateTill.Store(0)
 }
+
+// prompt tells whether a short question may be answered soon.
+func (r *remote) prompt() bool { return r.askable() && r.lateTill.Load() < time.Now().UnixNano() }
 
 // askable tells whether an answer may be expected soon.
 func (r *remote) askable() bool {
@@ -287,6 +316,7 @@ func (n *Node) parted(id peer.ID) {
 	if !n.gate.isShut(id) {
 		n.book.Lost(r.key, addrs, time.Now())
 	}
+	n.coordinator.Lost(nodeID(id))
 	n.log.Debug("peer disconnected", "peer", id)
 	n.wakeFinder()
 }
@@ -303,6 +333,9 @@ type PeerStatus struct {
 	// Standing is "good", "silent", "muted" (its inventory promised what it had not),
 	// "guest" (connected without inventories), or "liar: " and why.
 	Standing string `json:"standing"`
+	// Bytes a second of the last seconds.
+	Sending   int64 `json:"sending_bytes_per_second"`
+	Receiving int64 `json:"receiving_bytes_per_second"`
 }
 
 // Peers returns the connected peers, and those who lied and are not connected, by ID.
@@ -316,6 +349,7 @@ func (n *Node) Peers() []PeerStatus {
 			ID: r.key, Addresses: []string{}, FoundBy: n.book.FoundBy(r.key), Paths: r.view.Count(),
 			RTT:       math.Round(float64(r.meter.RTT())/float64(time.Microsecond)) / 1000,
 			SentBytes: r.sent.Load(), ReceivedBytes: r.received.Load(), Standing: n.standingOf(r),
+			Sending: r.sent.Rate(r.since), Receiving: r.received.Rate(r.since),
 		}
 		if h != nil {
 			for _, c := range (*h).Network().ConnsToPeer(r.id) {
@@ -347,6 +381,24 @@ func (n *Node) standingOf(r *remote) string {
 		return "silent"
 	}
 	return "good"
+}
+
+// countStandings brings the metric up to date.
+func (n *Node) countStandings() {
+	counts := map[string]int{"good": 0, "silent": 0, "muted": 0, "guest": 0, "liar": len(n.standing.Liars())}
+	for _, r := range n.table.all() {
+		if s := n.standingOf(r); !strings.HasPrefix(s, "liar") {
+			counts[s]++
+		}
+	}
+	for s, k := range counts {
+		n.cfg.Metrics.PeersByStanding.WithLabelValues(s).Set(float64(k))
+	}
+}
+
+// Giver returns the ID of the peer from which a NAR comes at the moment, "" when none does.
+func (n *Node) Giver(nar nix.NarHash, form nix.Form) string {
+	return n.trails.Giving(standing.Stream{Nar: nar, Form: form})
 }
 
 // Positive tells whether some peer's inventory says that it may share the path. It costs a

@@ -18,6 +18,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/nixp2p/nixp2p/internal/compress"
+	"github.com/nixp2p/nixp2p/internal/metrics"
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/p2p/wire"
 	"github.com/nixp2p/nixp2p/verify"
@@ -63,6 +64,8 @@ func (n *Node) answer(w http.ResponseWriter, req *http.Request) {
 	off, rerr := wire.ParseRange(req.Header.Get("Range"))
 	w.Header()["Date"] = nil // nobody needs it
 	switch {
+	case req.Method == http.MethodPost && req.URL.Path == leasePath:
+		n.answerLease(w, req, id)
 	case req.Method != http.MethodGet && req.Method != http.MethodHead:
 		w.WriteHeader(http.StatusMethodNotAllowed)
 	case err != nil || rerr != nil || n.cfg.Holder == nil:
@@ -104,7 +107,8 @@ func (n *Node) answerNAR(w http.ResponseWriter, req *http.Request, id peer.ID, a
 	}
 	defer claim.Body.Close()
 	h := w.Header()
-	if have, ok := claim.Body.(interface{ Have() int64 }); ok {
+	have, partial := claim.Body.(interface{ Have() int64 })
+	if partial {
 		h.Set(wire.HaveHeader, strconv.FormatInt(have.Have(), 10))
 	}
 	h.Set("Accept-Ranges", "bytes")
@@ -123,12 +127,24 @@ func (n *Node) answerNAR(w http.ResponseWriter, req *http.Request, id peer.ID, a
 		w.WriteHeader(status)
 		return
 	}
-	end := n.uploads.Begin(string(id), ask.Nar, left)
+	var end func(whole bool)
+	if !n.draining.Load() {
+		end = n.uploads.Begin(string(id), ask.Nar, left)
+	}
 	if end == nil {
 		n.busy(w, id, ask.Nar)
 		return
 	}
-	up := &upload{n: n, w: w, control: http.NewResponseController(w), from: n.table.get(id)}
+	n.cfg.Metrics.PeerUploads.Inc()
+	defer n.cfg.Metrics.PeerUploads.Dec()
+	up := &upload{
+		n: n, w: w, control: http.NewResponseController(w), from: n.table.get(id),
+		to: id.String(), nar: ask.Nar, form: ask.Form, size: left, started: time.Now(),
+	}
+	if about, ok := claim.Body.(interface{ About() (string, string) }); ok {
+		up.path, up.source = about.About()
+	}
+	defer n.sending.begin(up)()
 	squeeze := ask.Form.IsRaw() && req.Header.Get("Accept-Encoding") == string(nix.Zstd)
 	h.Set("Content-Type", "application/x-nix-nar")
 	if squeeze {
@@ -138,7 +154,7 @@ func (n *Node) answerNAR(w http.ResponseWriter, req *http.Request, id peer.ID, a
 		h.Set("Content-Length", strconv.FormatInt(left, 10))
 	}
 	w.WriteHeader(status)
-	if left >= largeNAR {
+	if left >= largeNAR || partial {
 		// The other side waits for a beginning, and a download may have nothing yet.
 		_ = up.control.Flush()
 	}
@@ -161,6 +177,7 @@ func (n *Node) busy(w http.ResponseWriter, to peer.ID, nar nix.NarHash) {
 			}
 		}
 	}
+	n.cfg.Metrics.PeerBusy.WithLabelValues("given").Inc()
 	body := wire.AppendPeers(nil, list)
 	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	w.WriteHeader(http.StatusServiceUnavailable)
@@ -173,6 +190,68 @@ type upload struct {
 	w       http.ResponseWriter
 	control *http.ResponseController
 	from    *remote // who receives it; nil when gone
+
+	to      string // the same as text
+	path    string
+	source  string
+	nar     nix.NarHash
+	form    nix.Form
+	size    int64 // of what was asked for, in bytes
+	started time.Time
+	flow    metrics.Flow // of the form, before it is compressed
+}
+
+// uploads are those on their way. The lock is taken when one begins and when it ends.
+type uploads struct {
+	mu  sync.Mutex
+	all map[*upload]struct{}
+}
+
+// begin notes an upload, and returns what is called at its end.
+func (u *uploads) begin(x *upload) func() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.all == nil {
+		u.all = make(map[*upload]struct{})
+	}
+	u.all[x] = struct{}{}
+	return func() {
+		u.mu.Lock()
+		defer u.mu.Unlock()
+		delete(u.all, x)
+	}
+}
+
+// busy tells whether there is any.
+func (u *uploads) busy() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return len(u.all) > 0
+}
+
+// Upload is a NAR on its way to a peer, for status pages.
+type Upload struct {
+	Peer        string // ID
+	StorePath   string // "" when the Holder does not say
+	Source      string // "" when the Holder does not say
+	Nar         nix.NarHash
+	Form        nix.Form
+	Bytes, Size int64 // done, and asked for
+	Rate        int64 // bytes a second of the last seconds
+	Started     time.Time
+}
+
+// Uploads returns what is on its way to peers now, in no order.
+func (n *Node) Uploads() []Upload {
+	n.sending.mu.Lock()
+	defer n.sending.mu.Unlock()
+	list := make([]Upload, 0, len(n.sending.all))
+	for u := range n.sending.all {
+		list = append(list, Upload{
+			Peer: u.to, StorePath: u.path, Source: u.source, Nar: u.nar, Form: u.form, Bytes: u.flow.Load(), Size: u.size, Rate: u.flow.Rate(u.started), Started: u.started,
+		})
+	}
+	return list
 }
 
 // send writes left bytes of the claim, as they are or compressed.
@@ -194,6 +273,7 @@ func (u *upload) send(ctx context.Context, claim *verify.Claim, left int64, sque
 			if err := out(buf[:k]); err != nil {
 				return err
 			}
+			u.flow.Add(int64(k))
 			if slow := time.Since(start) > lull; left > 0 && (slow || k < crumb) {
 				if err := u.flush(z, slow); err != nil {
 					return err

@@ -53,6 +53,9 @@ const (
 	offenderFor = 10 * time.Minute
 
 	peersEvery = 5 * time.Minute
+	// peersOften is the same for a node that is not connected to all: then others rank those
+	// whom it knows as coordinators, too.
+	peersOften = 5 * time.Second
 	peersTold  = 32
 )
 
@@ -84,6 +87,9 @@ func (n *Node) session(ctx context.Context, h host.Host, r *remote) {
 	for ctx.Err() == nil {
 		err := n.oneSession(ctx, h, r)
 		wait := againAfter
+		if ctx.Err() == nil {
+			n.cfg.Metrics.PeerSessionsEnded.WithLabelValues(reasonOf(err)).Inc()
+		}
 		switch {
 		case ctx.Err() != nil:
 			return
@@ -112,6 +118,21 @@ func (n *Node) session(ctx context.Context, h host.Host, r *remote) {
 	}
 }
 
+// reasonOf is why a session ended, for the metric.
+func reasonOf(err error) string {
+	switch {
+	case errors.Is(err, errNotWelcome):
+		return "stranger"
+	case errors.Is(err, errDead), errors.Is(err, errDeadLane):
+		return "silent"
+	case errors.Is(err, errNoRoom):
+		return "full"
+	case errors.Is(err, wire.ErrFrame), errors.As(err, new(multistream.ErrNotSupported[protocol.ID])):
+		return "protocol"
+	}
+	return "lost"
+}
+
 // hangUp closes the connections to a peer. Closing may wait for what is still to be sent.
 func (n *Node) hangUp(h host.Host, id peer.ID) {
 	if d := n.dht.Load(); d != nil {
@@ -130,6 +151,7 @@ func (n *Node) expel(h host.Host, r *remote, pause time.Duration) {
 // offended expels one who does not keep to the protocol.
 func (n *Node) offended(h host.Host, r *remote, err error) {
 	n.log.Warn("peer does not keep to the protocol", "peer", r.id, "err", err)
+	n.trouble(r.key, "does not keep to the protocol", err)
 	n.expel(h, r, offenderFor)
 }
 
@@ -271,13 +293,22 @@ func (t *teller) tell() error {
 			return err
 		}
 	}
+	told := len(full)
 	for _, d := range deltas {
+		told += len(d)
 		if err := t.send(wire.Changes, d, writeTime); err != nil {
 			return err
 		}
 	}
 	t.mark = mark
-	if now := time.Now(); now.Sub(t.peerAt) > peersEvery {
+	if told > 0 {
+		t.n.cfg.Metrics.InventoryBytes.WithLabelValues("sent").Add(float64(told))
+	}
+	every := peersEvery
+	if t.n.table.members() >= t.n.cfg.MaxPeers {
+		every = peersOften
+	}
+	if now := time.Now(); now.Sub(t.peerAt) > every {
 		t.peerAt = now
 		if list := t.n.tellPeers(t.host, t.r.id); len(list) > 0 {
 			return t.send(wire.Peers, list, writeTime)

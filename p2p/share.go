@@ -54,23 +54,62 @@ func (s *share) take() (added, removed []Held) {
 // keepShare tells the neighbours and the DHT what this machine shares.
 func (n *Node) keepShare(ctx context.Context) {
 	var counted time.Time
+	leave := n.leave
 	for {
-		if time.Since(counted) >= recount {
-			n.count(ctx)
-			counted = time.Now()
+		switch {
+		case leave == nil: // it shares nothing any more
+		case n.draining.Load():
+			leave = nil
+			n.withdraw()
+		default:
+			if time.Since(counted) >= recount {
+				n.count(ctx)
+				counted = time.Now()
+			}
+			n.apply(ctx)
 		}
-		n.apply(ctx)
 		switch news, err := n.own.Flush(time.Now()); {
 		case err != nil:
 			n.log.Error("no inventory", "err", err)
 		case news:
 			n.news.fire()
 		}
-		if !pause(ctx, tellEvery) {
+		tick := time.NewTimer(tellEvery)
+		select {
+		case <-ctx.Done():
+		case <-leave:
+		case <-tick.C:
+		}
+		tick.Stop()
+		if ctx.Err() != nil {
 			return
 		}
 	}
 }
+
+// withdraw takes back all that was told.
+func (n *Node) withdraw() {
+	n.own.Replace(nil)
+	var gone []nix.NarHash
+	for k := range n.share.large {
+		gone = n.share.drop(k, gone)
+	}
+	n.announce(nil, gone)
+}
+
+// Drain withdraws this node from the site, which it is about to leave: others are told that it
+// shares nothing, and nobody begins an upload or asks it as coordinator any more. It returns
+// when the uploads that were going on have ended, or ctx has.
+func (n *Node) Drain(ctx context.Context) {
+	if !n.draining.CompareAndSwap(false, true) {
+		return
+	}
+	close(n.leave)
+	for n.sending.busy() && pause(ctx, drainTick) {
+	}
+}
+
+const drainTick = 50 * time.Millisecond
 
 // count goes through everything that is shared.
 func (n *Node) count(ctx context.Context) {

@@ -3,7 +3,6 @@ package verify
 import (
 	"errors"
 	"io"
-	"math/bits"
 	"sync"
 	"time"
 )
@@ -18,6 +17,35 @@ type Hold struct {
 	AheadFor time.Duration
 	// Tail is kept back of all other streams until the end; 0 means TailSize.
 	Tail int64
+	// Narrow makes do with little memory: a short tail, and little room before it.
+	Narrow bool
+	// Known tells that the stream was proven before: its bytes are compared with those, not
+	// hashed again, and none leaves that was not compared. Ahead and Tail do not matter then.
+	Known *Print
+}
+
+// Memory returns how many bytes a Guard for a stream of size bytes takes.
+func (h Hold) Memory(size int64) int64 {
+	back, room := h.window(size)
+	if size <= back+room {
+		return roundUp(size)
+	}
+	return roundUp(back+room) + blockSize // of the first block a part has left already
+}
+
+// window returns how much is held back, and the room beside it.
+func (h Hold) window(size int64) (back, room int64) {
+	switch {
+	case h.Known != nil:
+		return printBlock, narrowSlack
+	case size <= h.Ahead:
+		return size, slack
+	case h.Narrow:
+		return shrunkTail, narrowSlack
+	case h.Tail > 0:
+		return h.Tail, slack
+	}
+	return TailSize, slack
 }
 
 const (
@@ -29,12 +57,14 @@ const (
 	shrunkTail = 64 << 10
 	patience   = 20 * time.Second
 
-	// slack is room for filling while held bytes wait, readMost the most that is read at
-	// once: small enough to be hashed while it is in the CPU's cache.
-	slack    = 1 << 20
-	readMost = 256 << 10
-	// writeMost is the most that is given to the client at once.
-	writeMost = 256 << 10
+	// slack is room for filling while held bytes wait.
+	slack       = 1 << 20
+	narrowSlack = 64 << 10
+	// blockSize is the most that is read and written at once: small enough to be hashed while
+	// it is in the CPU's cache.
+	blockSize = 128 << 10
+	// readAhead pieces at most wait to be hashed, for the same reason.
+	readAhead = 4
 	// maxEmptyReads in a row, neither bytes nor an error, end a source that would spin.
 	maxEmptyReads = 100
 )
@@ -43,16 +73,18 @@ const (
 var ErrReaderGone = errors.New("the reader has gone")
 
 // Guard passes a stream from one goroutine that fills it to one that drains it, and keeps
-// back the part that Hold names until the whole is proven. Filling (read and hash) and
-// draining (write) overlap. Its memory is bounded by Hold, whatever the size of the stream.
+// back the part that Hold names until the whole is proven. Reading, hashing and writing
+// overlap. Its memory is bounded by Hold, whatever the size of the stream.
 type Guard struct {
-	proof *Proof // the filler's
+	proof judge // the filler's
 	size  int64
-	buf   []byte // a ring: byte i of the stream lies at i % len(buf)
+	most  int64 // that is in blocks
 
 	mu       sync.Mutex
-	in, out  int64 // filled and drained, in bytes from the start
+	blocks   [][]byte // of the stream, in turn: from the one of byte out on, as far as it was filled
+	in, out  int64    // filled (hashed too) and drained, in bytes from the start
 	hold     int64
+	wrong    error // what the judge said to a piece
 	ended    bool
 	err      error
 	gone     bool
@@ -60,24 +92,32 @@ type Guard struct {
 	toDrain  chan struct{} // capacity 1: something changed for the drainer
 	aheadFor time.Duration
 	tail     int64
+	known    bool
 }
 
 // NewGuard returns a Guard for a stream that must turn out to be want.
 func NewGuard(want Want, hold Hold) *Guard {
 	g := &Guard{
-		proof: NewProof(want), size: want.Size,
+		size:   want.Size,
 		toFill: make(chan struct{}, 1), toDrain: make(chan struct{}, 1),
-		aheadFor: hold.AheadFor, tail: hold.Tail,
+		aheadFor: hold.AheadFor, known: hold.Known != nil,
 	}
-	if g.tail <= 0 {
-		g.tail = TailSize
+	if g.proof = NewProof(want); g.known {
+		g.proof = hold.Known.again()
 	}
-	g.hold = g.tail
-	if want.Size <= hold.Ahead {
-		g.hold = want.Size
-	}
-	g.buf = rings.get(min(g.hold+slack, max(want.Size, 1)))
+	var room int64
+	g.hold, room = hold.window(want.Size)
+	g.most = min(g.hold+room, want.Size)
+	g.blocks = make([][]byte, hold.Memory(want.Size)/blockSize)
+	hold.Ahead = 0 // for when it was waited for too long
+	g.tail, _ = hold.window(want.Size)
 	return g
+}
+
+// judge says whether the bytes that pass are the right ones.
+type judge interface {
+	io.Writer
+	Check() error
 }
 
 // Offset returns how many bytes have been filled: where the next source has to go on.
@@ -92,35 +132,79 @@ func (g *Guard) Offset() int64 {
 // src, unless the stream is complete; a *LieError when src goes on past the size; or
 // ErrReaderGone.
 func (g *Guard) Fill(src io.Reader) error {
-	empty := 0
-	for {
-		room, err := g.room()
-		if err != nil {
-			return err
+	at := g.Offset()
+	if g.size-at <= blockSize { // one piece or two: not worth a second goroutine
+		more, err := g.read(src, at, g.hash)
+		return g.filled(src, more, err)
+	}
+	pieces := make(chan []byte, readAhead)
+	var hasher sync.WaitGroup
+	hasher.Go(func() {
+		for piece := range pieces {
+			if g.hash(piece) != nil {
+				break
+			}
 		}
-		if room == nil {
-			return g.past(src)
+		for range pieces { // what was read since is of no use
+		}
+	})
+	more, err := g.read(src, at, func(piece []byte) error { pieces <- piece; return nil })
+	close(pieces)
+	hasher.Wait()
+	if g.wrong != nil {
+		return g.wrong
+	}
+	return g.filled(src, more, err)
+}
+
+// read passes what src gives, byte at and following of the stream, to next piece by piece. It tells whether src may have more.
+func (g *Guard) read(src io.Reader, at int64, next func(piece []byte) error) (more bool, err error) {
+	for empty := 0; ; {
+		room, err := g.room(at)
+		if room == nil || err != nil {
+			return true, err
 		}
 		n, err := src.Read(room)
 		if n > 0 {
 			empty = 0
-			if _, err := g.proof.Write(room[:n]); err != nil {
-				return err
+			at += int64(n)
+			if err := next(room[:n]); err != nil {
+				return true, err
 			}
-			g.mu.Lock()
-			g.in += int64(n)
-			g.mu.Unlock()
-			wake(g.toDrain)
 		} else if empty++; empty > maxEmptyReads && err == nil {
-			return io.ErrNoProgress
+			return true, io.ErrNoProgress
 		}
 		switch {
 		case errors.Is(err, io.EOF):
-			return nil
-		case err != nil && g.Offset() < g.size:
-			return err
+			return false, nil
+		case err != nil && at < g.size:
+			return true, err
 		}
 	}
+}
+
+// filled says how a Fill ends.
+func (g *Guard) filled(src io.Reader, more bool, err error) error {
+	if err != nil || !more {
+		return err
+	}
+	return g.past(src)
+}
+
+// hash judges the next piece and counts it as filled.
+func (g *Guard) hash(piece []byte) error {
+	_, err := g.proof.Write(piece)
+	g.mu.Lock()
+	if g.wrong = err; err == nil {
+		g.in += int64(len(piece))
+	}
+	g.mu.Unlock()
+	if err != nil {
+		wake(g.toFill)
+		return err
+	}
+	wake(g.toDrain)
+	return nil
 }
 
 // past looks whether src ends where the stream is complete: any further byte is one too
@@ -134,24 +218,32 @@ func (g *Guard) past(src io.Reader) error {
 	return err
 }
 
-// room waits for a free piece of the ring; nil when the stream is complete.
-func (g *Guard) room() ([]byte, error) {
+// block returns the place of the block of byte at.
+func (g *Guard) block(at int64) *[]byte { return &g.blocks[at/blockSize%int64(len(g.blocks))] }
+
+// room waits for free room, for byte at of the stream; nil when the stream is
+// complete.
+func (g *Guard) room(at int64) ([]byte, error) {
 	for {
 		g.mu.Lock()
 		switch {
 		case g.gone:
 			g.mu.Unlock()
 			return nil, ErrReaderGone
-		case g.in == g.size:
+		case g.wrong != nil:
+			g.mu.Unlock()
+			return nil, g.wrong
+		case at == g.size:
 			g.mu.Unlock()
 			return nil, nil
 		}
-		ring := int64(len(g.buf))
-		free := ring - (g.in - g.out)
-		if free > 0 {
-			at := g.in % ring
-			n := min(free, ring-at, g.size-g.in, readMost)
-			room := g.buf[at : at+n]
+		if free := g.most - (at - g.out); free > 0 {
+			block := g.block(at)
+			if *block == nil {
+				*block = blocks.get()
+			}
+			begin := at % blockSize
+			room := (*block)[begin:min(begin+free, begin+g.size-at, blockSize)]
 			g.mu.Unlock()
 			return room, nil
 		}
@@ -209,9 +301,7 @@ func (g *Guard) Drain(dst io.Writer) error {
 		if err != nil {
 			return err
 		}
-		g.mu.Lock()
-		g.out += int64(n)
-		g.mu.Unlock()
+		g.left(int64(n))
 		wake(g.toFill)
 		timer.Reset(patience)
 	}
@@ -234,23 +324,39 @@ func (g *Guard) released() (piece []byte, done bool, err error) {
 	if free <= g.out {
 		return nil, false, nil
 	}
-	ring := int64(len(g.buf))
-	at := g.out % ring
-	n := min(free-g.out, ring-at, writeMost)
-	return g.buf[at : at+n], false, nil
+	at := g.out % blockSize
+	return (*g.block(g.out))[at:min(at+free-g.out, blockSize)], false, nil
 }
 
-// shrink lets more out because the client has waited.
+// left counts the next n bytes as drained: they do not go beyond one block.
+func (g *Guard) left(n int64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	block := g.block(g.out)
+	if g.out += n; g.out%blockSize == 0 && n > 0 {
+		blocks.put(*block)
+		*block = nil
+	}
+}
+
+// shrink lets more out because the client has waited; but of what can be compared, nothing that
+// was not.
 func (g *Guard) shrink(to int64) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.hold = min(g.hold, to)
+	if !g.known {
+		g.hold = min(g.hold, to)
+	}
 }
 
 // Free gives the memory back. Neither Fill nor Drain may be running or be called again.
 func (g *Guard) Free() {
-	rings.put(g.buf)
-	g.buf = nil
+	for _, b := range g.blocks {
+		if b != nil {
+			blocks.put(b)
+		}
+	}
+	g.blocks = nil
 }
 
 func wake(c chan struct{}) {
@@ -260,23 +366,19 @@ func wake(c chan struct{}) {
 	}
 }
 
-// rings keeps buffers by power of two: a large one would be zeroed anew each time.
-var rings ringPool
+func roundUp(n int64) int64 { return (n + blockSize - 1) / blockSize * blockSize }
 
-type ringPool struct{ classes [40]sync.Pool }
+// blocks keeps memory for all Guards, all of it of one size: so much as the most that was held at
+// once is enough.
+var blocks blockPool
 
-func (p *ringPool) get(size int64) []byte {
-	class := bits.Len64(uint64(size - 1))
-	if b, ok := p.classes[class].Get().(*[]byte); ok {
-		return (*b)[:size]
+type blockPool struct{ sync.Pool }
+
+func (p *blockPool) get() []byte {
+	if b, ok := p.Get().(*[blockSize]byte); ok {
+		return b[:]
 	}
-	return make([]byte, 1<<class)[:size]
+	return new([blockSize]byte)[:]
 }
 
-func (p *ringPool) put(b []byte) {
-	if b == nil {
-		return
-	}
-	b = b[:cap(b)]
-	p.classes[bits.Len64(uint64(len(b)-1))].Put(&b)
-}
+func (p *blockPool) put(b []byte) { p.Put((*[blockSize]byte)(b)) }

@@ -320,17 +320,6 @@ func TestGuardConcurrent(t *testing.T) {
 	wg.Wait()
 }
 
-func TestRings(t *testing.T) {
-	for _, size := range []int64{1, 2, 3, 4096, 4097, 2 << 20, 2<<20 + 1, 64 << 20} {
-		b := rings.get(size)
-		if int64(len(b)) != size || int64(cap(b)) >= 2*max(size, 2) {
-			t.Errorf("%d: len %d, cap %d", size, len(b), cap(b))
-		}
-		rings.put(b)
-	}
-	rings.put(nil)
-}
-
 func TestProof(t *testing.T) {
 	data := noise()[:1000]
 	p := NewProof(wantOf(data))
@@ -378,7 +367,7 @@ func BenchmarkGuard(b *testing.B) {
 		}
 		b.Run(fmt.Sprintf("plain-%dKiB", size>>10), func(b *testing.B) {
 			b.SetBytes(int64(size))
-			buf := make([]byte, readMost)
+			buf := make([]byte, blockSize)
 			for b.Loop() {
 				h := sha256.New()
 				_, _ = io.CopyBuffer(struct{ io.Writer }{io.MultiWriter(h, io.Discard)}, struct{ io.Reader }{bytes.NewReader(data)}, buf)

@@ -38,7 +38,10 @@ func (a *adminNode) State() admin.State {
 	if n == nil {
 		return admin.State{}
 	}
-	s := admin.State{Degraded: n.troubles(), Store: storeState(n.store), StateDir: n.cfg.StateDir}
+	s := admin.State{
+		Degraded: n.troubles(), Store: storeState(n.store), StateDir: n.cfg.StateDir,
+		Saved: admin.Saved(n.ledger.Saved()), Transfers: n.transfers(), Failures: n.failures(),
+	}
 	for _, h := range n.upstream.Health() {
 		s.Upstreams = append(s.Upstreams, admin.Upstream{
 			URL: h.URL, Up: h.Up, Why: h.Why, Since: h.Since, LastError: h.LastError,
@@ -87,6 +90,7 @@ func (a *adminNode) Peers() []admin.Peer {
 		peers = append(peers, admin.Peer{
 			ID: p.ID, Addresses: p.Addresses, FoundBy: p.FoundBy, RTTMS: p.RTT, Paths: int64(p.Paths),
 			SentBytes: p.SentBytes, ReceivedBytes: p.ReceivedBytes, Standing: p.Standing,
+			SendingBytesPerSecond: p.Sending, ReceivingBytesPerSecond: p.Receiving,
 		})
 	}
 	return peers

@@ -70,7 +70,11 @@ func (h *holder) NAR(ctx context.Context, nar nix.NarHash, form nix.Form, off in
 	}
 	if h.cache != nil {
 		if d := h.cache.Downloading(nar, form); d != nil {
-			return &verify.Claim{Body: d.Reader(off), Size: d.Size()}, nil
+			body := growing{d.Reader(off), info.StorePath()}
+			if h.resolver.Decoding(nar, form, d.Size()) {
+				return &verify.Claim{Body: decoding{body, func() {}}, Size: d.Size()}, nil
+			}
+			return &verify.Claim{Body: body, Size: d.Size()}, nil
 		}
 	}
 	name := nix.NARName{Store: info.StorePath().Hash(), Nar: nar, Form: form}
@@ -84,8 +88,37 @@ func (h *holder) NAR(ctx context.Context, nar nix.NarHash, form nix.Form, off in
 		n.Close()
 		return nil, errNotShared
 	}
+	if h.cache != nil {
+		// It is being decoded from another form, for all who ask.
+		if d := h.cache.Downloading(nar, form); d != nil {
+			return &verify.Claim{Body: decoding{growing{d.Reader(off), info.StorePath()}, n.Close}, Size: d.Size()}, nil
+		}
+	}
 	return &verify.Claim{Body: pipe(ctx, n, off), Size: n.Size()}, nil
 }
+
+// decoding is a growing that depends on nobody: how much there is so far says nothing.
+type decoding struct {
+	g     growing
+	leave func()
+}
+
+func (d decoding) Read(p []byte) (int, error)        { return d.g.Read(p) }
+func (d decoding) About() (storePath, source string) { return d.g.About() }
+
+func (d decoding) Close() error {
+	d.leave()
+	return d.g.Close()
+}
+
+// growing is a download as a peer reads it.
+type growing struct {
+	*narcache.Reader
+	path nix.StorePath
+}
+
+// About says for people what it is and where it comes from.
+func (g growing) About() (storePath, source string) { return g.path.String(), "cache" }
 
 // shared returns the narinfo under which a NAR may be shown, or nil.
 func (h *holder) shared(ctx context.Context, nar nix.NarHash) *verify.Info {
@@ -102,7 +135,7 @@ func (h *holder) shared(ctx context.Context, nar nix.NarHash) *verify.Info {
 func pipe(ctx context.Context, n *resolve.NAR, off int64) io.ReadCloser {
 	ctx, cancel := context.WithCancel(ctx)
 	r, w := io.Pipe()
-	p := &piped{PipeReader: r, cancel: cancel, done: make(chan struct{})}
+	p := &piped{PipeReader: r, cancel: cancel, done: make(chan struct{}), path: n.StorePath(), giver: n.Giver()}
 	go func() {
 		defer close(p.done)
 		defer n.Close()
@@ -115,7 +148,12 @@ type piped struct {
 	*io.PipeReader
 	cancel context.CancelFunc
 	done   chan struct{}
+	path   nix.StorePath
+	giver  string
 }
+
+// About says for people what it is and where it comes from.
+func (p *piped) About() (storePath, source string) { return p.path.String(), p.giver }
 
 func (p *piped) Close() error {
 	p.cancel()

@@ -18,6 +18,7 @@ import (
 	"github.com/nixp2p/nixp2p/httpfront"
 	"github.com/nixp2p/nixp2p/internal/config"
 	"github.com/nixp2p/nixp2p/internal/infocache"
+	"github.com/nixp2p/nixp2p/internal/ledger"
 	"github.com/nixp2p/nixp2p/internal/metrics"
 	"github.com/nixp2p/nixp2p/internal/narcache"
 	"github.com/nixp2p/nixp2p/internal/nix"
@@ -54,6 +55,8 @@ type node struct {
 	peers    *p2p.Node // nil when peers are off
 	resolver *resolve.Resolver
 	front    http.Handler
+	ledger   *ledger.Ledger
+	trouble  ledger.Failures
 
 	mu       sync.Mutex
 	degraded []string // what does not work, for people
@@ -64,11 +67,12 @@ type node struct {
 func newNode(cfg *config.Config, m *metrics.Metrics, id string, log *slog.Logger) (*node, error) {
 	n := &node{started: time.Now(), cfg: cfg, metrics: m, holder: newHolder(cfg.ShareKeys)}
 	keys := cfg.Keys
-	var err error
+	err := n.openLedger(log)
+	n.without(log, "what was saved is not kept over a restart", err)
 	n.disk, err = infocache.Open(infocache.Config{Dir: filepath.Join(cfg.StateDir, "narinfo"), Keys: keys, Log: log, Metrics: m})
 	n.without(log, "narinfos are not kept over a restart", err)
 	if n.upstream, err = upstream.New(upstream.Config{
-		URLs: cfg.Upstreams, Keys: keys, ID: id, Version: version(), Netrc: netrcFile(), Log: log, Metrics: m,
+		URLs: cfg.Upstreams, Keys: keys, ID: id, Version: version(), Netrc: netrcFile(), Trouble: n.trouble.Note, Log: log, Metrics: m,
 	}); err != nil {
 		return nil, err
 	}
@@ -80,7 +84,7 @@ func newNode(cfg *config.Config, m *metrics.Metrics, id string, log *slog.Logger
 	}
 	// Also with size 0: what an earlier configuration left behind goes.
 	n.cache, err = narcache.Open(narcache.Config{
-		Dir: filepath.Join(cfg.CacheDir, cacheSubdir), Size: cfg.CacheSize, InStore: n.inStore, Log: log, Metrics: m,
+		Dir: filepath.Join(cfg.CacheDir, cacheSubdir), Size: cfg.CacheSize, InStore: n.inStore, Trouble: n.trouble.Note, Log: log, Metrics: m,
 	})
 	n.without(log, "NARs are not kept and not shared between clients", err)
 	n.without(log, "this machine has no peers", n.joinSite(m, log))
@@ -120,7 +124,7 @@ func (n *node) joinSite(m *metrics.Metrics, log *slog.Logger) (err error) {
 		StateDir: n.cfg.StateDir, Listen: n.cfg.P2PListen, Bootstrap: n.cfg.Bootstrap, MDNS: n.cfg.MDNS,
 		MaxPeers: n.cfg.MaxPeers, SwarmKeyFile: n.cfg.SwarmKeyFile, AllowCIDRs: n.cfg.AllowCIDRs,
 		AllowOnLink: n.cfg.AllowOnLink, UploadLimit: n.cfg.UploadLimit, Keys: n.cfg.Keys, ShareKeys: n.cfg.ShareKeys,
-		Holder: h, Metrics: m, Log: log,
+		Leases: n.cfg.Leases, Holder: h, Trouble: n.trouble.Note, Metrics: m, Log: log,
 	})
 	if err == nil {
 		h.changed = n.peers.Changed
@@ -150,10 +154,10 @@ func (n *node) troubles() []string {
 func (n *node) sources(m *metrics.Metrics, log *slog.Logger) resolve.Config {
 	rc := resolve.Config{
 		Store: n.store, Upstream: n.upstream, Shared: sharedStore{n.store}, Share: n.cfg.ShareKeys,
-		Fetching: n.holder.fetching, Metrics: m, Log: log,
+		Fetching: n.holder.fetching, Trouble: n.trouble.Note, Metrics: m, Log: log,
 	}
 	if n.peers != nil {
-		rc.Peers = n.peers
+		rc.Peers, rc.Leases = n.peers, leases{n.peers}
 	}
 	if n.disk != nil {
 		rc.Disk = n.disk
@@ -203,6 +207,7 @@ func (n *node) run(ctx context.Context, log *slog.Logger) error {
 	g.Go(func() error { return n.upstream.Run(ctx) })
 	g.Go(func() error { return n.resolver.Run(ctx) })
 	g.Go(func() error { return n.holder.run(ctx) })
+	g.Go(func() error { return n.ledger.Run(ctx) })
 	if n.peers != nil {
 		g.Go(func() error {
 			// Peers only make it better: a taken port must not stop what works without them.
@@ -225,7 +230,7 @@ func (n *node) run(ctx context.Context, log *slog.Logger) error {
 
 // close gives up what newNode opened.
 func (n *node) close() error {
-	var errs []error
+	errs := []error{n.ledger.Close()}
 	if n.cache != nil {
 		errs = append(errs, n.cache.Close())
 	}
@@ -255,6 +260,49 @@ func (f front) NAR(ctx context.Context, name nix.NARName, q resolve.Query) (http
 		return nil, err
 	}
 	return n, nil
+}
+
+// leases joins the agreements of the site to the resolver.
+type leases struct{ site *p2p.Node }
+
+func (l leases) Lease(ctx context.Context, info *verify.Info, form nix.Form, size int64) resolve.Lease {
+	if a := l.site.Lease(ctx, info, form, size); a != nil {
+		return agreement{a}
+	}
+	return nil
+}
+
+// Crowded is part of resolve.Leaser. For measurements the environment decides.
+func (l leases) Crowded() bool {
+	switch os.Getenv("NIXP2P_SITE_FORM") {
+	case "raw":
+		return true
+	case "file":
+		return false
+	}
+	return l.site.Crowded()
+}
+
+type agreement struct{ *p2p.Lease }
+
+func (a agreement) Next(ctx context.Context) (resolve.NARSource, context.Context) {
+	from, turn := a.Lease.Next(ctx)
+	if from == nil {
+		return nil, turn
+	}
+	return named{from}, turn
+}
+
+// named is the nodes that a coordinator named.
+type named struct{ *p2p.Following }
+
+func (s named) NAR(ctx context.Context, info *verify.Info, form nix.Form, off int64) (*verify.Claim, error) {
+	claim, err := s.Following.NAR(ctx, info, form, off)
+	var other *p2p.OtherFormError
+	if errors.As(err, &other) {
+		err = &resolve.OtherFormError{Form: other.Form, Size: other.Size}
+	}
+	return claim, err
 }
 
 // download joins the NAR cache's downloads to the resolver.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -26,15 +27,53 @@ func peersCommand(u *ui) *cobra.Command {
 			u.printf("no peers\n")
 			return nil
 		}
-		u.printf("%-16s  %-8s  %9s  %8s  %10s  %10s  %-8s  %s\n", "PEER", "FOUND BY", "RTT", "PATHS", "SENT", "RECEIVED", "STANDING", "ADDRESSES")
-		for _, p := range peers {
-			u.printf("%-16s  %-8s  %6.1f ms  %8d  %10s  %10s  %-8s  %s\n", shortID(p.ID), p.FoundBy, p.RTTMS, p.Paths,
-				humanSize(p.SentBytes), humanSize(p.ReceivedBytes), p.Standing, strings.Join(p.Addresses, " "))
+		for _, line := range u.paper().peers(peers) {
+			u.printf("%s\n", line)
 		}
 		return nil
 	}
 	return c
 }
 
+// peers lists them; rates are those of the last seconds.
+func (p paper) peers(peers []admin.Peer) []string {
+	columns := []column{
+		{head: "PEER"}, {head: "FOUND BY", drop: 3}, {head: "RTT", right: true, drop: 1}, {head: "PATHS", right: true, drop: 2},
+		{head: "SENT", right: true}, {head: "NOW", right: true, drop: 4}, {head: "RECEIVED", right: true}, {head: "NOW", right: true, drop: 4},
+		{head: "STANDING", bend: true}, {head: "ADDRESSES", drop: 5},
+	}
+	var rows [][]cell
+	for _, x := range peers {
+		rows = append(rows, []cell{
+			{text: shortID(clean(x.ID))}, {text: clean(x.FoundBy)}, {text: fmt.Sprintf("%.1f ms", x.RTTMS)}, {text: fmt.Sprint(x.Paths)},
+			{text: humanSize(x.SentBytes)}, {text: rate(x.SendingBytesPerSecond)},
+			{text: humanSize(x.ReceivedBytes)}, {text: rate(x.ReceivingBytesPerSecond)},
+			standing(x.Standing), {text: clean(strings.Join(x.Addresses, " "))},
+		})
+	}
+	return p.table(columns, rows)
+}
+
+func standing(s string) cell {
+	switch {
+	case s == "good":
+		return cell{s, green}
+	case strings.HasPrefix(s, "liar"):
+		return cell{clean(s), red}
+	}
+	return cell{clean(s), yellow}
+}
+
+// rate writes bytes a second; nothing is no number.
+func rate(n int64) string {
+	if n <= 0 {
+		return "–"
+	}
+	return humanSize(n) + "/s"
+}
+
 // shortID is the end of a peer ID: all begin alike.
-func shortID(id string) string { return "…" + id[max(len(id)-15, 0):] }
+func shortID(id string) string {
+	r := []rune(id)
+	return "…" + string(r[max(len(r)-15, 0):])
+}

@@ -25,7 +25,7 @@ trusted key has not signed.`,
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return &usageError{&hintError{err, "`" + c.CommandPath() + " --help` lists the flags"}}
 	})
-	root.AddCommand(serveCommand(u), statusCommand(u), whyCommand(u), peersCommand(u), setupCommand(u), doctorCommand(u), prefetchCommand(u), gcCommand(u), swarmKeyCommand(u), configCommand(u), versionCommand(u), manCommand(u))
+	root.AddCommand(serveCommand(u), statusCommand(u), whyCommand(u), peersCommand(u), setupCommand(u), doctorCommand(u), prefetchCommand(u), gcCommand(u), swarmKeyCommand(u), demoCommand(u), demoNodeCommand(u), configCommand(u), versionCommand(u), manCommand(u))
 	for _, c := range root.Commands() {
 		wrapArgs(c)
 	}
@@ -156,7 +156,7 @@ func manCommand(u *ui) *cobra.Command {
 		return manual.Write(u.out, c.Root(), manual.Page{Version: version(), Configured: "serve", Sections: []manual.Section{
 			{Title: "FILES", Entries: []manual.Entry{
 				{Term: config.DefaultFile, Text: "The configuration, TOML. It need not exist."},
-				{Term: "/var/lib/nixp2p", Text: "Identity, known peers, narinfos."},
+				{Term: "/var/lib/nixp2p", Text: "Identity, known peers, narinfos, what was saved by hour and day."},
 				{Term: "/var/cache/nixp2p", Text: "NAR files, bounded by --cache-size."},
 			}},
 			{Title: "EXIT STATUS", Entries: []manual.Entry{

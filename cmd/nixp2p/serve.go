@@ -15,6 +15,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -251,6 +252,12 @@ func (s *server) drain(servers ...*http.Server) {
 	defer stop()
 	notify(daemon.SdNotifyStopping)
 	s.log.Info("shutting down", "drain", drainTime)
+	// Peers are told to go on elsewhere at once; what they are getting they get to its end.
+	var uploads sync.WaitGroup
+	defer uploads.Wait()
+	if n := s.admin.node.Load(); n != nil && n.peers != nil {
+		uploads.Go(func() { n.peers.Drain(ctx) })
+	}
 	if s.listen.inherited {
 		s.endTransfers(ctx)
 	}

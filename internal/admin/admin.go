@@ -5,9 +5,7 @@
 package admin
 
 import (
-	"bytes"
 	"context"
-	_ "embed"
 	"encoding/json"
 	"errors"
 	"html/template"
@@ -30,6 +28,8 @@ type Node interface {
 	// Why asks every source for a path.
 	Why(ctx context.Context, h nix.StoreHash) []Answer
 	Peers() []Peer
+	// History returns what was sent to Nix in the last 24 hours and 30 days.
+	History() History
 	// Prefetch brings a path into the NAR cache unless this machine has it; with dry it
 	// only says what it would do. An error that wraps fs.ErrNotExist means that no source has it.
 	Prefetch(ctx context.Context, h nix.StoreHash, dry bool) (Prefetched, error)
@@ -55,11 +55,10 @@ const whyTime = 20 * time.Second
 // scrapes bounds how many collect metrics at once: each walks all of them.
 const scrapes = 4
 
-//go:embed status.html
-var pageText string
-
-//go:embed status.css
-var style []byte
+// contentPolicy lets the page load its own three files and ask this listener, and nothing
+// else: no code or style inside the page, no other address, no text that becomes elements.
+const contentPolicy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; " +
+	"form-action 'self'; base-uri 'none'; frame-ancestors 'none'; trusted-types 'none'; require-trusted-types-for 'script'"
 
 // Handler serves the admin listener. It is safe for concurrent use.
 type Handler struct {
@@ -79,13 +78,10 @@ func New(cfg Config) (*Handler, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	page, err := template.New("status").Funcs(template.FuncMap{"bytes": formatBytes, "duration": formatDuration}).Parse(pageText)
-	if err != nil {
+	h := &Handler{cfg: cfg, mux: http.NewServeMux()}
+	if err := h.handlePage(); err != nil {
 		return nil, err
 	}
-	h := &Handler{cfg: cfg, mux: http.NewServeMux(), page: page}
-	h.mux.HandleFunc("GET /{$}", h.status)
-	h.mux.HandleFunc("GET /status.css", h.css)
 	h.mux.Handle("GET /metrics", promhttp.HandlerFor(cfg.Metrics.Registry, promhttp.HandlerOpts{
 		ErrorLog: slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug), MaxRequestsInFlight: scrapes,
 	}))
@@ -93,6 +89,7 @@ func New(cfg Config) (*Handler, error) {
 	h.mux.HandleFunc("GET /readyz", h.readyz)
 	h.mux.HandleFunc("GET /api/v1/status", func(w http.ResponseWriter, _ *http.Request) { h.json(w, http.StatusOK, h.Status()) })
 	h.mux.HandleFunc("GET /api/v1/peers", h.peers)
+	h.mux.HandleFunc("GET /api/v1/history", func(w http.ResponseWriter, _ *http.Request) { h.json(w, http.StatusOK, h.cfg.Node.History()) })
 	h.mux.HandleFunc("GET /api/v1/why/{hash}", h.why)
 	h.mux.HandleFunc("POST /api/v1/prefetch", h.prefetch)
 	h.mux.HandleFunc("POST /api/v1/gc", h.gc)
@@ -107,7 +104,7 @@ func New(cfg Config) (*Handler, error) {
 // ServeHTTP answers a request that may come from a browser.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	head := w.Header()
-	head.Set("Content-Security-Policy", "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
+	head.Set("Content-Security-Policy", contentPolicy)
 	head.Set("X-Content-Type-Options", "nosniff")
 	head.Set("Referrer-Policy", "no-referrer")
 	head.Set("Cross-Origin-Resource-Policy", "same-origin")
@@ -149,23 +146,6 @@ func (h *Handler) why(w http.ResponseWriter, r *http.Request) {
 		answers = []Answer{}
 	}
 	h.json(w, http.StatusOK, Why{StoreHash: hash.String(), Answers: answers})
-}
-
-func (h *Handler) css(w http.ResponseWriter, _ *http.Request) {
-	w.Header().Set("Content-Type", "text/css; charset=utf-8")
-	_, _ = w.Write(style)
-}
-
-// status writes the page. It is made whole first, so that a mistake in it shows as one.
-func (h *Handler) status(w http.ResponseWriter, _ *http.Request) {
-	var b bytes.Buffer
-	if err := h.page.Execute(&b, h.Status()); err != nil {
-		h.cfg.Log.Error("status page", "err", err)
-		text(w, http.StatusInternalServerError, "the page cannot be made")
-		return
-	}
-	w.Header().Set("Content-Type", "text/html; charset=utf-8")
-	_, _ = w.Write(b.Bytes())
 }
 
 func (h *Handler) json(w http.ResponseWriter, status int, v any) {

@@ -29,6 +29,8 @@ type fake struct {
 	peers []Peer
 	why   func(context.Context, nix.StoreHash) []Answer
 
+	history History
+
 	prefetch func(nix.StoreHash, bool) (Prefetched, error)
 	trimmed  []int64
 }
@@ -45,6 +47,9 @@ func (f *fake) Trim(max int64) (any, error) {
 func (f *fake) Ready() error  { return f.ready }
 func (f *fake) State() State  { return f.state }
 func (f *fake) Peers() []Peer { return f.peers }
+
+func (f *fake) History() History { return f.history }
+
 func (f *fake) Why(ctx context.Context, h nix.StoreHash) []Answer {
 	if f.why == nil {
 		return nil
@@ -88,7 +93,7 @@ func do(t *testing.T, s *httptest.Server, method, path string, change ...func(*h
 func TestHealth(t *testing.T) {
 	f := &fake{}
 	s, _ := start(t, f)
-	for _, path := range []string{"/healthz", "/readyz", "/", "/metrics", "/status.css", "/api/v1/status", "/api/v1/peers", "/debug/pprof/", "/debug/pprof/goroutine?debug=1"} {
+	for _, path := range []string{"/healthz", "/readyz", "/", "/metrics", "/status.css", "/status.js", "/icon.svg", "/api/v1/status", "/api/v1/peers", "/debug/pprof/", "/debug/pprof/goroutine?debug=1"} {
 		if resp, _ := do(t, s, "GET", path); resp.StatusCode != 200 {
 			t.Errorf("%s: %s", path, resp.Status)
 		}
@@ -137,13 +142,13 @@ func TestStatus(t *testing.T) {
 	}
 
 	_, page := do(t, s, "GET", "/")
-	for _, want := range []string{"v1, up 1m0s", "1.5 KiB", "5.0 MiB of 10.0 GiB", "the disk is full", "https://&lt;b&gt;.example", "refused", "12 ms", "Ready."} {
+	for _, want := range []string{"v1, up", "1 min</time>", "1.5 KiB", "5.0 MiB</data>", "of 10 GiB, 3 entries", "the disk is full", "https://&lt;b&gt;.example", "refused", "12 ms"} {
 		if !strings.Contains(page, want) {
 			t.Errorf("the page lacks %q:\n%s", want, page)
 		}
 	}
 	f.ready = errors.New("broken")
-	if _, page = do(t, s, "GET", "/"); !strings.Contains(page, "Not ready") || !strings.Contains(page, "broken") {
+	if _, page = do(t, s, "GET", "/"); !strings.Contains(page, "Not ready</span>") || !strings.Contains(page, "broken") {
 		t.Errorf("not ready: %s", page)
 	}
 	if _, body := do(t, s, "GET", "/metrics"); !strings.Contains(body, `nixp2p_nar_bytes_total{source="store"} 10`) {
@@ -227,6 +232,7 @@ func TestBrowser(t *testing.T) {
 		{"image on another site", "GET", "/api/v1/why/" + hash, []func(*http.Request){head("Sec-Fetch-Site", "cross-site"), head("Sec-Fetch-Mode", "no-cors")}, 403},
 		{"another port of this machine", "GET", "/debug/pprof/heap", []func(*http.Request){head("Sec-Fetch-Site", "same-site")}, 403},
 		{"link on another site", "GET", "/", []func(*http.Request){head("Sec-Fetch-Site", "cross-site"), head("Sec-Fetch-Mode", "navigate")}, 200},
+		{"link on another site, with a question", "GET", "/?path=" + hash, []func(*http.Request){head("Sec-Fetch-Site", "cross-site"), head("Sec-Fetch-Mode", "navigate")}, 403},
 		{"link on another site, deeper", "GET", "/debug/pprof/profile", []func(*http.Request){head("Sec-Fetch-Site", "cross-site"), head("Sec-Fetch-Mode", "navigate")}, 403},
 		{"our own page", "GET", "/status.css", []func(*http.Request){head("Sec-Fetch-Site", "same-origin")}, 200},
 		{"typed by hand", "GET", "/", []func(*http.Request){head("Sec-Fetch-Site", "none")}, 200},
@@ -279,12 +285,14 @@ func (addr) Network() string  { return "tcp" }
 func (a addr) String() string { return string(a) }
 
 func TestFormat(t *testing.T) {
-	for n, want := range map[int64]string{0: "0 B", 1023: "1023 B", 1 << 10: "1.0 KiB", 3 << 29: "1.5 GiB", 1 << 60: "1024.0 PiB"} {
-		if got := formatBytes(n); got != want {
+	for n, want := range map[int64]string{
+		0: "0 B", 1023: "1023 B", 1 << 10: "1.0 KiB", 3 << 29: "1.5 GiB", 1 << 60: "1.0 EiB", 10199: "10 KiB", 312 << 30: "312 GiB", 1000 << 20: "1.0 GiB", 1<<63 - 1: "8.0 EiB",
+	} {
+		if got := FormatBytes(n); got != want {
 			t.Errorf("%d: %s, want %s", n, got, want)
 		}
 	}
-	for s, want := range map[float64]string{0: "0s", 59: "59s", 61: "1m0s", 3 * 86400: "3 days"} {
+	for s, want := range map[float64]string{0: "0 s", 59: "59 s", 61: "1 min", 3*3600 + 125: "3 h 2 min", 3 * 86400: "3 days"} {
 		if got := formatDuration(s); got != want {
 			t.Errorf("%v: %s, want %s", s, got, want)
 		}

@@ -24,12 +24,12 @@ func refuse(r *http.Request, addr string) *refusal {
 		return &refusal{http.StatusForbidden, "the Host header is neither this listener's address nor localhost"}
 	}
 	// Browsers say where a request comes from; other programs do not. Following a link to
-	// the page is all that another site may do: even a request whose answer it cannot read
-	// costs something (profiles, look-ups).
+	// the page, without a question, is all that another site may do: even a request whose
+	// answer it cannot read costs something (profiles, look-ups).
 	switch r.Header.Get("Sec-Fetch-Site") {
 	case "", "none", "same-origin":
 	default:
-		if r.URL.Path != "/" || r.Header.Get("Sec-Fetch-Mode") != "navigate" {
+		if r.URL.Path != "/" || r.URL.RawQuery != "" || r.Header.Get("Sec-Fetch-Mode") != "navigate" {
 			return &refusal{http.StatusForbidden, "asked by another site"}
 		}
 	}

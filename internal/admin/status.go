@@ -1,24 +1,97 @@
 package admin
 
 import (
-	"fmt"
+	"cmp"
+	"slices"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-	dto "github.com/prometheus/client_model/go"
+	"github.com/nixp2p/nixp2p/internal/metrics"
 )
 
 // Status is the answer at /api/v1/status. Names of fields are kept: programs read them.
 type Status struct {
-	Version          string  `json:"version"`
-	UptimeSeconds    float64 `json:"uptime_seconds"`
-	Ready            bool    `json:"ready"`
-	NotReady         string  `json:"not_ready,omitempty"` // the reason
-	StorePathsShared int64   `json:"store_paths_shared"`
-	Peers            int     `json:"peers"`
-	Bytes            Bytes   `json:"bytes"`       // NAR bytes sent to Nix, by source
-	SavedBytes       int64   `json:"saved_bytes"` // that did not cross the uplink
+	Version          string    `json:"version"`
+	Since            time.Time `json:"since"`
+	UptimeSeconds    float64   `json:"uptime_seconds"`
+	Ready            bool      `json:"ready"`
+	NotReady         string    `json:"not_ready,omitempty"` // the reason
+	StorePathsShared int64     `json:"store_paths_shared"`
+	Peers            int       `json:"peers"`
+	Bytes            Bytes     `json:"bytes"`       // NAR bytes sent to Nix, by source
+	SavedBytes       int64     `json:"saved_bytes"` // that did not cross the uplink, since the start
+	// Requests counts narinfo requests since the start by where the answer came from: memory,
+	// disk, store, peer, upstream, none.
+	Requests          map[string]Results `json:"requests"`
+	UpstreamBytes     int64              `json:"upstream_bytes"`      // all response bodies of upstreams
+	PeerReceivedBytes int64              `json:"peer_received_bytes"` // NAR bytes on the wire
+	PeerSentBytes     int64              `json:"peer_sent_bytes"`     // NAR bytes on the wire
 	State
+}
+
+// Results counts answers by what they were.
+type Results struct {
+	Hit     int64 `json:"hit"`
+	Miss    int64 `json:"miss"`
+	Timeout int64 `json:"timeout"`
+}
+
+// Saved are NAR bytes that did not cross the uplink, by days of the local calendar and kept
+// over restarts.
+type Saved struct {
+	Today int64 `json:"today"`
+	Week  int64 `json:"week"` // the last seven days, today included
+	Total int64 `json:"total"`
+}
+
+// Directions of a Transfer.
+const (
+	In  = "in"  // from a peer or an upstream into the NAR cache
+	Out = "out" // to a peer
+	Nix = "nix" // to a client of this machine's substituter
+)
+
+// maxTransfers bounds Status.Transfers.
+const maxTransfers = 64
+
+// Transfer is a NAR on its way at this moment.
+type Transfer struct {
+	Direction string `json:"direction"`
+	StorePath string `json:"store_path"` // "" when only the NAR hash is known
+	NarHash   string `json:"nar_hash"`
+	Form      string `json:"form"`   // raw, xz, zstd: of the bytes that are counted
+	Source    string `json:"source"` // who gives them: store, cache, peer, upstream; "" when not known yet
+	Peer      string `json:"peer"`   // ID of the peer on the other end, "" when there is none or several
+
+	Bytes          int64     `json:"bytes"`            // done
+	Size           int64     `json:"size"`             // of the whole
+	BytesPerSecond int64     `json:"bytes_per_second"` // of the last seconds
+	Started        time.Time `json:"started"`
+	Readers        int       `json:"readers"` // who waits for it
+}
+
+// Failure is something that went wrong and that people may want to know of.
+type Failure struct {
+	At        time.Time `json:"at"`    // when last
+	Times     int       `json:"times"` // how often in a row
+	What      string    `json:"what"`  // one short sentence
+	Source    string    `json:"source"`
+	StorePath string    `json:"store_path"`
+	Error     string    `json:"error"`
+}
+
+// History is the answer at /api/v1/history: what was sent to Nix by hour and by day of the
+// local calendar, the oldest first, without gaps, kept over restarts.
+type History struct {
+	Hours []Bucket `json:"hours"` // 24
+	Days  []Bucket `json:"days"`  // 30
+}
+
+// Bucket is an hour or a day: NAR bytes sent to Nix by source, and those that did not cross the
+// uplink.
+type Bucket struct {
+	Start time.Time `json:"start"`
+	Bytes
+	Saved int64 `json:"saved"`
 }
 
 // Bytes are counts by source.
@@ -37,6 +110,12 @@ type State struct {
 	Cache     Cache      `json:"cache"`
 	Store     Store      `json:"store"`
 	StateDir  string     `json:"state_dir,omitempty"`
+	Saved     Saved      `json:"saved"`
+	// Transfers are those on their way now, the largest first; the node gives all of them, the
+	// API cuts them.
+	Transfers      []Transfer `json:"transfers"`
+	TransfersTotal int        `json:"transfers_total"`
+	Failures       []Failure  `json:"failures"` // the last ones, the newest first
 }
 
 // Store is this machine's own Nix store: how much of it can be shared, and why not the rest.
@@ -119,6 +198,9 @@ type Peer struct {
 	SentBytes     int64    `json:"sent_bytes"`
 	ReceivedBytes int64    `json:"received_bytes"`
 	Standing      string   `json:"standing"`
+
+	ReceivingBytesPerSecond int64 `json:"receiving_bytes_per_second"` // of the last seconds
+	SendingBytesPerSecond   int64 `json:"sending_bytes_per_second"`
 }
 
 // Refusal is the body of an API answer that is not 200.
@@ -129,16 +211,19 @@ type Refusal struct {
 // Status returns what /api/v1/status says now.
 func (h *Handler) Status() Status {
 	m := h.cfg.Metrics
-	bytes := func(source string) int64 { return read(m.NarBytes.WithLabelValues(source)) }
+	bytes := func(source string) int64 { return metrics.Value(m.NarBytes.WithLabelValues(source)) }
 	s := Status{
 		Version:          h.cfg.Version,
+		Since:            h.cfg.Started.Round(0),
 		UptimeSeconds:    time.Since(h.cfg.Started).Round(time.Millisecond).Seconds(),
 		Ready:            true,
-		StorePathsShared: read(m.StorePathsShared),
-		Peers:            int(read(m.Peers)),
+		StorePathsShared: metrics.Value(m.StorePathsShared),
+		Peers:            int(metrics.Value(m.Peers)),
 		Bytes:            Bytes{Store: bytes("store"), Cache: bytes("cache"), Peer: bytes("peer"), Upstream: bytes("upstream")},
-		SavedBytes:       read(m.SavedBytes),
-		State:            h.cfg.Node.State(),
+		SavedBytes:       metrics.Value(m.SavedBytes),
+		Requests:         requests(m),
+		UpstreamBytes:    metrics.Value(m.UpstreamBytes), PeerReceivedBytes: metrics.Value(m.PeerReceivedBytes), PeerSentBytes: metrics.Value(m.PeerSentBytes),
+		State: h.cfg.Node.State(),
 	}
 	if err := h.cfg.Node.Ready(); err != nil {
 		s.Ready, s.NotReady = false, err.Error()
@@ -149,41 +234,25 @@ func (h *Handler) Status() Status {
 	if s.Upstreams == nil {
 		s.Upstreams = []Upstream{}
 	}
+	if s.Failures == nil {
+		s.Failures = []Failure{}
+	}
+	s.Transfers, s.TransfersTotal = largest(s.Transfers), len(s.Transfers)
 	return s
 }
 
-// read returns the value of a counter or gauge.
-func read(m prometheus.Metric) int64 {
-	var d dto.Metric
-	if err := m.Write(&d); err != nil {
-		return 0
+// requests reads the counter of narinfo requests, with a zero for what did not occur.
+func requests(m *metrics.Metrics) map[string]Results {
+	all := make(map[string]Results)
+	for _, source := range []string{"memory", "disk", "store", "peer", "upstream", "none"} {
+		n := func(result string) int64 { return metrics.Value(m.NarinfoRequests.WithLabelValues(source, result)) }
+		all[source] = Results{Hit: n("hit"), Miss: n("miss"), Timeout: n("timeout")}
 	}
-	return int64(d.GetCounter().GetValue() + d.GetGauge().GetValue())
+	return all
 }
 
-// formatBytes writes n for people.
-func formatBytes(n int64) string {
-	if n < 1<<10 {
-		return fmt.Sprintf("%d B", n)
-	}
-	x, unit := float64(n)/(1<<10), "KiB"
-	for _, u := range []string{"MiB", "GiB", "TiB", "PiB"} {
-		if x < 1<<10 {
-			break
-		}
-		x, unit = x/(1<<10), u
-	}
-	return fmt.Sprintf("%.1f %s", x, unit)
-}
-
-// formatDuration writes seconds for people.
-func formatDuration(seconds float64) string {
-	d := time.Duration(seconds * float64(time.Second))
-	switch {
-	case d >= 48*time.Hour:
-		return fmt.Sprintf("%d days", d/(24*time.Hour))
-	case d >= time.Minute:
-		return d.Round(time.Minute).String()
-	}
-	return d.Round(time.Second).String()
+// largest returns the transfers that are shown, and never nil.
+func largest(all []Transfer) []Transfer {
+	slices.SortStableFunc(all, func(a, b Transfer) int { return cmp.Compare(b.Size, a.Size) })
+	return append([]Transfer{}, all[:min(len(all), maxTransfers)]...)
 }

@@ -25,7 +25,8 @@ var rooms = map[string]room{
 	"internal/nixconf":  {0, nil},
 	"internal/disk":     {0, nil},
 
-	"verify": {1, []string{"internal/nix"}},
+	"verify":          {1, []string{"internal/nix"}},
+	"internal/ledger": {1, []string{"internal/disk"}},
 
 	"localstore":         {2, proof},
 	"internal/upstream":  {2, proof},
@@ -34,7 +35,7 @@ var rooms = map[string]room{
 
 	// The peers' room and its parts, of which all but dht, mdns and discovery are pure logic.
 	"p2p": {2, with(proof, "p2p/inventory", "p2p/wire", "p2p/pick", "p2p/quota", "p2p/standing", "p2p/swarmkey",
-		"p2p/netif", "p2p/discovery", "p2p/mdns", "p2p/dht")},
+		"p2p/netif", "p2p/discovery", "p2p/mdns", "p2p/dht", "p2p/lease", "p2p/leasing")},
 	"p2p/dht":       {2, proof},
 	"p2p/inventory": {2, proof},
 	"p2p/wire":      {2, with(proof, "p2p/inventory")},
@@ -43,6 +44,7 @@ var rooms = map[string]room{
 	"p2p/standing":  {2, proof},
 	"p2p/swarmkey":  {2, proof},
 	"p2p/lease":     {2, proof},
+	"p2p/leasing":   {2, with(proof, "p2p/lease")},
 	"p2p/netif":     {2, proof},
 	"p2p/discovery": {2, with(proof, "p2p/netif")},
 	"p2p/mdns":      {2, with(proof, "p2p/netif", "p2p/discovery")},
@@ -56,8 +58,9 @@ var rooms = map[string]room{
 	"internal/config": {5, []string{"internal/nix", "verify"}},
 	"internal/manual": {5, nil},
 	"internal/doctor": {5, with(proof, "internal/admin", "internal/nixconf", "localstore", "p2p/netif")},
-	"cmd/nixp2p": {6, with(proof, "localstore", "internal/upstream", "internal/infocache", "internal/narcache", "p2p",
-		"internal/resolve", "httpfront", "internal/admin", "internal/config", "internal/manual", "internal/doctor", "internal/nixconf")},
+	"internal/demo":   {5, with(proof, "internal/admin", "internal/nixconf")},
+	"cmd/nixp2p": {6, with(proof, "internal/ledger", "localstore", "internal/upstream", "internal/infocache", "internal/narcache", "p2p",
+		"internal/resolve", "httpfront", "internal/admin", "internal/config", "internal/manual", "internal/doctor", "internal/demo", "internal/nixconf")},
 
 	"internal/nixtest":            {floorTest, proof},
 	"internal/nixtest/realnix":    {floorTest, with(proof, "internal/nixtest")},
@@ -68,12 +71,17 @@ var rooms = map[string]room{
 	// Tests of files that are not Go.
 	"systemd": {floorTest, []string{"internal/config"}},
 	"nix":     {floorTest, []string{"internal/config"}},
+	"deploy":  {floorTest, []string{"internal/metrics"}},
 
 	"lab/mkcorpus": {floorLab, with(proof, "internal/nixtest", "internal/nixtest/realnix")},
-	"lab/bench":    {floorLab, with(proof, "internal/nixtest", "internal/nixtest/realnix")},
-	"lab/faults":   {floorLab, with(proof, "internal/nixtest", "internal/nixtest/realnix", "internal/nixtest/supervise")},
-	"lab/site":     {floorLab, with(proof, "internal/nixtest", "internal/nixtest/realnix", "lab/site/stranger", "p2p/wire")},
+	"lab/bench":    {floorLab, with(proof, "internal/nixtest", "internal/nixtest/realnix", "lab/rig")},
+	"lab/faults":   {floorLab, with(proof, "internal/nixtest", "internal/nixtest/realnix", "internal/nixtest/supervise", "lab/faults/liar", "p2p/wire")},
+	// What the labs of several hosts have in common.
+	"lab/rig":  {floorLab, with(proof, "internal/nixtest", "internal/nixtest/realnix")},
+	"lab/site": {floorLab, with(proof, "internal/nixtest", "internal/nixtest/realnix", "lab/rig", "lab/site/stranger", "p2p/wire")},
+	"lab/cold": {floorLab, with(proof, "internal/nixtest", "internal/nixtest/realnix", "lab/rig", "lab/site/stranger")},
 	// A peer that does not keep to the rules has to speak their language.
+	"lab/faults/liar":    {floorLab, with(proof, "p2p/inventory", "p2p/swarmkey", "p2p/wire")},
 	"lab/site/stranger":  {floorLab, with(proof, "p2p/dht", "p2p/inventory", "p2p/swarmkey", "p2p/wire")},
 	"lab/netlab/wanlink": {floorLab, nil},
 }
@@ -101,7 +109,7 @@ var fences = map[string][]string{
 	"github.com/prometheus/client_golang/prometheus":            {"*"},
 	"github.com/prometheus/client_golang/prometheus/collectors": {"internal/metrics"},
 	"github.com/prometheus/client_golang/prometheus/promhttp":   {"internal/admin"},
-	"github.com/prometheus/client_model":                        {"internal/admin"}, // to read a counter
+	"github.com/prometheus/client_model":                        {"internal/metrics"}, // to read a counter
 
 	"github.com/hashicorp/golang-lru/v2": {"internal/resolve", "internal/upstream", "internal/narcache", "internal/infocache"},
 	"go.etcd.io/bbolt":                   {"internal/infocache", "internal/narcache"},
@@ -109,7 +117,7 @@ var fences = map[string][]string{
 	"github.com/FastFilter/xorfilter": {"p2p/inventory"},
 
 	// The network of peers, in the only two rooms that are more than logic about it.
-	"github.com/libp2p/":      {"p2p", "p2p/dht", "lab/site/stranger"},
+	"github.com/libp2p/":      {"p2p", "p2p/dht", "lab/site/stranger", "lab/faults/liar"},
 	"github.com/multiformats": {"p2p", "p2p/dht", "lab/site/stranger"},
 	"github.com/ipfs":         {"p2p/dht"},
 

@@ -37,6 +37,7 @@ type Config struct {
 	P2PListen    []string // multiaddrs
 	MDNS         bool
 	Bootstrap    []string // multiaddrs and "dns:", "srv:", "http(s)://", "file:"
+	Leases       bool
 	MaxPeers     int
 	SwarmKeyFile string // "" means an open site
 	AllowCIDRs   []netip.Prefix

@@ -125,6 +125,11 @@ var options = []option{
 		set:     one(func(c *Config) *int { return &c.MaxPeers }, whole(1, 1<<16)),
 		get:     func(c *Config) any { return int64(c.MaxPeers) },
 	}, {
+		name: "leases", arg: "BOOL", kind: truth, def: []string{"true"},
+		meaning: "agree with the site on who downloads what no peer has; `false`: each machine for itself",
+		set:     one(func(c *Config) *bool { return &c.Leases }, parseBool),
+		get:     func(c *Config) any { return c.Leases },
+	}, {
 		name: "swarm-key-file", arg: "FILE", def: []string{""}, defText: none,
 		meaning: "closed site: only holders of this secret",
 		set:     one(func(c *Config) *string { return &c.SwarmKeyFile }, maybe(parseDir)),

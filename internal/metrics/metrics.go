@@ -6,6 +6,7 @@ package metrics
 import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+	dto "github.com/prometheus/client_model/go"
 )
 
 // Metrics is all that this program counts. Every field is safe for concurrent use.
@@ -21,6 +22,16 @@ type Metrics struct {
 	PeerReceivedBytes prometheus.Counter
 	PeerSentBytes     prometheus.Counter
 	Peers             prometheus.Gauge
+	PeersByStanding   *prometheus.GaugeVec   // standing
+	PeerDials         *prometheus.CounterVec // result
+	PeerSessionsEnded *prometheus.CounterVec // reason
+	PeerHedges        *prometheus.CounterVec // kind, event
+	PeerMoves         *prometheus.CounterVec // reason
+	PeerBusy          *prometheus.CounterVec // direction
+	PeerUploads       prometheus.Gauge
+	Leases            *prometheus.CounterVec // told
+	InventoryBytes    *prometheus.CounterVec // direction
+	DHTLookups        *prometheus.CounterVec // result
 	VerifyFailures    *prometheus.CounterVec // source, reason
 	CacheBytes        prometheus.Gauge
 	CacheDegraded     prometheus.Gauge
@@ -45,6 +56,16 @@ func New() *Metrics {
 	m.PeerReceivedBytes = b.counter("peer_received_bytes_total", "NAR bytes received from peers, as on the wire.")
 	m.PeerSentBytes = b.counter("peer_sent_bytes_total", "NAR bytes sent to peers, as on the wire.")
 	m.Peers = b.gauge("peers", "Connected peers.")
+	m.PeersByStanding = b.gauges("peers_by_standing", "Peers by standing: good, silent, muted (its inventory promised what it had not), guest (no inventories), liar (also one that is not connected).", "standing")
+	m.PeerDials = b.counters("peer_dials_total", "Attempts to connect to a peer, by result: ok, failed.", "result")
+	m.PeerSessionsEnded = b.counters("peer_sessions_ended_total", "Sessions with peers that ended: lost, silent, stranger (of another site), protocol, full.", "reason")
+	m.PeerHedges = b.counters("peer_hedges_total", "Second peers asked because the first was slower than usual (sent), and how often they were first (won), by what was asked for: narinfo, nar.", "kind", "event")
+	m.PeerMoves = b.counters("peer_moves_total", "NARs that left a peer in the middle: stalled, slow, failed.", "reason")
+	m.PeerBusy = b.counters("peer_busy_total", "NAR requests refused because too many were served already: given to peers, received from peers.", "direction")
+	m.PeerUploads = b.gauge("peer_uploads", "NARs that are being sent to peers.")
+	m.Leases = b.counters("leases_total", "Answers to the question who of the site fetches a NAR: fetch it here, follow another node, yield (another one that fetches it too).", "told")
+	m.InventoryBytes = b.counters("peer_inventory_bytes_total", "Bytes of inventories and their changes, sent and received.", "direction")
+	m.DHTLookups = b.counters("dht_lookups_total", "Look-ups of NARs in the DHT: found, none, dropped (too many at a time).", "result")
 	m.VerifyFailures = b.counters("verify_failures_total", "Wrong narinfos and NARs refused, by source and reason.", "source", "reason")
 	m.CacheBytes = b.gauge("cache_bytes", "Bytes on disk of the NAR cache, downloads in progress included.")
 	m.CacheDegraded = b.gauge("cache_degraded", "1 while the NAR cache cannot write and everything streams through.")
@@ -54,6 +75,15 @@ func New() *Metrics {
 	m.SavedBytes = b.counter("saved_bytes_total", "NAR bytes that did not have to cross the uplink.")
 	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
+}
+
+// Value returns what a counter or gauge says now.
+func Value(m prometheus.Metric) int64 {
+	var d dto.Metric
+	if err := m.Write(&d); err != nil {
+		return 0
+	}
+	return int64(d.GetCounter().GetValue() + d.GetGauge().GetValue())
 }
 
 type builder struct{ r prometheus.Registerer }

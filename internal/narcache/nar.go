@@ -156,6 +156,7 @@ func (c *Cache) discard(e *entry, err error) bool {
 	}
 	c.log.Warn("a file of the cache cannot be used and is removed", "source", name,
 		"nar", e.nar.String(), "form", e.form.String(), "err", err)
+	c.cfg.Trouble(name, "a file could not be used and was removed", "", err)
 	return true
 }
 

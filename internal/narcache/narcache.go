@@ -45,6 +45,9 @@ type Config struct {
 	// InStore tells whether this machine's store can serve a NAR to everybody, so that no
 	// second copy is needed. It may be called at any time. nil: it never can.
 	InStore func(nix.NarHash) bool
+	// Trouble is told when the disk fails, when it works again, and of files that had to be
+	// removed. nil: nobody is told.
+	Trouble func(source, what, storePath string, err error)
 	Log     *slog.Logger // default: discard
 	Metrics *metrics.Metrics
 }
@@ -101,6 +104,9 @@ func Open(cfg Config) (*Cache, error) {
 	}
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
+	}
+	if c.cfg.Trouble == nil {
+		c.cfg.Trouble = func(_, _, _ string, _ error) {}
 	}
 	c.ranks = newRanks(c.max)
 	if err := c.start(); err != nil {

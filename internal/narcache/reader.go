@@ -82,6 +82,17 @@ func (r *Reader) Read(p []byte) (int, error) {
 	}
 }
 
+// Have returns how many bytes from the first one on can be read without waiting.
+func (r *Reader) Have() int64 {
+	d := r.d
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.state == filling {
+		return max(d.written-r.hold, 0)
+	}
+	return d.written
+}
+
 // free returns how many bytes may be read now. When there are none it returns a channel that is
 // closed at the next change, if wait asks for one.
 func (r *Reader) free(wait bool) (n int64, changed <-chan struct{}, err error) {

@@ -84,6 +84,7 @@ func (c *Cache) fault(operation string, err error) error {
 	defer h.mu.Unlock()
 	if !h.ill {
 		c.log.Warn("the cache cannot write; NARs stream through", "source", name, "operation", operation, "err", err)
+		c.cfg.Trouble(name, "cannot write: NARs stream through and are not kept", "", err)
 	}
 	h.ill, h.until = true, time.Now().Add(degradedFor)
 	c.showHealth(1)
@@ -102,6 +103,7 @@ func (c *Cache) well() {
 	h.ill = false
 	c.showHealth(0)
 	c.log.Info("the cache writes again", "source", name)
+	c.cfg.Trouble(name, "writes again", "", nil)
 }
 
 func (c *Cache) showHealth(v float64) {

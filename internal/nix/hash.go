@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 )
 
@@ -30,6 +31,9 @@ func ParseStoreHash(s string) (h StoreHash, err error) {
 // String returns the 32 characters.
 func (h StoreHash) String() string { return string(h.Append(nil)) }
 
+// LogValue is part of slog.LogValuer: the hash as text, whatever writes the log.
+func (h StoreHash) LogValue() slog.Value { return slog.StringValue(h.String()) }
+
 // Append appends the 32 characters to b.
 func (h StoreHash) Append(b []byte) []byte { return appendNix32(b, h[:]) }
 
@@ -51,6 +55,9 @@ func (h NarHash) Nix32() string { return string(appendNix32(nil, h[:])) }
 
 // String returns "sha256:" and 52 characters of nix32, as in narinfos and fingerprints.
 func (h NarHash) String() string { return "sha256:" + h.Nix32() }
+
+// LogValue is part of slog.LogValuer: the hash as text, whatever writes the log.
+func (h NarHash) LogValue() slog.Value { return slog.StringValue(h.String()) }
 
 // ParseFileHash reads a file hash in the forms of ParseNarHash.
 func ParseFileHash(s string) (FileHash, error) {

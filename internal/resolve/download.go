@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/nixp2p/nixp2p/internal/compress"
+	"github.com/nixp2p/nixp2p/internal/metrics"
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/verify"
 )
@@ -38,6 +39,9 @@ type download struct {
 	spool Download      // valid once begun is closed and err is nil
 	err   error         // valid once begun is closed
 	giver atomic.Value  // string: who is giving
+
+	started time.Time
+	flow    metrics.Flow // into the spool
 
 	// All under Resolver.mu.
 	followers int
@@ -73,7 +77,7 @@ func (r *Resolver) join(ctx context.Context, info *verify.Info, c choice, size i
 		err = ctx.Err()
 	}
 	if err != nil {
-		r.leave(d)
+		r.leave(d, linger)
 		return nil, false, err
 	}
 	return d, began, nil
@@ -102,7 +106,7 @@ func (r *Resolver) enlist(ctx context.Context, info *verify.Info, c choice, size
 	if d == nil {
 		began = true
 		own, cancel := context.WithCancel(context.WithoutCancel(ctx))
-		d = &download{key: key, info: info, cancel: cancel, begun: make(chan struct{}), done: make(chan struct{})}
+		d = &download{key: key, info: info, cancel: cancel, begun: make(chan struct{}), done: make(chan struct{}), started: time.Now()}
 		r.downloads[key] = d
 		r.fillers.Go(func() {
 			defer cancel()
@@ -111,6 +115,19 @@ func (r *Resolver) enlist(ctx context.Context, info *verify.Info, c choice, size
 	}
 	d.followers++
 	return d, began, nil
+}
+
+// Decoding tells whether a form of a NAR, of size bytes, is being made from what this machine
+// has.
+func (r *Resolver) Decoding(nar nix.NarHash, form nix.Form, size int64) bool {
+	r.mu.Lock()
+	d := r.downloads[downloadKey{nar, form, size}]
+	r.mu.Unlock()
+	if d == nil {
+		return false
+	}
+	giver, _ := d.giver.Load().(string)
+	return giver == cacheName
 }
 
 // endsSoon waits for a download that was given up: only then may the same begin anew. It tells
@@ -127,7 +144,8 @@ func (d *download) endsSoon(ctx context.Context) bool {
 	return false
 }
 
-func (r *Resolver) leave(d *download) {
+// leave ends the following of d, which goes on for a time when nobody follows it any more.
+func (r *Resolver) leave(d *download, stay time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	d.followers--
@@ -140,7 +158,7 @@ func (r *Resolver) leave(d *download) {
 	}
 	d.left++
 	left := d.left
-	time.AfterFunc(linger, func() {
+	time.AfterFunc(stay, func() {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		if d.followers == 0 && d.left == left {
@@ -182,30 +200,54 @@ func (r *Resolver) closeDownloads() {
 
 // fill fetches d and takes it out of the list when it has ended.
 func (r *Resolver) fill(ctx context.Context, d *download, c choice) {
+	into := &spoolSink{
+		r: r, info: d.info, form: d.key.form, proof: verify.NewProof(d.info.Want(d.key.form, d.key.size)),
+	}
+	p := &pouring{
+		r: r, info: d.info, form: d.key.form, size: d.key.size, sources: c.far, backup: c.backup,
+		begun: func(source string) error {
+			if err := r.openSpool(d, into); err != nil {
+				return err
+			}
+			d.giver.Store(source)
+			d.begin(nil)
+			return nil
+		},
+		prepare: func() error { return r.openSpool(d, into) },
+	}
+	if r.cfg.Leases != nil && !c.alone && !r.avoided.has(avoidKey{peerName, d.key.nar}) {
+		p.lease = func() Lease {
+			into.lease = r.cfg.Leases.Lease(ctx, d.info, d.key.form, d.key.size)
+			into.moved()
+			return into.lease
+		}
+	}
+	buf, release := r.buffer()
+	defer release()
+	into.buf = buf
+	err := p.pour(ctx, into, nil)
+	r.drop(d, into.misnamed)
+	d.begin(err)
+	if into.lease != nil {
+		into.lease.End(ctx, err == nil)
+	}
+}
+
+// openSpool makes the file for d unless there is one. It is not made sooner: most NARs no peer
+// has, and each way to ask them is a download of its own.
+func (r *Resolver) openSpool(d *download, into *spoolSink) error {
+	if into.Download != nil {
+		return nil
+	}
 	spool, err := r.cfg.Spool(d.key.nar, d.key.form, d.key.size)
 	if err != nil {
-		r.drop(d, false)
-		d.begin(errors.Join(errNoSpool, err))
-		return
+		return errors.Join(errNoSpool, err)
 	}
+	d.spool, into.Download = spool, metered{spool, &d.flow}
 	if r.cfg.Fetching != nil {
 		r.cfg.Fetching(d.info)
 	}
-	d.spool = spool
-	p := &pouring{
-		r: r, info: d.info, form: d.key.form, size: d.key.size, sources: c.far, backup: c.backup,
-		begun: func(source string) {
-			d.giver.Store(source)
-			d.begin(nil)
-		},
-	}
-	into := &spoolSink{
-		Download: spool, r: r, info: d.info, form: d.key.form,
-		proof: verify.NewProof(d.info.Want(d.key.form, d.key.size)), buf: make([]byte, min(copyBuffer, d.key.size)),
-	}
-	err = p.pour(ctx, into, nil)
-	r.drop(d, into.misnamed)
-	d.begin(err)
+	return nil
 }
 
 // endedError is how a download ends for its followers when its sources failed. What else a
@@ -222,7 +264,9 @@ func (n *NAR) follow(ctx context.Context, w io.Writer) error {
 	defer rd.Close()
 	stop := context.AfterFunc(ctx, func() { _ = rd.Close() })
 	defer stop()
-	_, err := io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{rd}, make([]byte, min(copyBuffer, n.formSize)))
+	buf, release := n.r.buffer()
+	defer release()
+	_, err := io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{rd}, buf)
 	if rd.failed {
 		// Who tries anew must not find this one under way.
 		select {
@@ -269,12 +313,13 @@ func (f *followed) Read(p []byte) (int, error) {
 
 // spoolSink writes a stream into the cache's file and judges it.
 type spoolSink struct {
-	Download
-	r     *Resolver
-	info  *verify.Info
-	form  nix.Form
-	proof *verify.Proof
-	buf   []byte
+	Download // nil until there are bytes
+	r        *Resolver
+	info     *verify.Info
+	form     nix.Form
+	proof    *verify.Proof
+	buf      []byte
+	lease    Lease // nil when there is none
 	// misnamed: it was committed although its file hash is wrong.
 	misnamed bool
 }
@@ -292,6 +337,7 @@ func (s *spoolSink) Fill(src io.Reader) error {
 			if _, err := s.Write(s.buf[:n]); err != nil {
 				return &receiverError{errors.Join(errSpoolFailed, err)}
 			}
+			s.moved()
 		}
 		if errors.Is(err, io.EOF) {
 			return nil
@@ -303,6 +349,13 @@ func (s *spoolSink) Fill(src io.Reader) error {
 	return io.ErrNoProgress
 }
 
+// moved tells the site how far this download is. Those who follow it see all but the tail.
+func (s *spoolSink) moved() {
+	if s.lease != nil {
+		s.lease.Moved(max(s.Offset()-verify.TailSize, 0), s.Offset())
+	}
+}
+
 // maxEmptyReads bounds reads that give neither bytes nor an error, which io.Reader allows.
 const maxEmptyReads = 100
 
@@ -310,6 +363,9 @@ const maxEmptyReads = 100
 // the right NAR: nobody signed the file hash. Then the response is completed, but the file
 // hash is not used again.
 func (s *spoolSink) End(err error) error {
+	if s.Download == nil {
+		return err // nobody gave anything, and nobody follows
+	}
 	if err == nil {
 		err = s.proof.Check()
 		if isLie(err) && !s.form.IsRaw() && s.holdsNAR() {

@@ -298,6 +298,7 @@ func (r *Resolver) blame(source string, h nix.StoreHash, err error) error {
 	var lie *verify.LieError
 	if errors.As(err, &lie) && source != upstreamName {
 		r.count.lie(source, lie)
+		r.cfg.Trouble(source, "gave a wrong narinfo, which was refused", "", err)
 		r.log.Warn("wrong narinfo refused", "source", source, "store_hash", h, "err", err)
 	}
 	return err

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"slices"
 	"sync/atomic"
+	"time"
 
 	"github.com/nixp2p/nixp2p/internal/compress"
 	"github.com/nixp2p/nixp2p/internal/nix"
@@ -20,6 +21,8 @@ type Query struct {
 	// Resume: the client has the beginning already and asks for a range. It can go on only
 	// with exactly the bytes that it began with.
 	Resume bool
+	// Head: only what can be said about it is asked for. Nothing is fetched for that.
+	Head bool
 	// ForPeer: the bytes do not go to Nix and are not counted as such.
 	ForPeer bool
 }
@@ -42,6 +45,8 @@ type NAR struct {
 	began   bool          // d, for others to join
 	giver   atomic.Value  // string: who is giving, when d is nil
 	useless []NARSource   // near sources that failed here
+	out     *section      // what is sent
+	alone   bool          // others fetch it in a form that is of no use here
 	// insist: the client has the beginning of this form, and only others lied about its end.
 	insist bool
 }
@@ -53,6 +58,7 @@ type choice struct {
 	form              nix.Form
 	wrap              nix.Compression
 	near, far, backup []NARSource
+	alone             bool // the site is not asked who fetches it
 }
 
 // NAR chooses the sources for a NAR. An error that wraps fs.ErrNotExist means that none has
@@ -150,9 +156,14 @@ func (n *NAR) choices() []choice {
 		raw.near = append(raw.near[:len(raw.near):len(raw.near)], cache...)
 	}
 	rawPeers := choice{far: peers, backup: upstream}
-	rawCache := choice{near: cache, far: far} // decoded from another form
+	// Decoded from another form, once for all who ask.
+	rawCache := choice{far: append(cache[:len(cache):len(cache)], far...)}
+	decoded := choice{far: upstream}
 	var list []choice
-	if raw.wrap, rawPeers.wrap, rawCache.wrap = want.Compression, want.Compression, want.Compression; len(raw.near) > 0 {
+	for _, c := range []*choice{&raw, &rawPeers, &rawCache, &decoded} {
+		c.wrap = want.Compression
+	}
+	if len(raw.near) > 0 {
 		list = append(list, raw)
 	}
 	if want.IsRaw() {
@@ -160,20 +171,26 @@ func (n *NAR) choices() []choice {
 		if cachedOther {
 			list = append(list, rawCache)
 		}
-		return append(list, choice{far: upstream})
+		return append(list, decoded)
 	}
 	if !bad {
 		if cachedFile {
 			list = append(list, choice{form: want, near: cache, far: far})
 		}
-		list = append(list, choice{form: want, far: peers, backup: upstream}, rawPeers, choice{form: want, far: upstream})
+		filePeers, file := choice{form: want, far: peers, backup: upstream}, choice{form: want, far: upstream}
+		if len(peers) > 0 && r.cfg.Leases != nil && r.cfg.Leases.Crowded() {
+			// Many machines want it now: one of them decodes it for all.
+			list = append(list, rawPeers, filePeers, decoded, file)
+		} else {
+			list = append(list, filePeers, rawPeers, file)
+		}
 	} else {
 		list = append(list, rawPeers)
 	}
 	if cachedOther {
 		list = append(list, rawCache)
 	}
-	return append(list, choice{wrap: want.Compression, far: upstream})
+	return append(list, decoded)
 }
 
 // usable leaves out a source that had a part in wrong bytes of this NAR, or failed before, and
@@ -186,16 +203,47 @@ func (n *NAR) usable(s NARSource) []NARSource {
 	return []NARSource{s}
 }
 
-// open begins the first choice that fits and works.
+// finder is a source of peers that can look for more of them than it knows.
+type finder interface {
+	// Find tells whether somebody was found who says that he has info's NAR.
+	Find(ctx context.Context, info *verify.Info) bool
+}
+
+// findTime is how long a NAR that is nowhere to be had waits for the peers to be searched: what
+// was asked first may not have ended yet, and a 404 costs Nix more.
+const findTime = 1500 * time.Millisecond
+
+// open begins the first choice that fits and works. When none does, peers are looked for as far
+// as that goes, and asked again.
 func (n *NAR) open(ctx context.Context, fits func(choice) bool) error {
+	err := n.openAny(ctx, fits)
+	f, ok := n.r.cfg.Peers.(finder)
+	if err == nil || !ok || ctx.Err() != nil || n.q.Reach.stays() || len(n.usable(n.r.cfg.Peers)) == 0 {
+		return err
+	}
+	within, cancel := context.WithTimeout(ctx, findTime)
+	defer cancel()
+	if !f.Find(within, n.info) {
+		return err
+	}
+	return n.openAny(ctx, fits)
+}
+
+// openAny begins the first choice that fits and works.
+func (n *NAR) openAny(ctx context.Context, fits func(choice) bool) error {
 	var errs []error
+	var other *OtherFormError
 	for _, c := range n.choices() {
 		if !fits(c) || len(c.near)+len(c.far) == 0 {
 			continue
 		}
+		c.alone = n.alone
 		err := n.begin(ctx, c)
 		if err == nil {
 			return nil
+		}
+		if errors.As(err, &other) {
+			continue
 		}
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -204,7 +252,28 @@ func (n *NAR) open(ctx context.Context, fits func(choice) bool) error {
 			errs = append(errs, err)
 		}
 	}
+	if other != nil && !n.alone {
+		n.alone = true
+		n.getOther(ctx, other)
+		return n.openAny(ctx, fits)
+	}
 	return missing(errs)
+}
+
+// getOther gets the form that others get into the cache, where it can be decoded from.
+func (n *NAR) getOther(ctx context.Context, other *OtherFormError) {
+	if other.Form.IsRaw() || n.r.cfg.Upstream == nil {
+		return
+	}
+	d, _, err := n.r.join(ctx, n.info, choice{form: other.Form, far: n.usable(n.r.cfg.Upstream)}, other.Size)
+	if err != nil {
+		return
+	}
+	select {
+	case <-d.done:
+	case <-ctx.Done():
+	}
+	n.r.leave(d, linger)
 }
 
 // begin opens the first near source of c that has it, or joins the fetch from the far ones
@@ -212,7 +281,7 @@ func (n *NAR) open(ctx context.Context, fits func(choice) bool) error {
 func (n *NAR) begin(ctx context.Context, c choice) error {
 	size := n.sizeOf(c.form)
 	if len(c.near) == 0 {
-		if size > 0 {
+		if size > 0 && !n.q.Head {
 			d, began, err := n.r.join(ctx, n.info, c, size)
 			if err == nil {
 				n.set(c, size)
@@ -308,7 +377,11 @@ func (n *NAR) Close() {
 		n.claim = nil
 	}
 	if n.d != nil {
-		n.r.leave(n.d)
+		stay := linger
+		if n.out == nil { // nothing was asked of it
+			stay = 0
+		}
+		n.r.leave(n.d, stay)
 		n.d = nil
 	}
 }
@@ -317,7 +390,10 @@ func (n *NAR) Close() {
 // an error and nothing was written to w, the request may still be refused; else the response
 // has to be cut.
 func (n *NAR) Send(ctx context.Context, w io.Writer, from, count int64) error {
-	out := newSection(&counted{w, n}, from, count, n.Size())
+	counted, end := n.r.responses.begin(n, w, count)
+	defer end()
+	out := newSection(counted, from, count, n.Size())
+	n.out = out
 	for attempt := 1; ; attempt++ {
 		err := n.once(ctx, out)
 		if err == nil {

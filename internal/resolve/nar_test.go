@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"sync"
 	"testing"
@@ -201,7 +202,7 @@ func TestAheadBudget(t *testing.T) {
 	var group sync.WaitGroup
 	defer group.Wait()
 	defer leave()
-	for range 4 {
+	for range 2 {
 		group.Go(func() {
 			if _, err := w.whole(ctx, nameOf(p, nix.Raw), resolve.Query{}); !errors.Is(err, context.Canceled) {
 				t.Error(err)
@@ -212,10 +213,10 @@ func TestAheadBudget(t *testing.T) {
 	w.store.Add(t, key, good, bad)
 	w.up.Add(t, key, bad)
 	// They hold their share when they are being read.
-	until(t, "all are being read", func() bool { return w.store.Reading() == 4 })
+	until(t, "all are being read", func() bool { return w.store.Reading() == 2 })
 	w.store.SetFaults()
 	w.wantWhole(nameOf(good, nix.Raw), good.NAR)
-	if n := len(w.store.Offsets()); n != 4+2 {
+	if n := len(w.store.Offsets()); n != 2+2 {
 		t.Errorf("opened %d times: it was not read twice", n)
 	}
 	for _, fault := range []sourcetest.Fault{{Do: sourcetest.Flip, At: 1}, {Do: sourcetest.Die, At: 10}} {
@@ -657,7 +658,9 @@ func TestLingerCountsFromTheLast(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			n.Close()
+			ctx, leave := context.WithTimeout(t.Context(), time.Millisecond)
+			defer leave()
+			_ = n.Send(ctx, io.Discard, 0, n.Size())
 		}
 		look()
 		pass(3 * time.Second)
@@ -964,6 +967,67 @@ func TestCancelStalled(t *testing.T) {
 	}
 }
 
+// TestOnlyAsked: who wants no bytes leaves no download behind: none begins for HEAD, and one that
+// nobody asked anything of does not linger.
+func TestOnlyAsked(t *testing.T) {
+	p := nixtest.NewPath("hello", 3*mib)
+	for _, head := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			w.up.Add(t, key, p)
+			w.up.SetFaults(sourcetest.Fault{Do: sourcetest.Hang, At: 2 * mib})
+			n, err := w.r.NAR(t.Context(), nameOf(p, nix.Raw), resolve.Query{Head: head})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n.Size() != int64(len(p.NAR)) || w.cache.Begun() != 0 == head {
+				t.Errorf("head %v: %d of %d bytes, %d downloads", head, n.Size(), len(p.NAR), w.cache.Begun())
+			}
+			n.Close()
+			synctest.Wait()
+			if on := w.r.Transfers(); len(on) != 0 || w.up.Open() != 0 {
+				t.Errorf("head %v: %d downloads go on, %d open", head, len(on), w.up.Open())
+			}
+			if _, err := w.r.NAR(t.Context(), nameOf(nixtest.NewPath("absent", 1), nix.Raw), resolve.Query{Head: head}); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("head %v: absent: %v", head, err)
+			}
+		})
+	}
+}
+
+// TestSlowClients: what waits for clients that take nothing is bounded for all of them together.
+func TestSlowClients(t *testing.T) {
+	w := newWorld(t, noCache)
+	p := nixtest.NewPath("hello", 5*mib)
+	w.up.Add(t, key, p)
+	ctx, leave := context.WithCancel(t.Context())
+	var group sync.WaitGroup
+	defer group.Wait()
+	defer leave()
+	const slow = 80 // at 2 MiB each they would hold more than may be held
+	for range slow {
+		group.Go(func() {
+			n, err := w.r.NAR(ctx, nameOf(p, nix.Raw), resolve.Query{})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer n.Close()
+			_ = n.Send(ctx, untaken{ctx}, 0, n.Size())
+		})
+	}
+	until(t, "all are read from", func() bool { return w.up.Reading() >= slow })
+	w.wantWhole(nameOf(p, nix.Raw), p.NAR) // and nobody else has to wait for them
+}
+
+// untaken is a client that takes nothing until it leaves.
+type untaken struct{ ctx context.Context }
+
+func (w untaken) Write([]byte) (int, error) {
+	<-w.ctx.Done()
+	return 0, w.ctx.Err()
+}
+
 // TestOtherBuild: the URL names another NAR than the best narinfo does.
 func TestOtherBuild(t *testing.T) {
 	p := nixtest.NewPath("hello", 1000)
@@ -1013,10 +1077,18 @@ func TestDecodedFromCache(t *testing.T) {
 	w = newWorld(t, func(_ *world, cfg *resolve.Config) { cfg.Store = nil })
 	info, file = w.up.AddFile(t, key, p, nix.Zstd, nil)
 	w.cache.AddBytes(p.NarHash(), formOf(t, info), file.Bytes)
-	w.wantWhole(nameOf(p, nix.Raw), p.NAR)
 	w.wantWhole(nameOf(p, formOf(t, info)), file.Bytes)
+	w.wantWhole(nameOf(p, nix.Raw), p.NAR)
+	// By now it is there raw as well, which costs the client less.
+	got, err = w.whole(t.Context(), nameOf(p, formOf(t, info)), resolve.Query{})
+	if err != nil || !bytes.Equal(decode(t, nix.Zstd, got), p.NAR) {
+		t.Errorf("of both forms: %v", err)
+	}
 	if w.up.Gave() != 0 {
 		t.Error("upstream gave bytes")
+	}
+	if n := w.cache.Begun(); n != 1 {
+		t.Errorf("decoded %d times", n)
 	}
 }
 
@@ -1086,7 +1158,7 @@ func TestPeerLies(t *testing.T) {
 				faults := []sourcetest.Fault{{Do: sourcetest.Flip, At: 10}}
 				if slow {
 					faults = append(faults, sourcetest.Fault{Do: sourcetest.Wait, At: 2 * mib, Until: gate})
-					time.AfterFunc(2*time.Second, func() { close(gate) })
+					time.AfterFunc(8*time.Second, func() { close(gate) })
 				}
 				w.peers.SetFaults(faults...)
 				got, err := w.whole(t.Context(), nameOf(p, nix.Raw), resolve.Query{})

@@ -1,6 +1,7 @@
 package resolve_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io/fs"
@@ -109,4 +110,72 @@ func TestMissEndsWithInventory(t *testing.T) {
 			t.Errorf("a peer has it by now: %v", err)
 		}
 	})
+}
+
+// searcher finds who has a NAR only after a while.
+type searcher struct {
+	*sourcetest.Fake
+	takes time.Duration
+	find  func() bool
+	asked int
+}
+
+func (s *searcher) Find(ctx context.Context, _ *verify.Info) bool {
+	s.asked++
+	select {
+	case <-time.After(s.takes):
+		return s.find()
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// TestLastChance: before a NAR is refused, peers that are only being looked for are waited for,
+// not for long, and not where peers must not be asked.
+func TestLastChance(t *testing.T) {
+	p := nixtest.NewPath("hello", 3*mib)
+	home := nixtest.NewPath("home", 3*mib)
+	for _, c := range []struct {
+		name  string
+		takes time.Duration
+		found bool
+		path  nixtest.Path
+		key   nixtest.Key
+		reach resolve.Reach
+		want  time.Duration
+		asked int
+	}{
+		{"found", time.Second, true, p, key, resolve.Anywhere, time.Second, 1},
+		{"nobody", time.Second, false, p, key, resolve.Anywhere, time.Second, 1},
+		{"too late", time.Minute, true, p, key, resolve.Anywhere, 1500 * time.Millisecond, 1},
+		{"private", time.Second, true, home, homeKey, resolve.Anywhere, 0, 0},
+		{"from this machine only", time.Second, true, p, key, resolve.ThisMachine, 0, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var s *searcher
+				w := newWorld(t, func(w *world, cfg *resolve.Config) {
+					s = &searcher{Fake: w.peers, takes: c.takes}
+					cfg.Peers = s
+				})
+				s.find = func() bool {
+					if c.found {
+						w.peers.Add(t, c.key, c.path)
+					}
+					return c.found
+				}
+				info := c.path.Info(t, c.key)
+				w.disk.OnInfo(func(context.Context, nix.StoreHash) (*verify.Info, error) { return info, nil })
+				start := time.Now()
+				got, err := w.whole(t.Context(), nameOf(c.path, nix.Raw), resolve.Query{Reach: c.reach})
+				served := c.found && c.want == time.Second
+				if (err == nil) != served || !served && !errors.Is(err, fs.ErrNotExist) || served && !bytes.Equal(got, c.path.NAR) {
+					t.Errorf("%d bytes, %v", len(got), err)
+				}
+				if took := time.Since(start); took != c.want || s.asked != c.asked {
+					t.Errorf("after %v, %d searches", took, s.asked)
+				}
+			})
+		})
+	}
 }

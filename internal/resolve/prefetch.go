@@ -40,7 +40,7 @@ func (r *Resolver) Prefetch(ctx context.Context, h nix.StoreHash, dry bool) (Pre
 	if err != nil {
 		return p, fmt.Errorf("prefetch %s: %w", a.Info.StorePath().Base(), err)
 	}
-	defer r.leave(d)
+	defer r.leave(d, linger)
 	rd := d.spool.Reader(0)
 	defer rd.Close()
 	stop := context.AfterFunc(ctx, func() { _ = rd.Close() })

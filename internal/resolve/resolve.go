@@ -88,6 +88,36 @@ type Reader interface {
 	Close() error
 }
 
+// Leaser agrees with the other nodes of the site on who fetches a NAR that none of them has.
+type Leaser interface {
+	// Lease begins that for a download of info's NAR in a form of size bytes. Nil: nobody may
+	// know that this machine wants it, or nobody is there.
+	Lease(ctx context.Context, info *verify.Info, form nix.Form, size int64) Lease
+	// Crowded tells whether several nodes want the same at the moment.
+	Crowded() bool
+}
+
+// OtherFormError is the error of a source that a Lease named and that gets the NAR in another
+// form.
+type OtherFormError struct {
+	Form nix.Form
+	Size int64 // of that form in bytes
+}
+
+func (e *OtherFormError) Error() string { return "others get it as " + e.Form.String() }
+
+// Lease is such an agreement about one download. Moved may be called while Next works.
+type Lease interface {
+	// Next says who gives the bytes that come next: another node, or nil for upstream. The
+	// turn ends with ctx, or when the site wants somebody else to give. It is called again
+	// whenever a turn has ended early.
+	Next(ctx context.Context) (from NARSource, turn context.Context)
+	// Moved says how many bytes can be followed by now, and how many have come.
+	Moved(bytes, got int64)
+	// End says that the NAR is here, whole and proven, or that it is given up.
+	End(ctx context.Context, whole bool)
+}
+
 // Config says what a Resolver works with. Nil sources are left out.
 type Config struct {
 	Store    Source
@@ -95,6 +125,7 @@ type Config struct {
 	Cache    Cache
 	Peers    Source
 	Upstream Far
+	Leases   Leaser
 	// Shared is the Store as others may see it. It answers for a private path as it does for
 	// one that it has not, also in time. Nil: the Store is asked, and its answer held back.
 	Shared InfoSource
@@ -105,8 +136,11 @@ type Config struct {
 	Spool func(nar nix.NarHash, form nix.Form, size int64) (Download, error)
 	// Fetching is told of each download into the cache as it begins. Nil: nobody is told.
 	Fetching func(info *verify.Info)
-	Metrics  *metrics.Metrics // required
-	Log      *slog.Logger     // nil discards
+	// Trouble is told of what people may want to know of: lies, and sources that ended early.
+	// Nil: nobody is told.
+	Trouble func(source, what, storePath string, err error)
+	Metrics *metrics.Metrics // required
+	Log     *slog.Logger     // nil discards
 }
 
 // Limits and times. They are the contract's (narinfo deadline, remembered misses, bytes
@@ -119,10 +153,11 @@ const (
 	memoryInfos  = 16 << 10 // about 2 KiB each
 	memoryMisses = 64 << 10
 
-	storeAhead  = 64 << 20  // of one NAR from the own store, proven before its first byte
-	aheadBudget = 256 << 20 // of all of them together
-	peerAhead   = 64 << 20
-	peerWait    = time.Second
+	storeAhead = 64 << 20 // of one NAR from the own store, proven before its first byte
+	peerAhead  = 64 << 20
+	peerWait   = 5 * time.Second
+	// heldMost is what all responses together hold back, and what waits for slow clients.
+	heldMost = 128 << 20
 
 	avoidFor = time.Hour        // sources that together sent wrong bytes
 	cutFor   = 10 * time.Minute // no Range for a URL that was cut for wrong bytes
@@ -167,13 +202,15 @@ type Resolver struct {
 	avoided   *expiring[avoidKey]
 	cuts      *expiring[nix.NARName]
 	badFiles  *expiring[nix.FileHash]
-	ahead     *semaphore.Weighted
+	held      *semaphore.Weighted // bytes of memory
+	buffers   sync.Pool           // of *[copyBuffer]byte
 	lookAhead chan nix.StoreHash
 
 	mu        sync.Mutex
 	downloads map[downloadKey]*download
 	closed    bool
 	fillers   sync.WaitGroup
+	responses responses
 }
 
 // New returns a Resolver. It starts nothing.
@@ -183,6 +220,9 @@ func New(cfg Config) (*Resolver, error) {
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Trouble == nil {
+		cfg.Trouble = func(_, _, _ string, _ error) {}
 	}
 	infos, err := lru.New[nix.StoreHash, *known](memoryInfos)
 	if err != nil {
@@ -197,7 +237,7 @@ func New(cfg Config) (*Resolver, error) {
 		avoided:   newExpiring[avoidKey](4096),
 		cuts:      newExpiring[nix.NARName](4096),
 		badFiles:  newExpiring[nix.FileHash](4096),
-		ahead:     semaphore.NewWeighted(aheadBudget),
+		held:      semaphore.NewWeighted(heldMost),
 		lookAhead: make(chan nix.StoreHash, lookAheadQueue),
 		downloads: make(map[downloadKey]*download),
 	}, nil

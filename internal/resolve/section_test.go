@@ -76,6 +76,26 @@ func TestSectionDiverges(t *testing.T) {
 	}
 }
 
+// TestSectionSure: what was not summed is never gone on with after something has left.
+func TestSectionSure(t *testing.T) {
+	stream := nixtest.NewPath("stream", 1000).Contents
+	for _, sent := range []int{0, 500} {
+		var out bytes.Buffer
+		s := newSection(&out, 400, 600, 1000)
+		s.sure = true
+		_, _ = s.Write(stream[:400+sent])
+		s.rewind()
+		s.sure = false
+		_, err := s.Write(stream)
+		if sent > 0 && (!errors.Is(err, errDiverged) || out.Len() != sent) {
+			t.Errorf("%d bytes had left: %d bytes, error %v", sent, out.Len(), err)
+		}
+		if sent == 0 && (err != nil || s.finish() != nil || !bytes.Equal(out.Bytes(), stream[400:])) {
+			t.Errorf("nothing had left: %d bytes, error %v", out.Len(), err)
+		}
+	}
+}
+
 func TestSectionShort(t *testing.T) {
 	for _, c := range []struct{ from, count int64 }{{0, 1000}, {10, 20}} {
 		var out bytes.Buffer

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"slices"
 	"sync"
 	"time"
 
@@ -40,8 +41,19 @@ type pouring struct {
 	form    nix.Form
 	size    int64
 	sources []NARSource
-	backup  []NARSource         // go on where sources ended, but do not begin
-	begun   func(source string) // called when a source's bytes begin
+	backup  []NARSource // go on where sources ended, but do not begin
+	// begun is called when a source's bytes begin; an error ends the stream.
+	begun func(source string) error
+	// prepare is called before upstream is asked: what cannot be kept is not begun there.
+	prepare func() error
+	// lease begins to agree with the site before upstream is asked. Nil, or a nil result:
+	// there is nobody to agree with.
+	lease func() Lease
+
+	contributors []NARSource
+	errs         []error
+	copies       io.Writer // of the stream, for the jury; nil: it waits for none
+	proven       func()
 }
 
 // pour fills the sink from the sources in order, each going on where the one before ended,
@@ -49,61 +61,132 @@ type pouring struct {
 // avoided for this NAR. first is a claim of sources[0] that is open already, or nil. Who was
 // served by the stream tries anew only when pour has returned: then the guilty are known.
 func (p *pouring) pour(ctx context.Context, into sink, first *verify.Claim) error {
-	var contributors []NARSource
-	var errs []error
-	end := func(err error) error {
-		err = into.End(err)
-		p.blame(contributors, err)
-		return err
+	if j := p.r.jury(); j != nil {
+		p.copies, p.proven = j.Right(p.info, p.form)
 	}
 	for i, s := range append(p.sources[:len(p.sources):len(p.sources)], p.backup...) {
-		claim := first
-		first = nil
 		if i >= len(p.sources) && into.Offset() == 0 {
 			break
 		}
-		if claim == nil {
-			var err error
-			if claim, err = p.r.ask(ctx, s, p.info, p.form, p.size, into.Offset()); err != nil {
-				if ctx.Err() != nil {
-					return end(errors.Join(err, ctx.Err()))
-				}
-				if !errors.Is(err, fs.ErrNotExist) {
-					errs = append(errs, err)
-				}
-				continue
+		if p.prepare != nil && s.Name() == upstreamName {
+			if err := p.prepare(); err != nil {
+				return p.end(into, err)
 			}
 		}
-		p.begun(s.Name())
-		before := into.Offset()
-		err := into.Fill(claim.Body)
-		_ = claim.Body.Close()
-		if into.Offset() > before || isLie(err) {
-			contributors = append(contributors, s)
+		var over bool
+		var verdict error
+		if first == nil && p.lease != nil && s.Name() == upstreamName {
+			over, verdict = p.agree(ctx, into, s)
+		} else {
+			over, verdict = p.take(ctx, ctx, into, s, first)
 		}
-		var mine *receiverError
-		var lie *verify.LieError
-		switch {
-		case errors.Is(err, verify.ErrReaderGone) || errors.As(err, &mine):
-			return end(err)
-		case errors.As(err, &lie) && lie.Reason == verify.ReasonEncoding:
-			// Its own file is at fault, whoever else gave bytes; those before may be right.
-			_ = p.r.blameNAR(s, p.info, p.form, err)
-		case lie != nil:
-			return end(err)
-		case into.Offset() == p.size:
-			// All bytes are here: how the source ended does not matter any more.
-			return end(nil)
-		case ctx.Err() != nil:
-			return end(errors.Join(err, ctx.Err()))
-		case err == nil:
-			err = io.ErrUnexpectedEOF
+		if over {
+			return verdict
 		}
-		errs = append(errs, fmt.Errorf("%s: at byte %d of %d: %w", s.Name(), into.Offset(), p.size, err))
-		p.r.cfg.Metrics.Failovers.WithLabelValues(s.Name()).Inc()
-		p.r.log.Debug("source ended early", "source", s.Name(), "path", p.info.StorePath().Base(), "err", err)
+		first = nil
 	}
-	return into.End(missing(errs))
+	return into.End(missing(p.errs))
+}
+
+// agree takes the stream from upstream or from other nodes, as the site agrees.
+func (p *pouring) agree(ctx context.Context, into sink, upstream NARSource) (over bool, verdict error) {
+	l := p.lease()
+	if l == nil {
+		return p.take(ctx, ctx, into, upstream, nil)
+	}
+	for failed := false; ; {
+		s, turn := l.Next(ctx)
+		if s == nil {
+			if failed {
+				return false, nil // and nobody else has it
+			}
+			s = upstream
+		}
+		if over, verdict = p.take(ctx, turn, into, s, nil); over {
+			return over, verdict
+		}
+		failed = failed || s == upstream && turn.Err() == nil
+	}
+}
+
+// take fills the sink from one source for its turn, from claim if that is open. Over: the
+// stream has ended, with this verdict.
+func (p *pouring) take(ctx, turn context.Context, into sink, s NARSource, claim *verify.Claim) (over bool, verdict error) {
+	if claim == nil {
+		var err error
+		if claim, err = p.r.ask(turn, s, p.info, p.form, p.size, into.Offset()); err != nil {
+			switch {
+			case ctx.Err() != nil:
+				return true, p.end(into, errors.Join(err, ctx.Err()))
+			case errors.As(err, new(*OtherFormError)) && into.Offset() == 0:
+				return true, p.end(into, err)
+			}
+			if !errors.Is(err, fs.ErrNotExist) {
+				p.errs = append(p.errs, err)
+			}
+			return false, nil
+		}
+	}
+	if err := p.begun(s.Name()); err != nil {
+		_ = claim.Body.Close()
+		return true, p.end(into, err)
+	}
+	before := into.Offset()
+	var body io.Reader = claim.Body
+	if p.copies != nil {
+		body = io.TeeReader(body, p.copies)
+	}
+	err := into.Fill(body)
+	_ = claim.Body.Close()
+	if into.Offset() > before || isLie(err) {
+		p.contributed(s)
+	}
+	var mine *receiverError
+	var lie *verify.LieError
+	switch {
+	case errors.Is(err, verify.ErrReaderGone) || errors.As(err, &mine):
+		return true, p.end(into, err)
+	case errors.As(err, &lie) && lie.Reason == verify.ReasonEncoding:
+		// Its own file is at fault, whoever else gave bytes; those before may be right.
+		_ = p.r.blameNAR(s, p.info, p.form, err)
+	case lie != nil:
+		return true, p.end(into, err)
+	case into.Offset() == p.size:
+		// All bytes are here: how the source ended does not matter any more.
+		return true, p.end(into, nil)
+	case ctx.Err() != nil:
+		return true, p.end(into, errors.Join(err, ctx.Err()))
+	case turn.Err() != nil:
+		p.r.log.Debug("left to another node", "path", p.info.StorePath().Base(), "at", into.Offset())
+		return false, nil
+	case err == nil:
+		err = io.ErrUnexpectedEOF
+	}
+	err = fmt.Errorf("%s: at byte %d of %d: %w", s.Name(), into.Offset(), p.size, err)
+	p.errs = append(p.errs, err)
+	p.r.cfg.Metrics.Failovers.WithLabelValues(s.Name()).Inc()
+	p.r.cfg.Trouble(s.Name(), "ended early, the next source goes on", p.info.StorePath().String(), err)
+	p.r.log.Debug("source ended early", "source", s.Name(), "path", p.info.StorePath().Base(), "err", err)
+	return false, nil
+}
+
+// contributed notes that s gave some of the bytes. Other nodes are one source, however they
+// were found: among themselves the peers sort out who it was.
+func (p *pouring) contributed(s NARSource) {
+	if !slices.ContainsFunc(p.contributors, func(o NARSource) bool { return o.Name() == s.Name() }) {
+		p.contributors = append(p.contributors, s)
+	}
+}
+
+// end has the stream judged and the guilty blamed.
+func (p *pouring) end(into sink, err error) error {
+	err = into.End(err)
+	p.blame(p.contributors, err)
+	if spooled, ok := into.(*spoolSink); err == nil && p.proven != nil && !(ok && spooled.misnamed) {
+		p.proven()
+		p.r.avoided.remove(avoidKey{peerName, p.info.NarHash()})
+	}
+	return err
 }
 
 func isLie(err error) bool {
@@ -133,7 +216,24 @@ func (r *Resolver) ask(ctx context.Context, s NARSource, info *verify.Info, form
 	return nil, err
 }
 
-// blame names the guilty of a lie. Only a source that sent all bytes can be convicted.
+// jury is what the peers are when bytes of several of them were wrong: it keeps what each gave,
+// and finds the guilty by the right ones.
+type jury interface {
+	// Suspect says that bytes were wrong to which peers, and others, contributed.
+	Suspect(info *verify.Info, form nix.Form)
+	// Right returns where the right bytes are to be written to and what is called when they
+	// are proven, both nil where nobody is suspected.
+	Right(info *verify.Info, form nix.Form) (copies io.Writer, proven func())
+}
+
+func (r *Resolver) jury() jury {
+	j, _ := r.cfg.Peers.(jury)
+	return j
+}
+
+// blame names the guilty of a lie. Only a source that sent all bytes can be convicted. Of
+// several all are avoided; but where peers were among them they alone are: the others, asked
+// for everything, show who it was.
 func (p *pouring) blame(contributors []NARSource, err error) {
 	if !isLie(err) {
 		return
@@ -142,9 +242,15 @@ func (p *pouring) blame(contributors []NARSource, err error) {
 		_ = p.r.blameNAR(contributors[0], p.info, p.form, err)
 		return
 	}
-	for _, s := range contributors {
-		p.r.avoided.add(avoidKey{s.Name(), p.info.NarHash()}, avoidFor)
+	if j := p.r.jury(); j != nil && slices.ContainsFunc(contributors, func(s NARSource) bool { return s.Name() == peerName }) {
+		j.Suspect(p.info, p.form)
+		p.r.avoided.add(avoidKey{peerName, p.info.NarHash()}, avoidFor)
+	} else {
+		for _, s := range contributors {
+			p.r.avoided.add(avoidKey{s.Name(), p.info.NarHash()}, avoidFor)
+		}
 	}
+	p.r.cfg.Trouble("several", "together gave wrong bytes, which were refused", p.info.StorePath().String(), err)
 	p.r.log.Warn("sources together gave wrong bytes", "path", p.info.StorePath().Base(), "err", err)
 }
 
@@ -155,6 +261,7 @@ func (r *Resolver) blameNAR(s NARSource, info *verify.Info, form nix.Form, err e
 		if s.Name() != cacheName { // which counts what it drops
 			r.count.lie(s.Name(), lie)
 		}
+		r.cfg.Trouble(s.Name(), "gave wrong bytes, which were refused", info.StorePath().String(), err)
 		r.log.Warn("wrong bytes refused", "source", s.Name(), "path", info.StorePath().Base(), "form", form.String(), "err", err)
 		s.Convict(info, form, lie)
 		if !form.IsRaw() && s.Name() == upstreamName {
@@ -191,8 +298,10 @@ func (n *NAR) direct(ctx context.Context, w io.Writer, claim *verify.Claim) erro
 		r: n.r, info: n.info, form: n.form, size: n.formSize,
 		sources: append(n.choice.near[:len(n.choice.near):len(n.choice.near)], n.choice.far...),
 		backup:  n.choice.backup,
-		begun:   func(source string) { n.giver.Store(source) },
+		begun:   func(source string) error { n.giver.Store(source); return nil },
 	}
+	// Where all is proven before it leaves, nobody will have to show that it was the same.
+	n.out.sure = hold.Known != nil || n.formSize <= hold.Ahead && hold.AheadFor == 0
 	g := verify.NewGuard(n.info.Want(n.form, n.formSize), hold)
 	var filler sync.WaitGroup
 	filler.Go(func() { _ = p.pour(ctx, g, claim) })
@@ -203,50 +312,78 @@ func (n *NAR) direct(ctx context.Context, w io.Writer, claim *verify.Claim) erro
 	return err
 }
 
-// hold says how much is proven before it leaves, by where the bytes come from.
+// hold says how much is proven before it leaves, by where the bytes come from, and takes the
+// memory for that.
 func (n *NAR) hold(ctx context.Context) (h verify.Hold, release func(), err error) {
-	nothing := func() {}
-	switch s := n.choice.near[0]; {
-	case n.r.cfg.Store != nil && s == NARSource(n.r.cfg.Store) && n.formSize <= storeAhead:
-		if n.r.ahead.TryAcquire(n.formSize) {
-			return verify.Hold{Ahead: storeAhead}, func() { n.r.ahead.Release(n.formSize) }, nil
+	near := n.choice.near[0]
+	switch {
+	case n.formSize > storeAhead:
+	case n.r.cfg.Store != nil && near == NARSource(n.r.cfg.Store):
+		h = verify.Hold{Ahead: storeAhead}
+		if release, ok := n.r.mayHold(h.Memory(n.formSize)); ok {
+			return h, release, nil
 		}
 		// Too much is held in memory already: read twice instead.
-		return verify.Hold{}, nothing, n.prove(ctx, s)
-	case n.r.cfg.Peers != nil && s == NARSource(n.r.cfg.Peers) && n.formSize <= peerAhead:
-		if n.r.ahead.TryAcquire(n.formSize) {
-			return verify.Hold{Ahead: peerAhead, AheadFor: peerWait}, func() { n.r.ahead.Release(n.formSize) }, nil
+		h = verify.Hold{}
+		h.Known, err = n.prove(ctx, near)
+		return h, func() {}, err
+	case n.r.cfg.Peers != nil && near == NARSource(n.r.cfg.Peers):
+		h = verify.Hold{Ahead: peerAhead, AheadFor: peerWait}
+		if release, ok := n.r.mayHold(h.Memory(n.formSize)); ok {
+			return h, release, nil
 		}
 	}
-	return verify.Hold{}, nothing, nil
+	h = verify.Hold{}
+	release, ok := n.r.mayHold(h.Memory(n.formSize))
+	h.Narrow = !ok
+	return h, release, nil
+}
+
+// mayHold tells whether a response may hold so many bytes in memory; those who may not make do with
+// a small part of it.
+func (r *Resolver) mayHold(bytes int64) (release func(), ok bool) {
+	if !r.held.TryAcquire(bytes) {
+		return func() {}, false
+	}
+	return func() { r.held.Release(bytes) }, true
 }
 
 // prove hashes what s has, without keeping it.
-func (n *NAR) prove(ctx context.Context, s NARSource) error {
+func (n *NAR) prove(ctx context.Context, s NARSource) (*verify.Print, error) {
 	claim, err := n.r.ask(ctx, s, n.info, n.form, n.formSize, 0)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer claim.Body.Close()
-	proof := verify.NewProof(n.info.Want(n.form, n.formSize))
-	_, err = io.CopyBuffer(struct{ io.Writer }{proof}, claim.Body, make([]byte, copyBuffer))
+	proof := verify.NewPrint(n.info.Want(n.form, n.formSize))
+	buf, release := n.r.buffer()
+	defer release()
+	_, err = io.CopyBuffer(struct{ io.Writer }{proof}, struct{ io.Reader }{claim.Body}, buf)
 	if err == nil {
 		err = proof.Check()
 	}
-	return n.r.blameNAR(s, n.info, n.form, err)
+	return proof, n.r.blameNAR(s, n.info, n.form, err)
 }
 
 // copyBuffer is a good size for one read or write: larger ones leave the CPU's cache.
 const copyBuffer = 256 << 10
 
-// counted counts what goes to the client by the source that is giving at the moment.
-type counted struct {
-	io.Writer
-	n *NAR
-}
+// narrowBuffer does where memory is short.
+const narrowBuffer = 32 << 10
 
-func (c *counted) Write(p []byte) (int, error) {
-	n, err := c.Writer.Write(p)
-	c.n.r.count.sent(c.n.source(), int64(n))
-	return n, err
+// buffer returns room for copying, and what gives it back: a new one for each NAR would have to be
+// zeroed each time.
+func (r *Resolver) buffer() (buf []byte, release func()) {
+	yield, ok := r.mayHold(copyBuffer)
+	if !ok {
+		return make([]byte, narrowBuffer), yield
+	}
+	b, ok := r.buffers.Get().(*[copyBuffer]byte)
+	if !ok {
+		b = new([copyBuffer]byte)
+	}
+	return b[:], func() {
+		r.buffers.Put(b)
+		yield()
+	}
 }

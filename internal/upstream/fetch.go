@@ -25,10 +25,12 @@ const maxRedirects = 10
 
 // request is one GET.
 type request struct {
-	kind   string // label of the metric
-	at     *url.URL
-	from   int64         // first byte that is wanted; above 0 Range is asked for
-	within time.Duration // until the headers
+	kind string // label of the metric
+	// question is what a narinfo is asked for.
+	question nix.StoreHash
+	at       *url.URL
+	from     int64         // first byte that is wanted; above 0 Range is asked for
+	within   time.Duration // until the headers
 }
 
 // The kinds of requests.
@@ -43,6 +45,7 @@ type reply struct {
 	status int
 	header http.Header
 	length int64 // of the body, -1 when not said
+	ask    *request
 	body   *wire
 	own    bool // the cache itself answered, not a host that it led to
 }
@@ -59,7 +62,13 @@ func (m *mirror) fetch(ctx context.Context, u *Upstreams, q request) (*reply, er
 	m.asked.Add(1)
 	within, cancel := context.WithCancelCause(context.WithValue(ctx, mirrorKey{}, m))
 	timer := time.AfterFunc(q.within, func() { cancel(errStalled) })
+	settled, certain := func() {}, m.doubt(within, u, q.kind)
+	if q.kind != kindNAR {
+		settled = m.await(cancel)
+	}
 	resp, err := m.follow(within, u, &q)
+	settled()
+	certain()
 	if err == nil {
 		timer.Stop()
 		w := &wire{
@@ -70,12 +79,13 @@ func (m *mirror) fetch(ctx context.Context, u *Upstreams, q request) (*reply, er
 		own := !m.foreign(q.at)
 		// What is small is an answer when it is here in whole: see heard.
 		if own && (q.kind == kindNAR || resp.StatusCode != http.StatusOK) {
-			m.judge(resp.StatusCode)
+			m.judge(q.kind, resp.StatusCode)
 		}
-		return &reply{resp.StatusCode, resp.Header, resp.ContentLength, w, own}, nil
+		return &reply{resp.StatusCode, resp.Header, resp.ContentLength, &q, w, own}, nil
 	}
 	timer.Stop()
-	stalled := errors.Is(context.Cause(within), errStalled)
+	cause := context.Cause(within)
+	stalled := errors.Is(cause, errStalled)
 	cancel(context.Canceled)
 	u.metrics.UpstreamRequests.WithLabelValues(q.kind, "error").Inc()
 	kind := classify(err)
@@ -88,14 +98,19 @@ func (m *mirror) fetch(ctx context.Context, u *Upstreams, q request) (*reply, er
 		u.transport.CloseIdleConnections()
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
+	case errors.Is(cause, errDown):
+		return nil, &failure{troubleConnect, errDown}
 	}
 	if m.foreign(q.at) {
 		m.failed(troubleOther, err)
 	} else {
+		if kind == troubleSilent {
+			m.silentFor(q.kind, q.question)
+		}
 		m.failed(kind, err)
 	}
-	if cause := ctx.Err(); cause != nil {
-		return nil, cause
+	if ended := ctx.Err(); ended != nil {
+		return nil, ended
 	}
 	return nil, &failure{kind, err}
 }
@@ -105,12 +120,12 @@ func (m *mirror) fetch(ctx context.Context, u *Upstreams, q request) (*reply, er
 func (m *mirror) foreign(at *url.URL) bool { return at.Hostname() != m.base.Hostname() }
 
 // judge notes what a status says about health.
-func (m *mirror) judge(status int) {
+func (m *mirror) judge(kind string, status int) {
 	if status >= http.StatusInternalServerError {
 		m.failed(troubleIll, statusError(status))
 		return
 	}
-	m.answered()
+	m.answered(kind)
 }
 
 // heard notes how reading a small answer ended. Headers alone would make a cache look well that gives
@@ -120,9 +135,10 @@ func (m *mirror) heard(r *reply, err error) error {
 	switch {
 	case !r.own:
 	case stalled:
+		m.silentFor(r.ask.kind, r.ask.question)
 		m.failed(troubleSilent, err)
 	default:
-		m.answered()
+		m.answered(r.ask.kind)
 	}
 	switch {
 	case stalled:
@@ -170,7 +186,7 @@ func (m *mirror) follow(ctx context.Context, u *Upstreams, q *request) (*http.Re
 			return resp, nil
 		}
 		if !m.foreign(at) {
-			m.answered()
+			m.answered(q.kind)
 		}
 		n, _ := io.CopyN(io.Discard, resp.Body, 2<<10) // so that the connection serves again
 		u.metrics.UpstreamBytes.Add(float64(n))
@@ -249,6 +265,7 @@ func (u *Upstreams) refused(m *mirror, r *reply) error {
 	case r.status == http.StatusUnauthorized, r.status == http.StatusProxyAuthRequired:
 		if m.mayMention(mentionCredentials) {
 			u.log.Warn("upstream wants other credentials", "upstream", m.name, "err", err)
+			u.trouble(sourceName, m.name+" wants other credentials", "", err)
 		}
 	}
 	return err

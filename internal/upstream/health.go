@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/nixp2p/nixp2p/internal/nix"
 )
 
 // How much trouble in a row it takes.
@@ -31,6 +33,7 @@ const (
 type health struct {
 	name  string
 	log   *slog.Logger
+	tell  func(what string, err error) // people
 	gauge prometheus.Gauge
 	every time.Duration // between probes
 
@@ -43,10 +46,16 @@ type health struct {
 	ill       int
 	busyUntil time.Time
 	last      error
+	// waiting are the small requests that have no answer yet, by ticket.
+	waiting    map[int]context.CancelCauseFunc
+	tickets    int
+	unanswered *nix.StoreHash // asked for in vain, and no narinfo came since
+	doubting   atomic.Bool    // somebody tries whether it can be reached
 }
 
 func (h *health) init(name string, u *Upstreams) {
 	h.name, h.log, h.every, h.since = name, u.log, u.times.probe, time.Now()
+	h.tell = func(what string, err error) { u.trouble(sourceName, h.name+" "+what, "", err) }
 	h.gauge = u.metrics.UpstreamUp.WithLabelValues(name)
 	h.gauge.Set(1)
 }
@@ -130,6 +139,7 @@ func (h *health) failed(kind trouble, err error) {
 		h.ill++
 		if h.ill == illnesses {
 			h.log.Warn("upstream answers with errors", "upstream", h.name, "err", err)
+			h.tell("answers with errors", err)
 		}
 	}
 	if !open {
@@ -139,22 +149,32 @@ func (h *health) failed(kind trouble, err error) {
 		h.since = time.Now()
 		h.gauge.Set(0)
 		h.log.Warn("upstream is down", "upstream", h.name, "err", err)
+		h.tell("went down", err)
 		h.nextTry = h.since.Add(h.every)
 	}
 	h.down = err
+	h.callOff()
 }
 
-// answered notes an answer that was no 5xx.
-func (h *health) answered() {
+// answered notes an answer that was no 5xx. Of a cache that was silent for a narinfo nothing
+// else shows that it is well.
+func (h *health) answered(kind string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.timeouts, h.silent, h.ill = 0, 0, 0
-	if h.down == nil {
+	if kind == kindNarInfo {
+		h.unanswered = nil
+	}
+	h.timeouts, h.ill = 0, 0
+	if h.unanswered == nil {
+		h.silent = 0
+	}
+	if h.down == nil || h.unanswered != nil {
 		return
 	}
 	h.down, h.since = nil, time.Now()
 	h.gauge.Set(1)
 	h.log.Info("upstream is up again", "upstream", h.name)
+	h.tell("came back", nil)
 }
 
 // busy notes that the cache wants to be left alone.

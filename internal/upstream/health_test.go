@@ -182,8 +182,8 @@ func TestSilence(t *testing.T) {
 			t.Fatalf("from byte %d: %v, down %v", at, err, b.Down())
 		}
 		b.run()
-		asked := u.Requests(nixtest.CacheInfo)
-		until(t, "probes", func() bool { return u.Requests(nixtest.CacheInfo) > asked+2 })
+		asked := u.Requests(nixtest.NarInfo)
+		until(t, "probes", func() bool { return u.Requests(nixtest.NarInfo) > asked+2 })
 		if !b.Down() {
 			t.Errorf("from byte %d: up although it says nothing", at)
 		}

@@ -140,7 +140,7 @@ func pause(ctx context.Context, d time.Duration) bool {
 
 func (u *Upstreams) askOnce(ctx context.Context, m *mirror, h nix.StoreHash) (*verify.Info, error) {
 	began := time.Now()
-	r, err := m.fetch(ctx, u, request{kind: kindNarInfo, at: m.at(h.String() + ".narinfo"), within: u.times.headers})
+	r, err := m.fetch(ctx, u, request{kind: kindNarInfo, question: h, at: m.at(h.String() + ".narinfo"), within: u.times.headers})
 	if err != nil {
 		m.latency.atLeast(time.Since(began))
 		return nil, fmt.Errorf("%s: %w", m.name, err)
@@ -180,6 +180,7 @@ func (u *Upstreams) lied(m *mirror, h nix.StoreHash, err error) error {
 	args := []any{"upstream", m.name, "store_hash", h.String(), "err", err}
 	if m.mayMention(mentionLie) {
 		u.log.Warn("wrong narinfo from upstream", args...)
+		u.trouble(sourceName, m.name+" gave a wrong narinfo, which was refused", "", err)
 	} else {
 		u.log.Debug("wrong narinfo from upstream", args...)
 	}

@@ -21,7 +21,9 @@ func (u *Upstreams) tend(ctx context.Context, m *mirror) {
 			return
 		case <-timer.C:
 		}
-		if now := time.Now(); m.needsProbe() || !now.Before(due) {
+		if question, ok := m.question(); ok {
+			u.lookNarInfo(ctx, m, question)
+		} else if now := time.Now(); m.needsProbe() || !now.Before(due) {
 			due = now.Add(u.look(ctx, m))
 		}
 		timer.Reset(u.times.probe)

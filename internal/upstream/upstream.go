@@ -38,6 +38,9 @@ type Config struct {
 	Netrc string
 	// RootCAs are the certificate authorities, nil for those of the system.
 	RootCAs *x509.CertPool
+	// Trouble is told of what people may want to know of: caches that go down and come back,
+	// and lies. nil: nobody is told.
+	Trouble func(source, what, storePath string, err error)
 	Log     *slog.Logger
 	Metrics *metrics.Metrics
 
@@ -51,6 +54,7 @@ type timings struct {
 	headers  time.Duration // of a narinfo, from the request on
 	first    time.Duration // until the headers of a NAR
 	stall    time.Duration // between two bytes
+	doubt    time.Duration // without an answer until it is tried whether the cache can be reached
 	crawl    time.Duration // that a cache may crawl while another has the same
 	probe    time.Duration // between two probes of a cache that is down
 	probing  time.Duration // for one probe
@@ -63,7 +67,7 @@ type timings struct {
 }
 
 var defaults = timings{
-	connect: 2 * time.Second, headers: 5 * time.Second, first: 10 * time.Second, stall: 5 * time.Second, crawl: 10 * time.Second,
+	connect: 2 * time.Second, headers: 5 * time.Second, first: 10 * time.Second, stall: 5 * time.Second, doubt: 500 * time.Millisecond, crawl: 10 * time.Second,
 	probe: 5 * time.Second, probing: 2 * time.Second, refresh: time.Hour,
 	hedge: 75 * time.Millisecond, backOff: 100 * time.Millisecond,
 	busyMost: time.Minute, busy: 5 * time.Second, convict: time.Hour,
@@ -79,6 +83,7 @@ type Upstreams struct {
 	via       string
 	agent     string
 	times     timings
+	trouble   func(source, what, storePath string, err error)
 	log       *slog.Logger
 	metrics   *metrics.Metrics
 	running   atomic.Bool
@@ -88,7 +93,10 @@ type Upstreams struct {
 func New(cfg Config) (*Upstreams, error) {
 	u := &Upstreams{
 		keys: cfg.Keys, memory: newMemory(len(cfg.URLs)), via: "nixp2p/" + cfg.ID, agent: "nixp2p/" + cfg.Version,
-		times: cfg.times, log: cfg.Log, metrics: cfg.Metrics,
+		times: cfg.times, trouble: cfg.Trouble, log: cfg.Log, metrics: cfg.Metrics,
+	}
+	if u.trouble == nil {
+		u.trouble = func(_, _, _ string, _ error) {}
 	}
 	if u.times == (timings{}) {
 		u.times = defaults

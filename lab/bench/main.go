@@ -16,6 +16,7 @@ import (
 	"strings"
 
 	"github.com/nixp2p/nixp2p/internal/nixtest/realnix"
+	"github.com/nixp2p/nixp2p/lab/rig"
 )
 
 func main() {
@@ -75,7 +76,7 @@ func run(ctx context.Context) error {
 	if *only != "" {
 		return nil
 	}
-	return os.WriteFile(*out, []byte(b.report()), 0o644)
+	return rig.WriteAround(*out, "cold start", b.report())
 }
 
 // findNix prefers the newest: it substitutes in parallel, as what people run.

@@ -16,12 +16,16 @@ import (
 
 // daemon is a nixp2p with directories of its own.
 type daemon struct {
-	cmd *exec.Cmd
-	url string
-	log chan struct{} // closed when the log has ended
+	cmd   *exec.Cmd
+	url   string
+	admin string
+	log   chan struct{} // closed when the log has ended
 }
 
-var listening = regexp.MustCompile(`msg=listening url=(\S+)`)
+var (
+	listening = regexp.MustCompile(`msg=listening url=(\S+)`)
+	forAdmin  = regexp.MustCompile(`msg="listening for admin" url=(\S+)`)
+)
 
 // daemonArgs are the flags of every nixp2p here.
 func daemonArgs(dir string, key string, upstreams ...string) []string {
@@ -46,7 +50,7 @@ func startDaemon(ctx context.Context, binary string, args []string) (*daemon, er
 	if err := d.cmd.Start(); err != nil {
 		return nil, err
 	}
-	url := make(chan string, 1)
+	url, admin := make(chan string, 1), make(chan string, 1)
 	var text []byte
 	go func() {
 		defer close(d.log)
@@ -55,14 +59,20 @@ func startDaemon(ctx context.Context, binary string, args []string) (*daemon, er
 			if m := listening.FindStringSubmatch(lines.Text()); m != nil && cap(url) > len(url) {
 				url <- m[1]
 			}
+			if m := forAdmin.FindStringSubmatch(lines.Text()); m != nil && cap(admin) > len(admin) {
+				admin <- m[1]
+			}
 		}
 	}()
-	select {
-	case d.url = <-url:
-		return d, nil
-	case <-d.log:
-		return nil, errors.Join(fmt.Errorf("nixp2p ended: %s", text), d.cmd.Wait())
+	for d.url == "" || d.admin == "" {
+		select {
+		case d.url = <-url:
+		case d.admin = <-admin:
+		case <-d.log:
+			return nil, errors.Join(fmt.Errorf("nixp2p ended: %s", text), d.cmd.Wait())
+		}
 	}
+	return d, nil
 }
 
 // stop does not wait for transfers.

@@ -4,6 +4,7 @@
 // nothing: the test beside it does.
 //
 //	go run ./lab/faults
+//	go run ./lab/faults -part peers
 package main
 
 import (
@@ -12,6 +13,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -31,10 +33,17 @@ func main() {
 	}
 }
 
+// The parts of the file that can be made apart.
+const (
+	partCaches = "caches"
+	partPeers  = "peers"
+)
+
 // options are the flags.
 type options struct {
 	out      string
 	binary   string
+	part     string
 	only     *regexp.Regexp
 	quick    bool
 	json     bool
@@ -47,6 +56,7 @@ func parseFlags() *options {
 	o := &options{only: regexp.MustCompile("")}
 	flag.StringVar(&o.out, "o", "docs/faults.md", "file to write")
 	flag.StringVar(&o.binary, "nixp2p", "", "the program; built from this module if empty")
+	flag.StringVar(&o.part, "part", "all", "caches (and nixp2p itself), peers, or all; the other part of the file stays as it is")
 	flag.Func("only", "rows whose name this regular expression finds", func(s string) (err error) {
 		o.only, err = regexp.Compile(s)
 		return err
@@ -89,7 +99,11 @@ func run(ctx context.Context) error {
 	if o.json {
 		return json.NewEncoder(os.Stdout).Encode(r)
 	}
-	return os.WriteFile(o.out, []byte(r.markdown()), 0o644)
+	old, err := os.ReadFile(o.out)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return os.WriteFile(o.out, []byte(r.merge(string(old), o)), 0o644)
 }
 
 // report is all that was seen.
@@ -105,6 +119,7 @@ type nixReport struct {
 	Version string
 	Rows    []*rowReport
 	Outages []*outageReport
+	Peers   []*peerReport
 }
 
 func measure(ctx context.Context, o *options) (*report, error) {
@@ -117,6 +132,14 @@ func measure(ctx context.Context, o *options) (*report, error) {
 	for _, n := range nixes {
 		nr := &nixReport{Version: n.Version}
 		r.Nixes = append(r.Nixes, nr)
+		if o.part != partCaches {
+			if nr.Peers, err = measurePeers(ctx, o, n); err != nil {
+				return nil, err
+			}
+		}
+		if o.part == partPeers {
+			continue
+		}
 		if nr.Rows, err = measureRows(ctx, o, n); err != nil {
 			return nil, err
 		}

@@ -26,10 +26,22 @@ func TestMain(m *testing.M) {
 const narinfoDeadline = 10*time.Second + 2*time.Second
 
 // TestNeverBreaksABuild: with nixp2p in between the command succeeds whatever is wrong with a
-// cache, as long as another one is good, and narinfos are answered 200 or 404 in time.
+// cache or a peer, as long as a cache is good, and narinfos are answered 200 or 404 in time.
 func TestNeverBreaksABuild(t *testing.T) {
 	realnix.Find(t)
-	for _, r := range quick(t).Nixes[0].Rows {
+	seen := quick(t).Nixes[0]
+	for _, p := range seen.Peers {
+		if !p.Outcome.OK || !p.Verified {
+			t.Errorf("a peer lies: %s: %s: %s, verified: %v", p.Name, p.Outcome, p.Outcome.Said, p.Verified)
+		}
+		if honest := p.Name == lies()[0].name; (p.Standing == "liar") == honest {
+			t.Errorf("a peer lies: %s: it is %q", p.Name, p.Standing)
+		}
+	}
+	if len(seen.Peers) < 3 {
+		t.Errorf("%d lying peers", len(seen.Peers))
+	}
+	for _, r := range seen.Rows {
 		for _, how := range []setup{before, alone} {
 			c := r.Cells[how]
 			if !c.OK && !(how == alone && r.MayFail) || c.Wrong {

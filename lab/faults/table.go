@@ -85,6 +85,70 @@ func writeSaid(b *strings.Builder, n *nixReport) {
 	}
 }
 
+// peersHeading begins the part about peers, which goes to the end of the file.
+const peersHeading = "\n## A peer lies\n"
+
+// merge returns the file with the parts that were made, and those of the old one that were not.
+func (r *report) merge(old string, o *options) string {
+	caches, peers, _ := strings.Cut(old, peersHeading)
+	if o.part != partPeers {
+		caches = r.markdown()
+	}
+	if o.part != partCaches {
+		return caches + peersHeading + r.peersMarkdown()
+	}
+	if peers == "" {
+		return caches
+	}
+	return caches + peersHeading + peers
+}
+
+func (r *report) peersMarkdown() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, peersIntro, r.Limit.Seconds())
+	fmt.Fprint(&b, "| the peer |")
+	line := "| --- |"
+	for _, n := range r.Nixes {
+		fmt.Fprintf(&b, " Nix %s |", n.Version)
+		line += " --- |"
+	}
+	fmt.Fprintln(&b, " wrong in a store | what it was at the end | goroutines | live heap | peak memory |")
+	fmt.Fprintln(&b, line+" --- | --- | --- | --- | --- |")
+	for i, first := range r.Nixes[0].Peers {
+		fmt.Fprintf(&b, "| %s |", first.Name)
+		wrong := "nothing"
+		for _, n := range r.Nixes {
+			p := n.Peers[i]
+			if !p.Verified || p.Outcome.Wrong {
+				wrong = "**WRONG**"
+			}
+			fmt.Fprintf(&b, " %s |", p.Outcome)
+		}
+		standing := first.Standing
+		if first.Came != "" {
+			standing += " (" + first.Came + ")"
+		}
+		fmt.Fprintf(&b, " %s | %s | %d → %d → %d | %s → %s → %s | %s |\n", wrong, standing,
+			first.Before.Goroutines, first.During.Goroutines, first.After.Goroutines,
+			mib(first.Before.Heap), mib(first.During.Heap), mib(first.After.Heap), mib(first.After.Peak)+" MiB")
+	}
+	return b.String()
+}
+
+func mib(n int64) string { return fmt.Sprintf("%.1f", float64(n)/(1<<20)) }
+
+const peersIntro = `
+Made by ` + "`go run ./lab/faults -part peers`" + `, or with the rest. A node has the good cache as its only
+upstream, and one peer, which says that it has the whole closure and is false in one way. Nix asks
+the node alone and has no other substituter: it must get everything within %.0f s. Before the peer
+is met the node's goroutines and its live heap in MiB (after a collection) are counted, then again right
+after the command while the peer is still there, and at last when the peer is gone, at most 10 s
+later. *Wrong in a store*: the files were compared, and ` + "`nix-store --verify --check-contents`" + ` was run.
+A *liar* is not asked again for a day. *Good* is one who said nothing wrong that a signature or a hash
+shows: failing and being slow are no lies. Those who break the protocol are shown the door for ten minutes.
+
+`
+
 const intro = `# What is felt when something is down
 
 Made by ` + "`make faults`" + ` (` + "`go run ./lab/faults`" + `), which runs the real Nix against caches that are ill in

@@ -58,7 +58,7 @@ const (
 )
 
 func newWorld(ctx context.Context) *world {
-	w := &world{fixture: &fixture{ctx: func() context.Context { return ctx }}, key: nixtest.NewKey("faults-1")}
+	w := &world{fixture: &fixture{ctx: func() context.Context { return ctx }}, key: nixtest.NewKey(keyName)}
 	refs := func() (all []nix.StorePath) {
 		for _, p := range w.paths {
 			all = append(all, p.StorePath)

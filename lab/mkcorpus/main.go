@@ -30,6 +30,7 @@ func run(ctx context.Context) error {
 	dir := flag.String("dir", "", "directory to make; must not exist yet")
 	paths := flag.Int("paths", 800, "store paths in the closure")
 	size := flag.Int64("bytes", 1<<30, "bytes of NARs to aim at; 0 makes the small corpus of the tests")
+	largest := flag.Int64("largest", 0, "of these, bytes of the largest NAR to aim at; 0 is what comes of the others' sizes")
 	seed := flag.Uint64("seed", 1, "another number, another corpus")
 	compressions := flag.String("compressions", "none,zstd,xz", "of the caches: none, xz, zstd, bzip2")
 	flag.Parse()
@@ -42,7 +43,7 @@ func run(ctx context.Context) error {
 		return err
 	}
 	c, err := realnix.MakeCorpus(ctx, nix, *dir, realnix.Params{
-		Paths: *paths, Bytes: *size, Seed: *seed, Compressions: strings.Split(*compressions, ","),
+		Paths: *paths, Bytes: *size, Largest: *largest, Seed: *seed, Compressions: strings.Split(*compressions, ","),
 	}, os.Stdout)
 	if err != nil {
 		return err

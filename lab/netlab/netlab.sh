@@ -15,11 +15,12 @@
 #   netlab.sh ip WHERE             its IPv4 address
 #   netlab.sh partition hK | heal hK     silent cut from everyone (no carrier loss)
 #   netlab.sh cut hA hB | join hA hB     silent cut between two hosts
+#   netlab.sh split K | unsplit    silent cut between h1..hK and all other hosts
 #   netlab.sh linkdown hK | linkup hK    pulled cable (carrier loss)
 #   netlab.sh wan WORDS...         settings of the upstream link, at run time:
 #                                  rate=Mbit/s delay=ms(one way) loss=% queue=ms,
 #                                  up.X= / down.X= for one way; "wan cut", "wan heal"
-#   netlab.sh lanrate hK RATE|none tc rate of a host's link, both ways (e.g. 100mbit)
+#   netlab.sh lanrate hK|all RATE|none   tc rate of a host's link, both ways (e.g. 100mbit)
 #   netlab.sh loss hK PERCENT      random loss on what a host receives and sends
 #   netlab.sh egress [all]         bytes that upstream sent so far (IP bytes)
 #   netlab.sh bytes hK             rx and tx bytes of a host's interface
@@ -192,6 +193,19 @@ cmd_partition() { local h; for h in "$@"; do port "$h" >>"$state/cut1"; done; cu
 cmd_heal() { local h; for h in "$@"; do drop_line "$(port "$h")" "$state/cut1"; done; cuts_apply; }
 cmd_cut() { echo "$(port "$1") . $(port "$2")" >>"$state/cut2"; echo "$(port "$2") . $(port "$1")" >>"$state/cut2"; cuts_apply; }
 cmd_join() { drop_line "$(port "$1") . $(port "$2")" "$state/cut2"; drop_line "$(port "$2") . $(port "$1")" "$state/cut2"; cuts_apply; }
+cmd_split() {
+	local n=$1 h o
+	local -a low=() high=()
+	for h in $(all | sed -n "s/^$name-h//p"); do
+		if [ "$h" -le "$n" ]; then low+=("$h"); else high+=("$h"); fi
+	done
+	for h in "${low[@]}"; do for o in "${high[@]}"; do
+		echo "\"p$h\" . \"p$o\""
+		echo "\"p$o\" . \"p$h\""
+	done; done >>"$state/cut2"
+	cuts_apply
+}
+cmd_unsplit() { rm -f "$state/cut2"; cuts_apply; }
 cmd_linkdown() { ip -n "$name-lan" link set "p${1#h}" down; }
 cmd_linkup() { ip -n "$name-lan" link set "p${1#h}" up; }
 
@@ -206,7 +220,12 @@ cmd_wan() {
 }
 
 cmd_lanrate() {
-	local h="$name-$1" p="p${1#h}" r=$2
+	local h p r=$2
+	if [ "$1" = all ]; then
+		for h in $(all | sed -n "s/^$name-\(h[0-9]*\)$/\1/p"); do cmd_lanrate "$h" "$r"; done
+		return
+	fi
+	h="$name-$1" p="p${1#h}"
 	ip netns exec "$h" tc qdisc del dev eth0 root 2>/dev/null || true
 	ip netns exec "$name-lan" tc qdisc del dev "$p" root 2>/dev/null || true
 	[ "$r" = none ] && return
@@ -254,7 +273,7 @@ verb=${1:-}
 [ -n "$verb" ] || { sed -n '2,/^set -/p' "$0" | sed '$d; s/^# \{0,1\}//'; exit 2; }
 shift
 case $verb in
-up | down | partition | heal | cut | join | linkdown | linkup | wan | lanrate | loss | egress | bytes | status) "cmd_$verb" "$@" ;;
+up | down | partition | heal | cut | join | split | unsplit | linkdown | linkup | wan | lanrate | loss | egress | bytes | status) "cmd_$verb" "$@" ;;
 exec) n=$(ns "$1"); shift; exec ip netns exec "$n" "$@" ;;
 ip) case $1 in upstream | up) echo 10.78.0.1 ;; lan) echo 10.77.255.254 ;; *) v4 "${1#h}" ;; esac ;;
 *) die "unknown verb: $verb" ;;

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/lab/rig"
 )
 
 // signer makes signatures as Nix does.
@@ -58,7 +59,7 @@ func (s signer) sign(n *nix.NarInfo) string {
 
 // sqlite runs statements on a host's database of Nix.
 func (h *host) sqlite(ctx context.Context, statements string) (string, error) {
-	cmd := exec.CommandContext(ctx, "sqlite3", "-bail", filepath.Join(h.client.Root, "nix/var/nix/db/db.sqlite"))
+	cmd := exec.CommandContext(ctx, "sqlite3", "-bail", filepath.Join(h.Client.Root, "nix/var/nix/db/db.sqlite"))
 	cmd.Stdin = strings.NewReader(".timeout 20000\n" + statements)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
@@ -107,7 +108,7 @@ func prefilled(ctx context.Context, st *stage) error {
 		return err
 	}
 	// Nix makes the database, nothing else is in it.
-	if _, err := a.client.Run(ctx, "nix-store", "--init"); err != nil {
+	if _, err := a.Client.Run(ctx, "nix-store", "--init"); err != nil {
 		return err
 	}
 	if err := a.makeUp(ctx, s, 0, madeUp); err != nil {
@@ -120,28 +121,28 @@ func prefilled(ctx context.Context, st *stage) error {
 	if err := a.start(); err != nil {
 		return err
 	}
-	if err := a.ready(ctx); err != nil {
+	if err := a.Ready(ctx); err != nil {
 		return err
 	}
 	st.figure("A's node answers after", time.Since(begun).Seconds(), "%.2f s")
 	_, ok := st.know(ctx, 30*time.Second, b, a, madeUp)
 	took := time.Since(begun)
-	st.check(ok && took < 10*time.Second, "B knows all 100,000 paths within 10s of A's first start", "%s", seconds(took))
-	u, err := a.node.usage()
+	st.check(ok && took < 10*time.Second, "B knows all 100,000 paths within 10s of A's first start", "%s", rig.Seconds(took))
+	u, err := a.Node.Usage()
 	if err != nil {
 		return err
 	}
-	st.figure("A: CPU until then", u.cpu.Seconds(), "%.2f s")
-	st.figure("A: memory then", float64(u.rss), "%s", megabytes(u.rss))
-	for _, line := range b.logLines("msg=inventory") {
+	st.figure("A: CPU until then", u.CPU.Seconds(), "%.2f s")
+	st.figure("A: memory then", float64(u.RSS), "%s", rig.Megabytes(u.RSS))
+	for _, line := range b.LogLines("msg=inventory") {
 		if m := inventoryLine.FindStringSubmatch(line); m != nil && m[1] == strconv.Itoa(madeUp) {
 			size, _ := strconv.ParseFloat(m[2], 64)
 			st.figure("inventory of 100,000 paths on the wire", size, "%.0f bytes")
 		}
 	}
 	_, hash := row(s, madeUp/2)
-	code, _, took := b.narinfo(ctx, hash.String())
-	st.check(code == http.StatusOK, "B has the narinfo of one of them from A", "%d after %s", code, seconds(took))
+	code, _, took := b.NarInfo(ctx, hash.String())
+	st.check(code == http.StatusOK, "B has the narinfo of one of them from A", "%d after %s", code, rig.Seconds(took))
 
 	// What changes from now on.
 	statement, hash := row(s, madeUp)
@@ -149,13 +150,13 @@ func prefilled(ctx context.Context, st *stage) error {
 		return err
 	}
 	// Not asked for before it is known: B would remember for a minute that nobody has it.
-	took, ok = until(ctx, 10*time.Second, func() bool { return b.pathsOf(ctx, a) == madeUp+1 })
-	code, _, _ = b.narinfo(ctx, hash.String())
-	st.check(ok && took < 3*time.Second && code == http.StatusOK, "a path that A's Nix registers is known to B within 3s", "%s, then %d", seconds(took), code)
+	took, ok = rig.Until(ctx, 10*time.Second, func() bool { return b.pathsOf(ctx, a) == madeUp+1 })
+	code, _, _ = b.NarInfo(ctx, hash.String())
+	st.check(ok && took < 3*time.Second && code == http.StatusOK, "a path that A's Nix registers is known to B within 3s", "%s, then %d", rig.Seconds(took), code)
 	if _, err := a.sqlite(ctx, fmt.Sprintf("DELETE FROM ValidPaths WHERE path LIKE '%s%%';\n", nix.StoreDir+"/"+hash.String())); err != nil {
 		return err
 	}
-	took, ok = until(ctx, 10*time.Second, func() bool { return b.pathsOf(ctx, a) == madeUp })
-	st.check(ok && took < 3*time.Second, "a path that A's Nix deletes is gone for B within 3s", "%s", seconds(took))
+	took, ok = rig.Until(ctx, 10*time.Second, func() bool { return b.pathsOf(ctx, a) == madeUp })
+	st.check(ok && took < 3*time.Second, "a path that A's Nix deletes is gone for B within 3s", "%s", rig.Seconds(took))
 	return nil
 }

@@ -7,12 +7,14 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"github.com/nixp2p/nixp2p/lab/rig"
 )
 
 // byDHT: with few inventories at hand, the DHT knows who has a large NAR.
 func byDHT(ctx context.Context, st *stage) error {
 	a := st.hosts[0]
-	if err := a.fill(ctx, st.corpus.StoreRoot); err != nil {
+	if err := a.Fill(ctx, st.corpus.StoreRoot); err != nil {
 		return err
 	}
 	const few = "4"
@@ -20,20 +22,20 @@ func byDHT(ctx context.Context, st *stage) error {
 		return err
 	}
 	if took, ok := st.mesh(ctx, 20*time.Second, st.hosts, 1); !ok {
-		return fmt.Errorf("a node has no peer after %s", seconds(took))
+		return fmt.Errorf("a node has no peer after %s", rig.Seconds(took))
 	}
 	// A's records have to be out; nothing tells that from outside.
-	if !pause(ctx, 8*time.Second) {
+	if !rig.Pause(ctx, 8*time.Second) {
 		return ctx.Err()
 	}
 	// Guests, whom the DHT brought, leave after a minute.
 	most := 0
-	waited, _ := until(ctx, 90*time.Second, func() bool {
-		s, err := a.status(ctx)
+	waited, _ := rig.Until(ctx, 90*time.Second, func() bool {
+		s, err := a.Status(ctx)
 		most = s.Peers
 		return err == nil && most < len(st.hosts)-1
 	})
-	st.figure("A is connected to so many of the others after "+seconds(waited), float64(most), "%.0f")
+	st.figure("A is connected to so many of the others after "+rig.Seconds(waited), float64(most), "%.0f")
 	b := unconnected(ctx, st.hosts, a)
 	if !st.check(b != nil, "there is a node that is not connected to A", "A has %d peers", most) {
 		if b = strangers(ctx, st.hosts, a); b == nil {
@@ -42,7 +44,7 @@ func byDHT(ctx context.Context, st *stage) error {
 	}
 	large := st.corpus.Largest()
 	knows := int64(0)
-	list, err := b.peers(ctx)
+	list, err := b.Peers(ctx)
 	if err != nil {
 		return err
 	}
@@ -50,16 +52,16 @@ func byDHT(ctx context.Context, st *stage) error {
 		knows += p.Paths
 	}
 	st.check(knows == 0, fmt.Sprintf("no inventory that %s has names a path", b), "%d paths at %d peers", knows, len(list))
-	_, info, _ := b.narinfo(ctx, hashOf(large.StorePath))
+	_, info, _ := b.NarInfo(ctx, rig.HashOf(large.StorePath))
 	if info == nil {
 		return fmt.Errorf("%s: no narinfo of %s", b, large.StorePath)
 	}
 	// The upstream goes on telling of paths, but has no NAR.
-	st.cache.setRefuse(func(path string) bool { return strings.HasPrefix(path, "/nar/") })
-	before := st.cache.narBytes.Load()
+	st.cache.Refuse(func(path string) bool { return strings.HasPrefix(path, "/nar/") })
+	before := st.cache.NARBytes.Load()
 	get := func() (status int, n int64, took time.Duration, err error) {
 		start := time.Now()
-		resp, err := b.get(ctx, nodeURL+"/"+info.URL)
+		resp, err := b.Get(ctx, rig.NodeURL+"/"+info.URL)
 		if err != nil {
 			return 0, 0, time.Since(start), err
 		}
@@ -67,17 +69,17 @@ func byDHT(ctx context.Context, st *stage) error {
 		return resp.StatusCode, n, time.Since(start), err
 	}
 	status, n, took, err := get()
-	st.check(err == nil && status == 200, fmt.Sprintf("%s gets the NAR of %s, that only A has, at once", b, megabytes(large.NarSize)),
-		"status %d, %s after %s", status, megabytes(n), seconds(took))
+	st.check(err == nil && status == 200, fmt.Sprintf("%s gets the NAR of %s, that only A has, at once", b, rig.Megabytes(large.NarSize)),
+		"status %d, %s after %s", status, rig.Megabytes(n), rig.Seconds(took))
 	if status != 200 {
 		// The look-up goes on when its caller has left.
-		if !pause(ctx, time.Second) {
+		if !rig.Pause(ctx, time.Second) {
 			return ctx.Err()
 		}
 		status, n, took, err = get()
-		st.check(err == nil && status == 200, "it does when it asks again a second later", "status %d, %s after %s", status, megabytes(n), seconds(took))
+		st.check(err == nil && status == 200, "it does when it asks again a second later", "status %d, %s after %s", status, rig.Megabytes(n), rig.Seconds(took))
 	}
-	if got := st.cache.narBytes.Load() - before; status == 200 {
+	if got := st.cache.NARBytes.Load() - before; status == 200 {
 		st.check(got < 4096, "nothing of it from upstream", "%d bytes", got)
 	}
 	st.lookups(b)
@@ -86,8 +88,8 @@ func byDHT(ctx context.Context, st *stage) error {
 		if c == a || c == b || c.pathsOf(ctx, a) > 0 {
 			continue
 		}
-		st.cache.setRefuse(func(path string) bool { return path == "/"+upstreamURL(st, large.StorePath) })
-		res, err := c.realise(ctx, 40*time.Second, large.StorePath)
+		st.cache.Refuse(func(path string) bool { return path == "/"+upstreamURL(st, large.StorePath) })
+		res, err := c.Realise(ctx, 40*time.Second, large.StorePath)
 		st.check(err == nil, fmt.Sprintf("%s: nix-store -r of it succeeds, though the upstream has no such NAR", c), "%s", said(res, err))
 		st.lookups(c)
 		break
@@ -107,7 +109,7 @@ func strangers(ctx context.Context, hosts []*host, a *host) *host {
 
 // lookups tells how the DHT was asked, as the log has it.
 func (st *stage) lookups(h *host) {
-	for _, line := range h.logLines(`msg="looked up in the DHT"`) {
+	for _, line := range h.LogLines(`msg="looked up in the DHT"`) {
 		if _, rest, ok := strings.Cut(line, "took="); ok {
 			took, more, _ := strings.Cut(rest, " ")
 			d, err := time.ParseDuration(took)

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"syscall"
 	"time"
+
+	"github.com/nixp2p/nixp2p/lab/rig"
 )
 
 // fault is what happens to the holder while B's Nix works.
@@ -19,13 +21,13 @@ type fault struct {
 func faults() []fault {
 	do := func(args ...string) func(context.Context, *stage, *host) error {
 		return func(ctx context.Context, st *stage, a *host) error {
-			_, err := st.lan.do(ctx, slices.Concat(args[:1], []string{a.String()}, args[1:])...)
+			_, err := st.lan.Do(ctx, slices.Concat(args[:1], []string{a.String()}, args[1:])...)
 			return err
 		}
 	}
 	signal := func(sig syscall.Signal) func(context.Context, *stage, *host) error {
 		return func(_ context.Context, _ *stage, a *host) error {
-			a.signal(sig)
+			a.Signal(sig)
 			return nil
 		}
 	}
@@ -36,7 +38,7 @@ func faults() []fault {
 		{"cut", "its packets vanish, no connection is closed", do("partition")},
 		{"throttled", "its link falls to 10 KB/s", do("lanrate", "80kbit")},
 		{"collected", "nix-store --gc deletes all of its store", func(ctx context.Context, _ *stage, a *host) error {
-			_, err := a.client.Run(ctx, "nix-store", "--gc")
+			_, err := a.Client.Run(ctx, "nix-store", "--gc")
 			return err
 		}},
 	}
@@ -77,12 +79,12 @@ func (st *stage) fault(ctx context.Context, f fault, two bool) error {
 		holders = append(holders, c)
 	}
 	for _, h := range holders {
-		if err := h.fill(ctx, st.corpus.StoreRoot); err != nil {
+		if err := h.Fill(ctx, st.corpus.StoreRoot); err != nil {
 			return err
 		}
 	}
 	for _, h := range st.hosts {
-		if _, err := st.lan.do(ctx, "lanrate", h.String(), lanRate); err != nil {
+		if _, err := st.lan.Do(ctx, "lanrate", h.String(), lanRate); err != nil {
 			return err
 		}
 	}
@@ -96,7 +98,7 @@ func (st *stage) fault(ctx context.Context, f fault, two bool) error {
 	}
 	if two {
 		// B knows its upstream as one that answers, until it does not.
-		if _, err := st.lan.do(ctx, "wan", "cut"); err != nil {
+		if _, err := st.lan.Do(ctx, "wan", "cut"); err != nil {
 			return err
 		}
 	}
@@ -104,21 +106,21 @@ func (st *stage) fault(ctx context.Context, f fault, two bool) error {
 	if err := st.disturbed(ctx, b, 2*time.Minute, act, two || f.name == "none"); err != nil {
 		return err
 	}
-	s, err := b.status(ctx)
+	s, err := b.Status(ctx)
 	if err != nil {
 		return err
 	}
-	st.figure("NAR bytes to Nix: from peers / from upstream (raw or as files)", float64(s.Bytes.Peer), "%s / %s", megabytes(s.Bytes.Peer), megabytes(s.Bytes.Upstream))
+	st.figure("NAR bytes to Nix: from peers / from upstream (raw or as files)", float64(s.Bytes.Peer), "%s / %s", rig.Megabytes(s.Bytes.Peer), rig.Megabytes(s.Bytes.Upstream))
 	return nil
 }
 
 // giver returns the holder that has given most: in the middle of the largest NAR, who gives it.
 func giver(ctx context.Context, b *host, holders []*host) *host {
 	best, most := holders[0], int64(-1)
-	list, _ := b.peers(ctx)
+	list, _ := b.Peers(ctx)
 	for _, h := range holders {
 		for _, p := range list {
-			if p.ReceivedBytes > most && slices.ContainsFunc(p.Addresses, func(a string) bool { return b.st.isAddr(a, h) }) {
+			if p.ReceivedBytes > most && slices.ContainsFunc(p.Addresses, func(a string) bool { return h.HasAddr(a) }) {
 				best, most = h, p.ReceivedBytes
 			}
 		}
@@ -129,11 +131,11 @@ func giver(ctx context.Context, b *host, holders []*host) *host {
 // nobody measures what the uplink gives without peers.
 func nobody(ctx context.Context, st *stage) error {
 	b := st.hosts[1]
-	b.client.Substituters = []string{st.cache.url}
-	res, err := b.realise(ctx, time.Minute, st.corpus.Top)
+	b.Client.Substituters = []string{st.cache.URL}
+	res, err := b.Realise(ctx, time.Minute, st.corpus.Top)
 	st.check(err == nil, "straight from the upstream", "%s", said(res, err))
 	st.figure("time for the closure, straight from the upstream", res.Wall.Seconds(), "%.2f s")
-	if err := b.newClient("second"); err != nil {
+	if err := b.NewClient("second"); err != nil {
 		return err
 	}
 	if err := st.startAll(ctx, st.hosts); err != nil {
@@ -142,7 +144,7 @@ func nobody(ctx context.Context, st *stage) error {
 	if err := st.meshed(ctx, 5*time.Second); err != nil {
 		return err
 	}
-	res, err = b.realise(ctx, time.Minute, st.corpus.Top)
+	res, err = b.Realise(ctx, time.Minute, st.corpus.Top)
 	st.check(err == nil, "through nixp2p, the upstream alone has it", "%s", said(res, err))
 	st.figure("time for the closure, through nixp2p", res.Wall.Seconds(), "%.2f s")
 	return nil

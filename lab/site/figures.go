@@ -17,10 +17,11 @@ import (
 	"time"
 
 	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/lab/rig"
 )
 
 // growth are the sizes of a site that are measured.
-var growth = []int{2, 4, 8, 16, 32}
+var growth = []int{2, 4, 8, 16, 32, 64}
 
 // measurements are scenarios that judge little and measure much.
 func measurements() []*scenario {
@@ -45,7 +46,7 @@ const largeSize = 1 << 30
 func (st *stage) largeNAR(ctx context.Context, rate string) error {
 	a, b := st.hosts[0], st.hosts[1]
 	for _, h := range st.hosts {
-		if _, err := st.lan.do(ctx, "lanrate", h.String(), rate); err != nil {
+		if _, err := st.lan.Do(ctx, "lanrate", h.String(), rate); err != nil {
 			return err
 		}
 	}
@@ -69,7 +70,7 @@ func (st *stage) largeNAR(ctx context.Context, rate string) error {
 	}
 	st.figure("plain TCP, memory to memory", plain, "%.0f MB/s")
 	st.figure("SHA-256 on one core, which each side needs once", sha256Speed(), "%.0f MB/s")
-	_, info, _ := b.narinfo(ctx, hash.String())
+	_, info, _ := b.NarInfo(ctx, hash.String())
 	if info == nil {
 		return fmt.Errorf("B has no narinfo of the large path")
 	}
@@ -79,13 +80,13 @@ func (st *stage) largeNAR(ctx context.Context, rate string) error {
 			return err
 		}
 		start := time.Now()
-		resp, err := b.get(ctx, nodeURL+"/"+info.URL)
+		resp, err := b.Get(ctx, rig.NodeURL+"/"+info.URL)
 		if err != nil {
 			return err
 		}
 		n, err := drain(resp)
 		took := time.Since(start)
-		if !st.check(err == nil && resp.StatusCode == http.StatusOK && n == info.NarSize, "the NAR comes whole from A ("+run+")", "status %d, %s in %s", resp.StatusCode, megabytes(n), seconds(took)) {
+		if !st.check(err == nil && resp.StatusCode == http.StatusOK && n == info.NarSize, "the NAR comes whole from A ("+run+")", "status %d, %s in %s", resp.StatusCode, rig.Megabytes(n), rig.Seconds(took)) {
 			return nil
 		}
 		after, err := cpuOf(a, b)
@@ -100,13 +101,13 @@ func (st *stage) largeNAR(ctx context.Context, rate string) error {
 			(after[0]-before[0])/gb, (after[1]-before[1])/gb)
 	}
 	for _, h := range st.hosts {
-		u, err := h.node.usage()
+		u, err := h.Node.Usage()
 		if err != nil {
 			return err
 		}
-		st.figure(fmt.Sprintf("%s: memory afterwards", h), float64(u.rss), "%s", megabytes(u.rss))
+		st.figure(fmt.Sprintf("%s: memory afterwards", h), float64(u.RSS), "%s", rig.Megabytes(u.RSS))
 	}
-	st.check(st.cache.narBytes.Load() == 0, "nothing from upstream", "%d bytes", st.cache.narBytes.Load())
+	st.check(st.cache.NARBytes.Load() == 0, "nothing from upstream", "%d bytes", st.cache.NARBytes.Load())
 	return nil
 }
 
@@ -123,18 +124,18 @@ func sha256Speed() (best float64) {
 
 func cpuOf(hosts ...*host) (list []float64, err error) {
 	for _, h := range hosts {
-		u, err := h.node.usage()
+		u, err := h.Node.Usage()
 		if err != nil {
 			return nil, err
 		}
-		list = append(list, u.cpu.Seconds())
+		list = append(list, u.CPU.Seconds())
 	}
 	return list, nil
 }
 
 // addLarge puts a file of noise into the store, in the way of nix-store --add, and signs it.
 func (h *host) addLarge(ctx context.Context, s signer) (hash nix.StoreHash, err error) {
-	file := filepath.Join(h.client.Dir, "large")
+	file := filepath.Join(h.Client.Dir, "large")
 	f, err := os.Create(file)
 	if err != nil {
 		return hash, err
@@ -153,17 +154,17 @@ func (h *host) addLarge(ctx context.Context, s signer) (hash nix.StoreHash, err 
 		return hash, err
 	}
 	seen := file
-	if h.client.Nix.Chroot != "" {
+	if h.Client.Nix.Chroot != "" {
 		seen = "/mnt/large" // where a Nix in a tree finds its directory
 	}
-	res, err := h.client.Run(ctx, "nix-store", "--add", seen)
+	res, err := h.Client.Run(ctx, "nix-store", "--add", seen)
 	if err != nil {
 		return hash, err
 	}
 	if err := os.Remove(file); err != nil {
 		return hash, err
 	}
-	paths, err := h.client.Paths(ctx)
+	paths, err := h.Client.Paths(ctx)
 	if err != nil || len(paths) != 1 || len(res.Lines()) != 1 {
 		return hash, fmt.Errorf("%d paths, %w", len(paths), err)
 	}
@@ -180,7 +181,7 @@ func (h *host) addLarge(ctx context.Context, s signer) (hash nix.StoreHash, err 
 
 // plainTCP returns the MB/s of so many bytes from one host to another, the better of two runs.
 func (st *stage) plainTCP(ctx context.Context, from, to *host, size int64) (best float64, err error) {
-	l, err := listenIn(from.ns, net.JoinHostPort(st.lan.ip(from.k), "9"))
+	l, err := rig.ListenIn(from.NS, net.JoinHostPort(st.lan.IP(from.K), "9"))
 	if err != nil {
 		return 0, err
 	}
@@ -204,7 +205,7 @@ func (st *stage) plainTCP(ctx context.Context, from, to *host, size int64) (best
 		}
 	})
 	for range 2 {
-		c, err := dialIn(ctx, to.ns, "tcp", l.Addr().String())
+		c, err := rig.DialIn(ctx, to.NS, "tcp", l.Addr().String())
 		if err != nil {
 			return 0, err
 		}
@@ -255,8 +256,12 @@ func grow(ctx context.Context, st *stage) error {
 		return err
 	}
 	_, ok := st.mesh(ctx, 60*time.Second, early, len(early)-1)
-	st.check(ok, "the mesh is whole", "%d nodes, %s after the start of the first process", len(early), seconds(time.Since(begun)))
-	st.figure(figMesh, time.Since(begun).Seconds(), "%.2f s")
+	st.check(ok, "the mesh is whole", "%d nodes, %s after the start of the first process", len(early), rig.Seconds(time.Since(begun)))
+	if ok {
+		st.figure(figMesh, time.Since(begun).Seconds(), "%.2f s")
+	} else {
+		st.figure(figMesh, -1, "not whole after %.0f s", time.Since(begun).Seconds())
+	}
 	sum, _, err := usageOf(early)
 	if err != nil {
 		return err
@@ -267,7 +272,7 @@ func grow(ctx context.Context, st *stage) error {
 		if err := st.startAll(ctx, []*host{late}); err != nil {
 			return err
 		}
-		_, ok := until(ctx, 30*time.Second, func() bool { return late.knows(ctx) >= last })
+		_, ok := rig.Until(ctx, 30*time.Second, func() bool { return late.knows(ctx) >= last })
 		st.check(ok, "a node that comes later has the inventories of all", "%d of %d", late.knows(ctx), last)
 		st.figure(figLate, time.Since(begun).Seconds(), "%.2f s")
 	}
@@ -276,7 +281,7 @@ func grow(ctx context.Context, st *stage) error {
 
 // knows counts the peers whose inventory has paths.
 func (h *host) knows(ctx context.Context) (n int) {
-	list, _ := h.peers(ctx)
+	list, _ := h.Peers(ctx)
 	for _, p := range list {
 		if p.Paths > 0 {
 			n++
@@ -291,20 +296,20 @@ func (h *host) paths220(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if _, err := h.client.Run(ctx, "nix-store", "--init"); err != nil {
+	if _, err := h.Client.Run(ctx, "nix-store", "--init"); err != nil {
 		return err
 	}
-	return h.makeUp(ctx, s, h.k*1000, h.k*1000+220)
+	return h.makeUp(ctx, s, h.K*1000, h.K*1000+220)
 }
 
 func usageOf(hosts []*host) (cpu time.Duration, rss []int64, err error) {
 	for _, h := range hosts {
-		u, err := h.node.usage()
+		u, err := h.Node.Usage()
 		if err != nil {
 			return 0, nil, err
 		}
-		cpu += u.cpu
-		rss = append(rss, u.rss)
+		cpu += u.CPU
+		rss = append(rss, u.RSS)
 	}
 	return cpu, rss, nil
 }
@@ -312,26 +317,26 @@ func usageOf(hosts []*host) (cpu time.Duration, rss []int64, err error) {
 // rest measures what the site takes while nobody builds.
 func (st *stage) rest(ctx context.Context) error {
 	const settle, window = 20 * time.Second, 30 * time.Second
-	if !pause(ctx, settle) {
+	if !rig.Pause(ctx, settle) {
 		return ctx.Err()
 	}
 	before, _, err := usageOf(st.hosts)
 	if err != nil {
 		return err
 	}
-	rx0, tx0, err := st.lan.lanBytes(ctx, 1)
+	rx0, tx0, err := st.lan.Bytes(ctx, 1)
 	if err != nil {
 		return err
 	}
 	start := time.Now()
-	if !pause(ctx, window) {
+	if !rig.Pause(ctx, window) {
 		return ctx.Err()
 	}
 	after, rss, err := usageOf(st.hosts)
 	if err != nil {
 		return err
 	}
-	rx1, tx1, err := st.lan.lanBytes(ctx, 1)
+	rx1, tx1, err := st.lan.Bytes(ctx, 1)
 	if err != nil {
 		return err
 	}

@@ -25,6 +25,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/nixp2p/nixp2p/internal/nixtest/realnix"
+	"github.com/nixp2p/nixp2p/lab/rig"
 	"github.com/nixp2p/nixp2p/lab/site/stranger"
 )
 
@@ -45,7 +47,7 @@ func main() {
 		for _, s := range scenarios() {
 			fmt.Printf("%-18s %2d hosts  %s\n", s.name, s.hosts, s.what)
 		}
-	case os.Getenv(insideEnv) == "":
+	case rig.Inside() == "":
 		err = outside(ctx, o)
 	default:
 		err = inside(ctx, o)
@@ -123,6 +125,37 @@ func (r *result) verdict() string {
 		return "PASS"
 	}
 	return "FAIL"
+}
+
+// coldSection is the part of docs/scale.md that lab/cold writes.
+const coldSection = "cold start"
+
+// labName is the first part of the names of namespaces.
+const labName = "site"
+
+// outside makes the corpora, which needs the machine's own Nix, and the rest runs inside.
+func outside(ctx context.Context, o *options) error {
+	if err := rig.Able("sqlite3"); err != nil {
+		return err
+	}
+	chosen, err := choose(o.names)
+	if err != nil {
+		return err
+	}
+	own, err := realnix.LookPath(ctx)
+	if err != nil {
+		return err
+	}
+	for _, p := range corpora() {
+		if _, err := realnix.KeptCorpus(ctx, own, p); err != nil {
+			return err
+		}
+	}
+	most := o.hosts
+	for _, s := range chosen {
+		most = max(most, s.hosts)
+	}
+	return rig.Outside(ctx, labName, o.binary, most)
 }
 
 // choose returns the scenarios that were asked for.
@@ -214,7 +247,7 @@ func publish(o *options, r *result) error {
 		errs = append(errs, os.WriteFile(o.out, []byte(siteMarkdown(list)), 0o644))
 	}
 	if o.scale != "" {
-		errs = append(errs, os.WriteFile(o.scale, []byte(scaleMarkdown(list)), 0o644))
+		errs = append(errs, rig.WriteAround(o.scale, coldSection, scaleMarkdown(list)))
 	}
 	return errors.Join(errs...)
 }

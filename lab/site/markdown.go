@@ -5,10 +5,11 @@ package main
 import (
 	"fmt"
 	"math"
-	"os"
 	"runtime"
 	"slices"
 	"strings"
+
+	"github.com/nixp2p/nixp2p/lab/rig"
 )
 
 const siteHead = `# A site of nodes, as it was run
@@ -35,7 +36,7 @@ A shorter story of three hosts is part of ` + "`make test`" + ` (` + "`go test .
 func siteMarkdown(list []*result) string {
 	var b strings.Builder
 	b.WriteString(siteHead)
-	fmt.Fprintf(&b, "Machine: %s, %d processors, %s. The corpus is a closure of 220 paths and 90 MB, one NAR of them 73 MB.\n\n", cpuName(), runtime.NumCPU(), memory())
+	fmt.Fprintf(&b, "Machine: %s, %d processors, %s. The corpus is a closure of 220 paths and 90 MB, one NAR of them 73 MB.\n\n", rig.CPUName(), runtime.NumCPU(), rig.Memory())
 	b.WriteString("## Scenarios\n\n| scenario | hosts | Nix | what happens | held | took | load |\n| --- | --- | --- | --- | --- | --- | --- |\n")
 	for _, r := range list {
 		ok := 0
@@ -135,7 +136,7 @@ func scaleMarkdown(list []*result) string {
 		return b.String() + "Not measured yet.\n"
 	}
 	slices.Sort(have)
-	fmt.Fprintf(&b, "Machine: %s, %d processors for all nodes together.\n\n## Measured\n\n| nodes |", cpuName(), runtime.NumCPU())
+	fmt.Fprintf(&b, "Machine: %s, %d processors for all nodes together.\n\n## Measured\n\n| nodes |", rig.CPUName(), runtime.NumCPU())
 	for _, n := range have {
 		fmt.Fprintf(&b, " %d |", n)
 	}
@@ -215,30 +216,3 @@ func plain(s string) string {
 }
 
 func upper(s string) string { return strings.ToUpper(s[:1]) + s[1:] }
-
-func cpuName() string {
-	for line := range strings.Lines(readText("/proc/cpuinfo")) {
-		if name, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
-			extra := ", no SHA instructions"
-			if strings.Contains(readText("/proc/cpuinfo"), " sha_ni") {
-				extra = ", SHA instructions"
-			}
-			return strings.TrimSpace(value) + extra
-		}
-	}
-	return runtime.GOARCH
-}
-
-func memory() string {
-	var kb int64
-	_, _ = fmt.Sscanf(readText("/proc/meminfo"), "MemTotal: %d kB", &kb)
-	return fmt.Sprintf("%d GiB", (kb+1<<19)>>20)
-}
-
-func readText(name string) string {
-	text, err := os.ReadFile(name)
-	if err != nil {
-		return ""
-	}
-	return string(text)
-}

@@ -23,6 +23,7 @@ import (
 
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/internal/nixtest/realnix"
+	"github.com/nixp2p/nixp2p/lab/rig"
 	"github.com/nixp2p/nixp2p/lab/site/stranger"
 	"github.com/nixp2p/nixp2p/p2p/wire"
 )
@@ -39,13 +40,13 @@ func (p *private) hash() nix.StoreHash { return p.info.StorePath.Hash() }
 // nobody trusts, a third by one that all trust but do not share.
 func hide(ctx context.Context, st *stage, a *host, team signer) (list []*private, err error) {
 	other := st.world.other
-	if err := a.fill(ctx, other.StoreRoot); err != nil {
+	if err := a.Fill(ctx, other.StoreRoot); err != nil {
 		return nil, err
 	}
 	nobody := newSigner("nobody-1")
 	var sql strings.Builder
 	for i, p := range other.Paths {
-		text, err := os.ReadFile(filepath.Join(other.Caches["none"], hashOf(p.StorePath)+".narinfo"))
+		text, err := os.ReadFile(filepath.Join(other.Caches["none"], rig.HashOf(p.StorePath)+".narinfo"))
 		if err != nil {
 			return nil, err
 		}
@@ -84,7 +85,7 @@ func newStranger(h *host, task *stranger.Task) (*strange, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &strange{cmd: exec.Command("ip", "netns", "exec", h.ns, self)}
+	s := &strange{cmd: exec.Command("ip", "netns", "exec", h.NS, self)}
 	s.cmd.Env = append(os.Environ(), strangerEnv+"=1")
 	s.cmd.Stderr = &s.err
 	if s.in, err = s.cmd.StdinPipe(); err != nil {
@@ -117,25 +118,6 @@ func (s *strange) end() (asked stranger.Asked, err error) {
 	return asked, errors.Join(err, s.cmd.Wait())
 }
 
-// addrOf returns the multiaddr of a node, as another one knows it.
-func addrOf(ctx context.Context, who, whom *host) (string, error) {
-	list, err := who.peers(ctx)
-	if err != nil {
-		return "", err
-	}
-	for _, p := range list {
-		for _, a := range p.Addresses {
-			if who.st.isAddr(a, whom) {
-				if !strings.Contains(a, "/p2p/") {
-					a += "/p2p/" + p.ID
-				}
-				return a, nil
-			}
-		}
-	}
-	return "", fmt.Errorf("%s does not know %s", who, whom)
-}
-
 const probes = 1000 // of each kind
 
 func privacy(ctx context.Context, st *stage) error {
@@ -146,8 +128,8 @@ func privacy(ctx context.Context, st *stage) error {
 		return err
 	}
 	// A also has something to share: the store of the corpus goes into the same database.
-	a.client.Substituters = []string{st.cache.url}
-	if res, err := a.realise(ctx, time.Minute, st.corpus.Top); err != nil {
+	a.Client.Substituters = []string{st.cache.URL}
+	if res, err := a.Realise(ctx, time.Minute, st.corpus.Top); err != nil {
 		return fmt.Errorf("fill A: %s", said(res, err))
 	}
 	if err := st.startAll(ctx, []*host{a, b}, "--trusted-public-key", st.corpus.PublicKey, "--trusted-public-key", team.public()); err != nil {
@@ -156,7 +138,7 @@ func privacy(ctx context.Context, st *stage) error {
 	if _, ok := st.know(ctx, 20*time.Second, b, a, int64(len(st.corpus.Paths))); !ok {
 		return fmt.Errorf("B does not know what A has: %d", b.pathsOf(ctx, a))
 	}
-	if !pause(ctx, 3*time.Second) { // whatever else A has to tell
+	if !rig.Pause(ctx, 3*time.Second) { // whatever else A has to tell
 		return ctx.Err()
 	}
 	st.check(b.pathsOf(ctx, a) == int64(len(st.corpus.Paths)), "A's inventory counts what is shared and nothing else",
@@ -198,13 +180,13 @@ func (st *stage) notThere(ctx context.Context, b *host, secrets []*private, kind
 	one := ""
 	for _, s := range secrets {
 		if s.kind == kind {
-			code, _, _ := b.narinfo(ctx, s.hash().String())
+			code, _, _ := b.NarInfo(ctx, s.hash().String())
 			codes[code]++
 			one = s.info.StorePath.String()
 		}
 	}
 	st.check(len(codes) == 1 && codes[404] > 0, fmt.Sprintf("B's node says that A's %s paths do not exist", kinds[kind]), "%v", codes)
-	_, err := b.realise(ctx, 30*time.Second, one)
+	_, err := b.Realise(ctx, 30*time.Second, one)
 	st.check(err != nil, "B's Nix cannot get one of them", "%v", err != nil)
 }
 
@@ -213,11 +195,11 @@ var kinds = map[string]string{"unsigned": "unsigned", "stranger": "signed-by-a-s
 // strangerAt starts the stranger with its questions: private, absent and shared ones in a
 // random order.
 func (st *stage) strangerAt(ctx context.Context, m, a, b *host, secrets []*private) (*strange, []string, error) {
-	toA, err := addrOf(ctx, b, a)
+	toA, err := b.AddrOf(ctx, a.Host)
 	if err != nil {
 		return nil, nil, err
 	}
-	toB, err := addrOf(ctx, a, b)
+	toB, err := a.AddrOf(ctx, b.Host)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -244,7 +226,7 @@ func (st *stage) strangerAt(ctx context.Context, m, a, b *host, secrets []*priva
 		add("absent NAR", wire.Request{Nar: n}.Path())
 		if i < 50 {
 			p := st.corpus.Paths[i]
-			sh, err := nix.ParseStoreHash(hashOf(p.StorePath))
+			sh, err := nix.ParseStoreHash(rig.HashOf(p.StorePath))
 			if err != nil {
 				return nil, nil, err
 			}
@@ -373,7 +355,6 @@ func rankSum(x, y []float64) float64 {
 func (st *stage) listen(ctx context.Context, b *host, secrets []*private, team signer) error {
 	var wanted []string
 	var fetched *private
-	st.cache.mu.Lock()
 	for _, s := range secrets {
 		// One without references, for Nix to get all of it.
 		if s.kind == "team" && len(s.info.References) == 0 && fetched == nil {
@@ -385,27 +366,24 @@ func (st *stage) listen(ctx context.Context, b *host, secrets []*private, team s
 			}
 			file, err := os.ReadFile(filepath.Join(st.world.other.Caches["none"], n.URL))
 			if err != nil {
-				st.cache.mu.Unlock()
 				return err
 			}
-			st.cache.extra["/"+s.hash().String()+".narinfo"] = n.AppendText(nil)
-			st.cache.extra["/"+n.URL] = file
+			st.cache.Add(map[string][]byte{"/" + s.hash().String() + ".narinfo": n.AppendText(nil), "/" + n.URL: file})
 		}
 		wanted = append(wanted, s.info.StorePath.String())
 	}
-	st.cache.mu.Unlock()
 	if fetched == nil {
 		return errors.New("no private path without references")
 	}
 	// B has asked for them before and remembers: it starts anew.
-	b.stop()
-	if err := os.RemoveAll(filepath.Join(b.dir, "state", "narinfo")); err != nil {
+	b.Stop()
+	if err := os.RemoveAll(filepath.Join(b.Dir, "state", "narinfo")); err != nil {
 		return err
 	}
-	if err := b.client.ForgetAnswers(); err != nil {
+	if err := b.Client.ForgetAnswers(); err != nil {
 		return err
 	}
-	c, err := captureIn(b.ns)
+	c, err := captureIn(b.NS)
 	if err != nil {
 		return err
 	}
@@ -415,14 +393,14 @@ func (st *stage) listen(ctx context.Context, b *host, secrets []*private, team s
 	if _, ok := st.mesh(ctx, 20*time.Second, []*host{b}, 2); !ok {
 		return errors.New("B does not find its peers again")
 	}
-	if !pause(ctx, 5*time.Second) { // inventories
+	if !rig.Pause(ctx, 5*time.Second) { // inventories
 		return ctx.Err()
 	}
-	b.client.TrustedKeys = append(b.client.TrustedKeys, team.public())
-	res, err := b.realise(ctx, 30*time.Second, fetched.info.StorePath.String())
+	b.Client.TrustedKeys = append(b.Client.TrustedKeys, team.public())
+	res, err := b.Realise(ctx, 30*time.Second, fetched.info.StorePath.String())
 	st.check(err == nil, "B's Nix gets a path of the team's from the upstream", "%s", said(res, err))
 	for _, w := range wanted {
-		_, _ = b.realise(ctx, 20*time.Second, w)
+		_, _ = b.Realise(ctx, 20*time.Second, w)
 	}
 	packets, err := c.end()
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/nixp2p/nixp2p/internal/nixtest/realnix"
+	"github.com/nixp2p/nixp2p/lab/rig"
 )
 
 // scenarios has all stories, in the order in which they are told.
@@ -44,8 +45,8 @@ func scenarios() []*scenario {
 func (st *stage) meshed(ctx context.Context, limit time.Duration) error {
 	n := len(st.hosts) - 1
 	took, ok := st.mesh(ctx, limit+15*time.Second, st.hosts, n)
-	if !st.check(ok && took < limit, fmt.Sprintf("every node is connected to the other %d within %v", n, limit), "%s", seconds(took)) && !ok {
-		return fmt.Errorf("no mesh in %s", seconds(took))
+	if !st.check(ok && took < limit, fmt.Sprintf("every node is connected to the other %d within %v", n, limit), "%s", rig.Seconds(took)) && !ok {
+		return fmt.Errorf("no mesh in %s", rig.Seconds(took))
 	}
 	st.figure("all connected after all were ready", took.Seconds(), "%.2f s")
 	return nil
@@ -60,7 +61,7 @@ func discover(ctx context.Context, st *stage) error {
 		return err
 	}
 	st.figure("from the start of the first process to the whole mesh", time.Since(begun).Seconds(), "%.2f s")
-	list, err := st.hosts[0].peers(ctx)
+	list, err := st.hosts[0].Peers(ctx)
 	if err != nil {
 		return err
 	}
@@ -69,14 +70,14 @@ func discover(ctx context.Context, st *stage) error {
 			st.check(false, "found by mDNS, by who was found, or called by who found", "%s", p.FoundBy)
 		}
 		for _, a := range p.Addresses {
-			if st.lan.only6 != strings.HasPrefix(a, "/ip6/") && len(st.lanFamilies()) == 1 {
+			if st.lan.Only6 != strings.HasPrefix(a, "/ip6/") && len(st.lanFamilies()) == 1 {
 				st.check(false, "only addresses of the family", "%s", a)
 			}
 		}
 	}
 	// A newcomer into a standing site.
 	late := st.hosts[len(st.hosts)-1]
-	late.stop()
+	late.Stop()
 	if _, ok := st.mesh(ctx, 20*time.Second, st.hosts[:1], 0); !ok {
 		return fmt.Errorf("%s: no status", st.hosts[0])
 	}
@@ -84,13 +85,13 @@ func discover(ctx context.Context, st *stage) error {
 		return err
 	}
 	took, ok := st.mesh(ctx, 20*time.Second, []*host{late}, len(st.hosts)-1)
-	st.check(ok && took < 5*time.Second, "a node that is started again is connected to all within 5s", "%s", seconds(took))
+	st.check(ok && took < 5*time.Second, "a node that is started again is connected to all within 5s", "%s", rig.Seconds(took))
 	return nil
 }
 
 // lanFamilies names the IP versions of the LAN.
 func (st *stage) lanFamilies() (list []int) {
-	for _, e := range st.lan.env {
+	for _, e := range st.lan.Env {
 		switch e {
 		case "NETLAB_NO4=1":
 			return []int{6}
@@ -104,37 +105,37 @@ func (st *stage) lanFamilies() (list []int) {
 // substituted has a host get the corpus and checks that all is there and nothing came from
 // upstream.
 func (st *stage) substituted(ctx context.Context, h *host, limit time.Duration) error {
-	before, asked := st.cache.narBytes.Load(), st.cache.narinfos.Load()
-	res, err := h.realise(ctx, limit, st.corpus.Top)
+	before, asked := st.cache.NARBytes.Load(), st.cache.NarInfos.Load()
+	res, err := h.Realise(ctx, limit, st.corpus.Top)
 	if !st.check(err == nil, fmt.Sprintf("%s: nix-store -r of %d paths succeeds", h, len(st.corpus.Paths)), "%s", said(res, err)) {
 		return nil
 	}
-	st.figure(fmt.Sprintf("%s: time for the closure (%s)", h, megabytes(st.corpus.NARBytes)), res.Wall.Seconds(), "%.2f s")
-	got := st.cache.narBytes.Load() - before
+	st.figure(fmt.Sprintf("%s: time for the closure (%s)", h, rig.Megabytes(st.corpus.NARBytes)), res.Wall.Seconds(), "%.2f s")
+	got := st.cache.NARBytes.Load() - before
 	st.check(got == 0, fmt.Sprintf("%s: NAR bytes from upstream", h), "%d", got)
-	st.figure(fmt.Sprintf("%s: narinfo requests to upstream", h), float64(st.cache.narinfos.Load()-asked), "%.0f")
-	err = h.verify(ctx, len(st.corpus.Paths))
+	st.figure(fmt.Sprintf("%s: narinfo requests to upstream", h), float64(st.cache.NarInfos.Load()-asked), "%.0f")
+	err = h.Verify(ctx, len(st.corpus.Paths))
 	st.check(err == nil, fmt.Sprintf("%s: nix-store --verify --check-contents is clean", h), "%s", errorText(err))
 	return nil
 }
 
 func said(res realnix.Result, err error) string {
 	if err != nil {
-		return fmt.Sprintf("%s: %s", seconds(res.Wall), commandError(err))
+		return fmt.Sprintf("%s: %s", rig.Seconds(res.Wall), rig.CommandError(err))
 	}
-	return seconds(res.Wall)
+	return rig.Seconds(res.Wall)
 }
 
 func errorText(err error) string {
 	if err != nil {
-		return commandError(err)
+		return rig.CommandError(err)
 	}
 	return "clean"
 }
 
 func closure(ctx context.Context, st *stage) error {
 	a, b := st.hosts[0], st.hosts[1]
-	if err := a.fill(ctx, st.corpus.StoreRoot); err != nil {
+	if err := a.Fill(ctx, st.corpus.StoreRoot); err != nil {
 		return err
 	}
 	if err := st.startAll(ctx, st.hosts); err != nil {
@@ -145,28 +146,28 @@ func closure(ctx context.Context, st *stage) error {
 	}
 	all := int64(len(st.corpus.Paths))
 	took, ok := st.know(ctx, 10*time.Second, b, a, all)
-	st.check(ok, "B has the inventory of A", "%s after the mesh", seconds(took))
+	st.check(ok, "B has the inventory of A", "%s after the mesh", rig.Seconds(took))
 	if err := st.substituted(ctx, b, 40*time.Second); err != nil {
 		return err
 	}
 	for _, c := range st.hosts[2:] {
 		took, ok = st.know(ctx, 10*time.Second, c, b, all)
-		st.check(ok && took < 3*time.Second, fmt.Sprintf("%s learns within 3s that B's store has it too", c), "%s after nix-store ended and was verified", seconds(took))
+		st.check(ok && took < 3*time.Second, fmt.Sprintf("%s learns within 3s that B's store has it too", c), "%s after nix-store ended and was verified", rig.Seconds(took))
 		if err := st.substituted(ctx, c, 40*time.Second); err != nil {
 			return err
 		}
 	}
-	s, err := b.status(ctx)
+	s, err := b.Status(ctx)
 	if err != nil {
 		return err
 	}
-	st.check(s.Bytes.Peer > 0 && s.Bytes.Upstream == 0, "B's status says where the bytes came from", "peer %s, upstream %d", megabytes(s.Bytes.Peer), s.Bytes.Upstream)
+	st.check(s.Bytes.Peer > 0 && s.Bytes.Upstream == 0, "B's status says where the bytes came from", "peer %s, upstream %d", rig.Megabytes(s.Bytes.Peer), s.Bytes.Upstream)
 	return nil
 }
 
 func smoke(ctx context.Context, st *stage) error {
 	a, b, c := st.hosts[0], st.hosts[1], st.hosts[2]
-	if err := a.fill(ctx, st.corpus.StoreRoot); err != nil {
+	if err := a.Fill(ctx, st.corpus.StoreRoot); err != nil {
 		return err
 	}
 	if err := st.startAll(ctx, st.hosts); err != nil {
@@ -185,11 +186,11 @@ func smoke(ctx context.Context, st *stage) error {
 		return nil
 	}
 	// Slow enough that there is a middle.
-	if _, err := st.lan.do(ctx, "lanrate", c.String(), "400mbit"); err != nil {
+	if _, err := st.lan.Do(ctx, "lanrate", c.String(), "400mbit"); err != nil {
 		return err
 	}
 	return st.disturbed(ctx, c, 25*time.Second, func() error {
-		a.signal(syscall.SIGKILL)
+		a.Signal(syscall.SIGKILL)
 		return nil
 	}, true)
 }
@@ -201,14 +202,14 @@ const inLargest = 30 << 20
 // disturbed has a host get the corpus, while act happens in the middle of the largest NAR. With
 // alone, others have all of it: nothing may come from upstream.
 func (st *stage) disturbed(ctx context.Context, h *host, limit time.Duration, act func() error, alone bool) error {
-	before := st.cache.narBytes.Load()
+	before := st.cache.NARBytes.Load()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	acted := make(chan string, 1)
 	go func() {
 		var n int64
-		_, ok := until(ctx, limit, func() bool {
-			s, err := h.status(ctx)
+		_, ok := rig.Until(ctx, limit, func() bool {
+			s, err := h.Status(ctx)
 			n = s.Bytes.Peer
 			return err == nil && n >= inLargest
 		})
@@ -220,9 +221,9 @@ func (st *stage) disturbed(ctx context.Context, h *host, limit time.Duration, ac
 			acted <- err.Error()
 			return
 		}
-		acted <- fmt.Sprintf("when %s had come", megabytes(n))
+		acted <- fmt.Sprintf("when %s had come", rig.Megabytes(n))
 	}()
-	res, err := h.realise(ctx, limit, st.corpus.Top)
+	res, err := h.Realise(ctx, limit, st.corpus.Top)
 	cancel()
 	when := <-acted
 	st.check(strings.HasPrefix(when, "when"), "it happens in the middle", "%s", when)
@@ -230,13 +231,13 @@ func (st *stage) disturbed(ctx context.Context, h *host, limit time.Duration, ac
 		return nil
 	}
 	st.figure(fmt.Sprintf("%s: time for the closure", h), res.Wall.Seconds(), "%.2f s")
-	got := st.cache.narBytes.Load() - before
+	got := st.cache.NARBytes.Load() - before
 	if alone {
 		st.check(got == 0, fmt.Sprintf("%s: NAR bytes from upstream", h), "%d", got)
 	} else {
-		st.figure(fmt.Sprintf("%s: NAR bytes from upstream (xz)", h), float64(got), "%s", megabytes(got))
+		st.figure(fmt.Sprintf("%s: NAR bytes from upstream (xz)", h), float64(got), "%s", rig.Megabytes(got))
 	}
-	err = h.verify(context.WithoutCancel(ctx), len(st.corpus.Paths))
+	err = h.Verify(context.WithoutCancel(ctx), len(st.corpus.Paths))
 	st.check(err == nil, fmt.Sprintf("%s: nix-store --verify --check-contents is clean", h), "%s", errorText(err))
 	return nil
 }
@@ -250,8 +251,8 @@ func offline(ctx context.Context, st *stage) error {
 			rest = append(rest, p.StorePath)
 		}
 	}
-	a.client.Substituters = []string{st.cache.url}
-	if res, err := a.realise(ctx, time.Minute, rest...); err != nil {
+	a.Client.Substituters = []string{st.cache.URL}
+	if res, err := a.Realise(ctx, time.Minute, rest...); err != nil {
 		return fmt.Errorf("fill A: %s", said(res, err))
 	}
 	if err := st.startAll(ctx, st.hosts); err != nil {
@@ -263,36 +264,36 @@ func offline(ctx context.Context, st *stage) error {
 	if _, ok := st.know(ctx, 10*time.Second, b, a, int64(len(rest))); !st.check(ok, "B has the inventory of A", "%d paths", b.pathsOf(ctx, a)) {
 		return nil
 	}
-	if _, err := st.lan.do(ctx, "wan", "cut"); err != nil {
+	if _, err := st.lan.Do(ctx, "wan", "cut"); err != nil {
 		return err
 	}
-	top := hashOf(st.corpus.Top)
+	top := rig.HashOf(st.corpus.Top)
 	// The first who asks for what nobody here has finds out that the uplink is gone.
-	code, _, took := b.narinfo(ctx, top)
-	st.check(code == http.StatusNotFound && took < 10*time.Second+500*time.Millisecond, "uplink cut: what nobody has is 404 within 10s", "%d after %s", code, seconds(took))
+	code, _, took := b.NarInfo(ctx, top)
+	st.check(code == http.StatusNotFound && took < 10*time.Second+500*time.Millisecond, "uplink cut: what nobody has is 404 within 10s", "%d after %s", code, rig.Seconds(took))
 	for i := range 3 {
-		code, _, took = b.narinfo(ctx, strings.Repeat(string("abc"[i]), 32))
-		st.check(code == http.StatusNotFound && took < 10*time.Second+500*time.Millisecond, "and again, of another path", "%d after %s", code, seconds(took))
+		code, _, took = b.NarInfo(ctx, strings.Repeat(string("abc"[i]), 32))
+		st.check(code == http.StatusNotFound && took < 10*time.Second+500*time.Millisecond, "and again, of another path", "%d after %s", code, rig.Seconds(took))
 	}
-	st.check(took < 500*time.Millisecond, "once the upstream counts as down: within 0.1s (0.5 s on a loaded machine)", "%s", seconds(took))
-	before := st.cache.narBytes.Load()
-	res, err := b.realise(ctx, time.Minute, rest...)
+	st.check(took < 500*time.Millisecond, "once the upstream counts as down: within 0.1s (0.5 s on a loaded machine)", "%s", rig.Seconds(took))
+	before := st.cache.NARBytes.Load()
+	res, err := b.Realise(ctx, time.Minute, rest...)
 	st.check(err == nil, fmt.Sprintf("nix-store -r of the %d paths that A has succeeds", len(rest)), "%s", said(res, err))
-	st.check(st.cache.narBytes.Load() == before, "nothing from upstream", "%d bytes", st.cache.narBytes.Load()-before)
-	err = b.verify(ctx, len(rest))
+	st.check(st.cache.NARBytes.Load() == before, "nothing from upstream", "%d bytes", st.cache.NARBytes.Load()-before)
+	err = b.Verify(ctx, len(rest))
 	st.check(err == nil, "nix-store --verify --check-contents is clean", "%s", errorText(err))
-	res, err = b.realise(ctx, 30*time.Second, st.corpus.Top)
-	st.check(err != nil && res.Wall < 15*time.Second, "what nobody has fails soon", "%s", seconds(res.Wall))
+	res, err = b.Realise(ctx, 30*time.Second, st.corpus.Top)
+	st.check(err != nil && res.Wall < 15*time.Second, "what nobody has fails soon", "%s", rig.Seconds(res.Wall))
 
-	if _, err := st.lan.do(ctx, "wan", "heal"); err != nil {
+	if _, err := st.lan.Do(ctx, "wan", "heal"); err != nil {
 		return err
 	}
-	took, ok := until(ctx, 20*time.Second, func() bool {
-		code, _, _ := b.narinfo(ctx, top)
+	took, ok := rig.Until(ctx, 20*time.Second, func() bool {
+		code, _, _ := b.NarInfo(ctx, top)
 		return code == http.StatusOK
 	})
-	st.check(ok && took < 10*time.Second, "uplink back: noticed within 10s", "%s", seconds(took))
-	res, err = b.realise(ctx, 30*time.Second, st.corpus.Top)
+	st.check(ok && took < 10*time.Second, "uplink back: noticed within 10s", "%s", rig.Seconds(took))
+	res, err = b.Realise(ctx, 30*time.Second, st.corpus.Top)
 	st.check(err == nil, "what only the upstream has is there now", "%s", said(res, err))
 	return nil
 }

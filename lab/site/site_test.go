@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/nixp2p/nixp2p/internal/nixtest/realnix"
+	"github.com/nixp2p/nixp2p/lab/rig"
 )
 
 // beMain makes the test binary run as the program: it has to start itself in namespaces.
@@ -29,7 +30,7 @@ func TestSmoke(t *testing.T) {
 	if testing.Short() {
 		t.Skip("skipped: three hosts with Nix take half a minute")
 	}
-	if err := able(); err != nil {
+	if err := rig.Able("sqlite3"); err != nil {
 		t.Skipf("skipped: %v", err)
 	}
 	realnix.FindCorpus(t, realnix.Params{})

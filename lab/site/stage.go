@@ -8,10 +8,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/nixp2p/nixp2p/internal/nixtest/realnix"
+	"github.com/nixp2p/nixp2p/lab/rig"
 )
 
 // world is what scenarios share.
@@ -29,8 +29,8 @@ func corpora() []realnix.Params {
 }
 
 func newWorld(ctx context.Context, o *options) (*world, error) {
-	w := &world{o: o, dir: os.Getenv(insideEnv)}
-	if err := settle(w.dir); err != nil {
+	w := &world{o: o, dir: rig.Inside()}
+	if err := rig.Settle(w.dir, "10g"); err != nil {
 		return nil, err
 	}
 	own, err := realnix.LookPath(ctx)
@@ -78,15 +78,15 @@ type stage struct {
 	nix    *realnix.Nix
 	corpus *realnix.Corpus
 	dir    string
-	lan    *lan
-	cache  *cache
+	lan    *rig.LAN
+	cache  *rig.Cache
 	hosts  []*host // h1 is hosts[0]
 	result *result
 }
 
 // run plays a scenario and takes its stage away.
 func (w *world) run(ctx context.Context, s *scenario) *result {
-	r := &result{Name: s.name, What: s.what, Hosts: s.hosts, Nix: w.nix.Version, Load: load()}
+	r := &result{Name: s.name, What: s.what, Hosts: s.hosts, Nix: w.nix.Version, Load: rig.Load()}
 	if w.o.hosts > 0 && !s.fixed {
 		r.Hosts = w.o.hosts
 	}
@@ -123,23 +123,24 @@ func (w *world) run(ctx context.Context, s *scenario) *result {
 
 // begin makes the LAN with its upstream and its hosts, with empty stores; nodes do not run.
 func (w *world) begin(ctx context.Context, s *scenario, r *result) (*stage, error) {
-	st := &stage{world: w, nix: w.nix, corpus: w.corpus, dir: filepath.Join(w.dir, workName, s.name), result: r}
+	st := &stage{world: w, nix: w.nix, corpus: w.corpus, dir: filepath.Join(rig.Work(w.dir), s.name), result: r}
 	if err := os.MkdirAll(st.dir, 0o755); err != nil {
 		return nil, err
 	}
 	var err error
-	if st.lan, err = newLAN(ctx, w.dir, r.Hosts, s.env...); err != nil {
+	if st.lan, err = rig.NewLAN(ctx, labName, w.dir, r.Hosts, s.env...); err != nil {
 		return st, err
 	}
-	if st.cache, err = newCache(st.lan, w.corpus.Caches["xz"]); err != nil {
+	if st.cache, err = rig.NewCache(st.lan, w.corpus.Caches["xz"]); err != nil {
 		return st, err
 	}
+	site := &rig.Site{Dir: w.dir, Files: st.dir, LAN: st.lan, Cache: st.cache, Nix: w.nix, Corpus: w.corpus}
 	for k := 1; k <= r.Hosts; k++ {
-		h, err := newHost(st, k)
+		h, err := site.NewHost(k)
 		if err != nil {
 			return st, err
 		}
-		st.hosts = append(st.hosts, h)
+		st.hosts = append(st.hosts, &host{h, st})
 	}
 	return st, nil
 }
@@ -148,24 +149,20 @@ func (w *world) begin(ctx context.Context, s *scenario, r *result) (*stage, erro
 func (st *stage) end(ctx context.Context) error {
 	var errs []error
 	for _, h := range st.hosts {
-		if h.node != nil {
-			h.node.signal(9)
-			<-h.node.done
-		}
-		h.http.CloseIdleConnections()
+		h.End()
 	}
 	if st.cache != nil {
-		st.cache.close()
+		st.cache.Close()
 	}
 	if st.lan != nil {
-		errs = append(errs, st.lan.down(ctx))
+		errs = append(errs, st.lan.Down(ctx))
 	}
 	return errors.Join(append(errs, realnix.RemoveAll(st.dir))...)
 }
 
 func (st *stage) tellLogs() {
 	for _, h := range st.hosts {
-		fmt.Fprintf(os.Stderr, "--- log of %s\n%s\n", h, h.lastLog(200))
+		fmt.Fprintf(os.Stderr, "--- log of %s\n%s\n", h, h.LastLog(200))
 	}
 }
 
@@ -199,7 +196,7 @@ func (st *stage) startAll(ctx context.Context, hosts []*host, flags ...string) e
 		}
 	}
 	for _, h := range hosts {
-		if err := h.ready(ctx); err != nil {
+		if err := h.Ready(ctx); err != nil {
 			return err
 		}
 	}
@@ -208,9 +205,9 @@ func (st *stage) startAll(ctx context.Context, hosts []*host, flags ...string) e
 
 // mesh waits until each node has so many peers.
 func (st *stage) mesh(ctx context.Context, limit time.Duration, hosts []*host, peers int) (time.Duration, bool) {
-	return until(ctx, limit, func() bool {
+	return rig.Until(ctx, limit, func() bool {
 		for _, h := range hosts {
-			s, err := h.status(ctx)
+			s, err := h.Status(ctx)
 			if err != nil || s.Peers < peers {
 				return false
 			}
@@ -221,24 +218,5 @@ func (st *stage) mesh(ctx context.Context, limit time.Duration, hosts []*host, p
 
 // know waits until the first host's inventory of the second has so many paths.
 func (st *stage) know(ctx context.Context, limit time.Duration, who, whom *host, paths int64) (time.Duration, bool) {
-	return until(ctx, limit, func() bool { return who.pathsOf(ctx, whom) >= paths })
-}
-
-func load() (f float64) {
-	text, err := os.ReadFile("/proc/loadavg")
-	if err != nil {
-		return 0
-	}
-	_, _ = fmt.Sscan(string(text), &f)
-	return f
-}
-
-func seconds(d time.Duration) string { return fmt.Sprintf("%.2f s", d.Seconds()) }
-
-func megabytes(n int64) string { return fmt.Sprintf("%.1f MB", float64(n)/1e6) }
-
-// hashOf returns the store hash of a path.
-func hashOf(storePath string) string {
-	name := strings.TrimPrefix(storePath, "/nix/store/")
-	return name[:min(32, len(name))]
+	return rig.Until(ctx, limit, func() bool { return who.pathsOf(ctx, whom) >= paths })
 }

@@ -2,8 +2,11 @@ package dht
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"testing"
 	"time"
@@ -11,9 +14,12 @@ import (
 	ds "github.com/ipfs/go-datastore"
 	dsq "github.com/ipfs/go-datastore/query"
 	"github.com/libp2p/go-libp2p"
+	"github.com/libp2p/go-libp2p-kad-dht/records"
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/p2p/host/peerstore/pstoremem"
 	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
+	mh "github.com/multiformats/go-multihash"
 	"go.uber.org/goleak"
 
 	"github.com/nixp2p/nixp2p/internal/nix"
@@ -134,17 +140,74 @@ func TestStore(t *testing.T) {
 	}
 }
 
-func BenchmarkLookUp1M(b *testing.B) {
-	s := newStore()
-	key := func(i int) string { return fmt.Sprintf("/providers/%052X", i) }
-	for i := range maxRecords {
-		_ = s.Put(b.Context(), ds.RawKey(fmt.Sprintf("%s/P%d", key(i), i%256)), []byte("12345678"))
+// BenchmarkProviders1M has the library's own record keeper on a full store: a million records of
+// 256 peers, five for each NAR.
+func BenchmarkProviders1M(b *testing.B) {
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	book, err := pstoremem.NewPeerstore()
+	if err != nil {
+		b.Fatal(err)
 	}
-	for b.Loop() {
-		res, err := s.Query(b.Context(), dsq.Query{Prefix: key(rand.IntN(2 * maxRecords))})
-		if err != nil {
+	defer book.Close()
+	s := newStore()
+	m, err := records.NewProviderManager("self", book, s, records.ProvideValidity(validity))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer m.Close()
+	key := func(i int) mh.Multihash {
+		return multihash(sha256.Sum256(binary.BigEndian.AppendUint64(nil, uint64(i))))
+	}
+	const nars = maxRecords / replication
+	began := time.Now()
+	for i := range nars * replication {
+		nar, k := i/replication, i%replication
+		if err := m.AddProvider(b.Context(), key(nar), peer.AddrInfo{ID: peer.ID(key(-1 - (nar+k*51)%256))}); err != nil {
 			b.Fatal(err)
 		}
-		_, _ = res.Rest()
 	}
+	added := time.Since(began)
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+
+	var hits, misses []time.Duration
+	for b.Loop() {
+		i := rand.IntN(2 * nars) // every other one is absent
+		began := time.Now()
+		got, err := m.GetProviders(b.Context(), key(i))
+		took := time.Since(began)
+		switch {
+		case err != nil || i < nars && len(got) != replication || i >= nars && len(got) != 0:
+			b.Fatalf("%d providers, %v", len(got), err)
+		case i < nars:
+			hits = append(hits, took)
+		default:
+			misses = append(misses, took)
+		}
+	}
+	b.ReportMetric(float64(added.Microseconds())/(nars*replication), "µs/add")
+	b.ReportMetric(float64(after.HeapAlloc-before.HeapAlloc)/(1<<20), "MiB")
+	for name, list := range map[string][]time.Duration{"hit": hits, "miss": misses} {
+		if len(list) == 0 {
+			continue
+		}
+		slices.Sort(list)
+		b.ReportMetric(float64(list[len(list)/2].Nanoseconds())/1000, "µs/"+name+"-p50")
+		b.ReportMetric(float64(list[len(list)*99/100].Nanoseconds())/1000, "µs/"+name+"-p99")
+	}
+	began = time.Now()
+	res, err := s.Query(b.Context(), dsq.Query{Prefix: "/providers"})
+	if err != nil {
+		b.Fatal(err)
+	}
+	swept := 0
+	for range res.Next() {
+		swept++
+	}
+	if swept < nars*replication-256 { // the keeper writes so many at a time
+		b.Fatalf("%d records", swept)
+	}
+	b.ReportMetric(float64(time.Since(began).Milliseconds()), "ms/sweep")
 }

@@ -22,17 +22,17 @@ type member struct {
 	entry *entry // nil: not noted
 	node  NodeID
 
-	form        nix.Form
-	size, bytes int64
-	seen        time.Time
-	until       time.Time // end of its lease; zero: it has none
-	source      NodeID    // whom it follows
-	accusers    []NodeID  // whom it failed since it last came forward
-	doubted     time.Time // when it last failed somebody
+	form             nix.Form
+	size, bytes, got int64
+	seen             time.Time
+	until            time.Time // end of its lease; zero: it has none
+	source           NodeID    // whom it follows
+	accusers         []NodeID  // whom it failed since it last came forward
+	doubted          time.Time // when it last failed somebody
 }
 
 func (m *member) note(r Request, now time.Time) {
-	m.form, m.size, m.bytes, m.seen = r.Form, r.Size, r.Bytes, now
+	m.form, m.size, m.bytes, m.got, m.seen = r.Form, r.Size, r.Bytes, max(r.Got, r.Bytes), now
 }
 
 func (m *member) whole() bool               { return m.size > 0 && m.bytes == m.size }
@@ -48,7 +48,7 @@ func (m *member) over(now time.Time) bool {
 }
 
 func (m *member) asSource() Source {
-	return Source{Node: m.node, Form: m.form, Size: m.size, Bytes: m.bytes}
+	return Source{Node: m.node, Form: m.form, Size: m.size, Bytes: m.bytes, Got: m.got}
 }
 
 func (e *entry) member(node NodeID) *member {

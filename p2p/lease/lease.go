@@ -25,10 +25,13 @@ const (
 	ReportEvery = 2 * time.Second
 	// StallTime is how long a follower waits for a byte before it asks again.
 	StallTime = 2 * time.Second
-	// Patience is how long a node that is told to follow stays without a byte before it goes
-	// upstream, whatever it is told. It is longer than a Term, so that it cannot end what a
-	// coordinator is about to mend.
+	// Patience is how long a node that is told to follow stays without a byte, and without
+	// news that its sources get some, before it goes upstream, whatever it is told. It is
+	// longer than a Term, so that it cannot end what a coordinator is about to mend.
 	Patience = 15 * time.Second
+	// Forbearance is how long it stays without a byte for itself, whatever its sources get:
+	// on a bad line the tail that they hold back until it is proven takes its time.
+	Forbearance = time.Minute
 )
 
 const (
@@ -61,9 +64,12 @@ type Request struct {
 	// Form is that in which the sender gets the NAR, and others can have it from there. Who
 	// asks and has nothing yet names the form that it would fetch.
 	Form nix.Form
-	// Size of that form, and how many Bytes of it the sender has from its beginning on. Equal
-	// numbers say that it has the whole, proven.
+	// Size of that form, and how many Bytes of it others can have from the sender, from its
+	// beginning on. Equal numbers say that it has the whole, proven.
 	Size, Bytes int64
+	// Got is how many bytes it has received, those included that it holds back until the
+	// whole is proven. Less than Bytes counts as Bytes.
+	Got int64
 	// Alone: nobody can follow the sender, who keeps nothing.
 	Alone bool
 	// From is whom the sender of a Progress takes the bytes from; "" is upstream.
@@ -106,10 +112,10 @@ type Answer struct {
 type Source struct {
 	Node NodeID
 	Addr string // as in Answer
-	// Form in which it can be had there, its Size, and how many Bytes of it were there when
-	// the node last said so; equal to Size when it has all.
-	Form        nix.Form
-	Size, Bytes int64
+	// Form in which it can be had there, its Size, how many Bytes of it were there when the
+	// node last said so, equal to Size when it has all, and how many it had Got by then.
+	Form             nix.Form
+	Size, Bytes, Got int64
 }
 
 // Whole tells that the source had all of it.

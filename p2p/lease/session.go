@@ -11,8 +11,9 @@ import (
 type Want struct {
 	Nar  nix.NarHash
 	Form nix.Form
-	// Size of the form, more than 0, and how many Bytes of it are there.
-	Size, Bytes int64
+	// Size of the form, more than 0, how many Bytes of it others can have from here, and how
+	// many this node has Got.
+	Size, Bytes, Got int64
 	// Alone: the node keeps nothing that others could follow.
 	Alone bool
 }
@@ -60,6 +61,8 @@ type Session struct {
 	from   NodeID    // who gives now; "" upstream
 	told   NodeID    // the coordinator that answered last
 	moved  time.Time // when bytes came last
+	hope   time.Time // when somebody was last said to get some
+	coming int64     // how many
 	failed []failure // the last ones
 	misses int       // rounds in which sources failed and no byte came
 
@@ -129,6 +132,11 @@ func (s *Session) take(from NodeID, a Answer, now time.Time) {
 		}
 		s.told, s.from = from, list[0].Node
 		s.step = Step{Kind: DoFollow, Sources: list}
+		for _, o := range list {
+			if o.Form == s.want.Form && o.Got > s.coming {
+				s.coming, s.hope = o.Got, now
+			}
+		}
 	case Elsewhere:
 		known := a.Node == s.self || slices.Contains(s.tried, a.Node)
 		if known || s.hops == MaxHops || !Outranks(s.want.Nar, a.Node, from) {
@@ -174,14 +182,14 @@ func (s *Session) Unanswered(from NodeID, now time.Time) {
 }
 
 // Moved says that there are so many bytes of the form now, and from whom the last of them
-// came, "" for upstream. Bytes are only those that follow each other from the first on, and
-// all of them only when they are proven.
-func (s *Session) Moved(from NodeID, form nix.Form, size, bytes int64, now time.Time) {
-	if bytes > s.want.Bytes || form != s.want.Form {
+// came, "" for upstream. Bytes and got are as in a Request: only those that follow each other
+// from the first on, and bytes are all of them only when they are proven.
+func (s *Session) Moved(from NodeID, form nix.Form, size, bytes, got int64, now time.Time) {
+	if got = max(got, bytes); got > s.want.Got || form != s.want.Form {
 		s.moved, s.misses = now, 0
 	}
 	s.from = from
-	s.want.Form, s.want.Size, s.want.Bytes = form, size, bytes
+	s.want.Form, s.want.Size, s.want.Bytes, s.want.Got = form, size, bytes, got
 }
 
 // Failed says that a source could not be reached, did not have the NAR, or gave nothing
@@ -213,7 +221,8 @@ func (s *Session) Again(live []NodeID, now time.Time) {
 	if s.step.Kind == DoFollow && slices.ContainsFunc(s.step.Sources, func(o Source) bool { return s.hasFailed(o.Node, now) }) {
 		s.misses++
 	}
-	if s.misses >= maxMisses || now.Sub(s.moved) >= Patience {
+	waited := now.Sub(s.moved)
+	if s.misses >= maxMisses || waited >= Forbearance || waited >= Patience && now.Sub(s.hope) >= Patience {
 		s.direct()
 		return
 	}
@@ -248,7 +257,7 @@ func (s *Session) Report(verb Verb, live []NodeID, now time.Time) (r Request, to
 
 func (s *Session) request(verb Verb, now time.Time) Request {
 	w := s.want
-	r := Request{Verb: verb, Nar: w.Nar, Form: w.Form, Size: w.Size, Bytes: w.Bytes, Alone: w.Alone}
+	r := Request{Verb: verb, Nar: w.Nar, Form: w.Form, Size: w.Size, Bytes: w.Bytes, Got: w.Got, Alone: w.Alone}
 	for _, f := range s.failed {
 		if now.Sub(f.at) < failedFor {
 			r.Failed = append(r.Failed, f.node)

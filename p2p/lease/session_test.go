@@ -189,12 +189,12 @@ func TestFollowing(t *testing.T) {
 	x.asks(x.order[1])
 	x.Answered(x.order[1], follow("p", x.self, "q"), x.now)
 	x.follows("p", "q")
-	x.Moved("p", xzForm, big, 500, x.now)
+	x.Moved("p", xzForm, big, 500, 500, x.now)
 	x.pass(time.Minute)
 	if r, to := x.Report(Progress, nodes(6), x.now); r.From != "p" || r.Bytes != 500 || !slices.Equal(to, x.order[:2]) {
 		t.Errorf("%+v to %q", r, to)
 	}
-	x.Moved("q", xzForm, big, 900, x.now)
+	x.Moved("q", xzForm, big, 900, 900, x.now)
 	x.pass(StallTime)
 	x.Stalled("q", nodes(6), x.now) // which was to have 1000
 	if r := x.asks(x.order[0]); r.Bytes != 900 || !slices.Equal(r.Failed, []NodeID{"q"}) {
@@ -202,7 +202,7 @@ func TestFollowing(t *testing.T) {
 	}
 	x.Answered(x.order[0], follow("p", "q"), x.now)
 	x.follows("p")
-	x.Moved("p", xzForm, big, 1000, x.now)
+	x.Moved("p", xzForm, big, 1000, 1000, x.now)
 	x.Stalled("p", nodes(6), x.now) // which had no more
 	if r := x.asks(x.order[0]); len(r.Failed) != 1 {
 		t.Errorf("%+v", r)
@@ -247,7 +247,7 @@ func TestPatience(t *testing.T) {
 func TestGivesWay(t *testing.T) {
 	x := newTrip(t)
 	x.Answered(x.order[0], Answer{Kind: Fetch, Term: Term}, x.now)
-	x.Moved("", xzForm, big, 1000, x.now)
+	x.Moved("", xzForm, big, 1000, 1000, x.now)
 	x.Answered(x.order[0], Answer{Kind: Fetch, Term: Term}, x.now)
 	x.Answered(x.order[0], Answer{Kind: Noted}, x.now)
 	x.fetches(false)

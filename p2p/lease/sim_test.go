@@ -401,7 +401,7 @@ func (j *job) add(from NodeID, n int64) {
 	}
 	j.bytes += n
 	j.last, j.moved = j.h.w.now, j.h.w.now
-	j.s.Moved(from, nix.Raw, j.size, j.bytes, j.h.w.now)
+	j.s.Moved(from, nix.Raw, j.size, j.bytes, j.bytes, j.h.w.now)
 }
 
 func (h *host) start(nar nix.NarHash) {

@@ -125,10 +125,11 @@ func (t *Table) Progress(from NodeID, r Request, now time.Time) Answer {
 	if e == nil || m.entry == nil {
 		return Answer{Kind: Noted}
 	}
-	if m.form == r.Form && r.Bytes < m.bytes {
+	got := max(r.Got, r.Bytes)
+	if m.form == r.Form && (r.Bytes < m.bytes || got < m.got) {
 		return Answer{Kind: Noted} // an old one, come late
 	}
-	ahead := m.seen.IsZero() || m.form != r.Form || r.Bytes > m.bytes
+	ahead := m.seen.IsZero() || m.form != r.Form || got > m.got
 	m.note(r, now)
 	e.accuse(from, r.Failed, now)
 	if ahead {

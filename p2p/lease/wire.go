@@ -30,10 +30,10 @@ var ErrMessage = errors.New("lease: not a message of this protocol")
 
 // A message is, integers big-endian: the version and the verb or kind, a byte each; then of
 //
-//	Request    nar [32], flags, hops, form, size [8], bytes [8], from, tried, failed
+//	Request    nar [32], flags, hops, form, size [8], bytes [8], got [8], from, tried, failed
 //	Noted      nothing
 //	Fetch      milliseconds [4]
-//	Follow     a list of: node, address, form, size [8], bytes [8]
+//	Follow     a list of: node, address, form, size [8], bytes [8], got [8]
 //	Elsewhere  node, address
 //
 // where a form is a byte (0 raw, 1 xz, 2 zstd) and for a file its hash [32], a node or
@@ -57,7 +57,7 @@ func (r Request) Append(b []byte) []byte {
 		flags |= flagAlone
 	}
 	b = append(b, flags, byte(r.Hops))
-	b = appendForm(b, r.Form, r.Size, r.Bytes)
+	b = appendForm(b, r.Form, r.Size, r.Bytes, r.Got)
 	b = appendText(b, string(r.From))
 	b = appendNodes(b, r.Tried)
 	return appendNodes(b, r.Failed)
@@ -76,7 +76,7 @@ func (a Answer) Append(b []byte) []byte {
 		for _, s := range list {
 			b = appendText(b, string(s.Node))
 			b = appendAddr(b, s.Addr)
-			b = appendForm(b, s.Form, s.Size, s.Bytes)
+			b = appendForm(b, s.Form, s.Size, s.Bytes, s.Got)
 		}
 	case Elsewhere:
 		b = appendText(b, string(a.Node))
@@ -85,7 +85,7 @@ func (a Answer) Append(b []byte) []byte {
 	return b
 }
 
-func appendForm(b []byte, f nix.Form, size, have int64) []byte {
+func appendForm(b []byte, f nix.Form, size, have, got int64) []byte {
 	switch f.Compression {
 	case nix.XZ:
 		b = append(append(b, formXZ), f.File[:]...)
@@ -95,7 +95,8 @@ func appendForm(b []byte, f nix.Form, size, have int64) []byte {
 		b = append(b, formRaw)
 	}
 	b = binary.BigEndian.AppendUint64(b, uint64(size))
-	return binary.BigEndian.AppendUint64(b, uint64(have))
+	b = binary.BigEndian.AppendUint64(b, uint64(have))
+	return binary.BigEndian.AppendUint64(b, uint64(max(got, have)))
 }
 
 func appendText(b []byte, s string) []byte {
@@ -128,7 +129,7 @@ func DecodeRequest(b []byte) (Request, error) {
 	d.must(r.Verb >= Ask && r.Verb <= Release, "verb")
 	d.must(flags&^flagAlone == 0, "flags")
 	d.must(r.Hops <= MaxHops && (r.Verb == Ask || r.Hops == 0), "hops")
-	r.Form, r.Size, r.Bytes = d.form()
+	r.Form, r.Size, r.Bytes, r.Got = d.form()
 	d.must(r.Verb != Ask || r.Bytes < r.Size, "question for what is there")
 	r.From = NodeID(d.text(MaxNodeID))
 	d.must(r.Verb == Progress || r.From == "", "source of a question")
@@ -157,7 +158,7 @@ func DecodeAnswer(b []byte) (Answer, error) {
 				break
 			}
 			s := Source{Node: d.node(), Addr: d.text(maxAddr)}
-			s.Form, s.Size, s.Bytes = d.form()
+			s.Form, s.Size, s.Bytes, s.Got = d.form()
 			a.Sources = append(a.Sources, s)
 		}
 	case Elsewhere:
@@ -226,7 +227,7 @@ func (d *decoder) nodes() (list []NodeID) {
 	return list
 }
 
-func (d *decoder) form() (f nix.Form, size, have int64) {
+func (d *decoder) form() (f nix.Form, size, have, got int64) {
 	switch d.byte() {
 	case formRaw:
 	case formXZ:
@@ -242,8 +243,9 @@ func (d *decoder) form() (f nix.Form, size, have int64) {
 	}
 	size = int64(binary.BigEndian.Uint64(d.take(8)))
 	have = int64(binary.BigEndian.Uint64(d.take(8)))
-	d.must(size > 0 && size <= maxSize && have >= 0 && have <= size, "bytes")
-	return f, size, have
+	got = int64(binary.BigEndian.Uint64(d.take(8)))
+	d.must(size > 0 && size <= maxSize && have >= 0 && have <= got && got <= size, "bytes")
+	return f, size, have, got
 }
 
 func (d *decoder) end() error {

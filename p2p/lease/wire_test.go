@@ -20,8 +20,8 @@ func someRequests() []Request {
 	many := nodes(maxNamed)
 	return []Request{
 		{Verb: Ask, Nar: narOf(1), Form: xzForm, Size: 100},
-		{Verb: Ask, Nar: narOf(1), Size: 100, Bytes: 99, Alone: true, Hops: 2, Tried: many[:1], Failed: many},
-		{Verb: Progress, Nar: narOf(1), Form: zstdForm, Size: maxSize, Bytes: maxSize, From: many[0]},
+		{Verb: Ask, Nar: narOf(1), Size: 100, Bytes: 99, Got: 100, Alone: true, Hops: 2, Tried: many[:1], Failed: many},
+		{Verb: Progress, Nar: narOf(1), Form: zstdForm, Size: maxSize, Bytes: maxSize, Got: maxSize, From: many[0]},
 		{Verb: Progress, Nar: narOf(1), Size: 1, Failed: many[:2]},
 		{Verb: Release, Nar: narOf(1), Size: 1},
 	}
@@ -31,14 +31,14 @@ func someAnswers() []Answer {
 	var full []Source
 	for range MaxSources {
 		full = append(full, Source{
-			Node: NodeID(strings.Repeat("n", MaxNodeID)), Addr: strings.Repeat("a", maxAddr), Form: xzForm, Size: 10, Bytes: 10,
+			Node: NodeID(strings.Repeat("n", MaxNodeID)), Addr: strings.Repeat("a", maxAddr), Form: xzForm, Size: 10, Bytes: 10, Got: 10,
 		})
 	}
 	return []Answer{
 		{Kind: Noted},
 		{Kind: Fetch, Term: Term},
 		{Kind: Fetch},
-		{Kind: Follow, Sources: []Source{{Node: "n", Size: 1}, {Node: "o", Addr: "/ip4/10.0.0.1/tcp/1", Form: zstdForm, Size: 9, Bytes: 4}}},
+		{Kind: Follow, Sources: []Source{{Node: "n", Size: 1}, {Node: "o", Addr: "/ip4/10.0.0.1/tcp/1", Form: zstdForm, Size: 9, Bytes: 4, Got: 5}}},
 		{Kind: Follow, Sources: full},
 		{Kind: Elsewhere, Node: "n", Addr: "/ip4/10.0.0.1/tcp/1"},
 	}

@@ -4,6 +4,7 @@
 package pick
 
 import (
+	"cmp"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -146,8 +147,12 @@ func Order[T any](candidates []T, meter func(T) *Meter) {
 }
 
 // Hedge says how long to wait for one peer before a second is asked as well: the 90th
-// percentile of late. It is safe for concurrent use; the zero value has seen nothing.
+// percentile of late. It is safe for concurrent use; with zero bounds it has those for short
+// questions.
 type Hedge struct {
+	// Start is the wait while little was seen, Least and Most bound it. 0: 15, 3 and 50 ms.
+	Start, Least, Most time.Duration
+
 	mu      sync.Mutex
 	samples [128]time.Duration
 	n       int
@@ -160,7 +165,8 @@ const (
 	maxHedge   = 50 * time.Millisecond
 )
 
-// Note adds how long an answer took.
+// Note adds how long an answer took, or was waited for in vain: without those a second peer
+// would be asked ever more often.
 func (h *Hedge) Note(d time.Duration) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -171,15 +177,12 @@ func (h *Hedge) Note(d time.Duration) {
 	}
 	sorted := slices.Clone(h.samples[:min(h.n, len(h.samples))])
 	slices.Sort(sorted)
-	h.after = min(max(sorted[len(sorted)*9/10], minHedge), maxHedge)
+	h.after = min(max(sorted[len(sorted)*9/10], cmp.Or(h.Least, minHedge)), cmp.Or(h.Most, maxHedge))
 }
 
 // After returns the time to wait.
 func (h *Hedge) After() time.Duration {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.after == 0 {
-		return startHedge
-	}
-	return h.after
+	return cmp.Or(h.after, h.Start, startHedge)
 }

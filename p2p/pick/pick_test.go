@@ -134,3 +134,20 @@ func TestHedge(t *testing.T) {
 		t.Errorf("waits %v", h.After())
 	}
 }
+
+func TestHedgeBounds(t *testing.T) {
+	h := &Hedge{Start: 100 * time.Millisecond, Least: 30 * time.Millisecond, Most: time.Second}
+	if h.After() != h.Start {
+		t.Errorf("begins at %v", h.After())
+	}
+	for _, c := range []struct{ note, want time.Duration }{
+		{time.Millisecond, h.Least}, {200 * time.Millisecond, 200 * time.Millisecond}, {time.Minute, h.Most},
+	} {
+		for range 160 {
+			h.Note(c.note)
+		}
+		if h.After() != c.want {
+			t.Errorf("of %v: waits %v", c.note, h.After())
+		}
+	}
+}

@@ -167,6 +167,13 @@ func (b *Book) Avoid(peer string, nar nix.NarHash) {
 	b.avoided[avoidKey{peer, nar}] = now.Add(AvoidFor)
 }
 
+// Clear forgets that peer had a part in wrong bytes of nar: its part was right.
+func (b *Book) Clear(peer string, nar nix.NarHash) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.avoided, avoidKey{peer, nar})
+}
+
 // Avoided tells whether peer is not to be asked for nar: it lied, or had a part in wrong
 // bytes of it.
 func (b *Book) Avoided(peer string, nar nix.NarHash) bool {

@@ -58,6 +58,11 @@ func TestAvoid(t *testing.T) {
 		if !b.Avoided("bob", one) || b.Avoided("bob", two) || b.Avoided("eve", one) {
 			t.Error("avoided wrongly")
 		}
+		b.Avoid("eve", one)
+		b.Clear("eve", one)
+		if b.Avoided("eve", one) {
+			t.Error("not cleared")
+		}
 		<-time.After(AvoidFor + time.Second)
 		if b.Avoided("bob", one) {
 			t.Error("avoided for ever")
@@ -119,6 +124,9 @@ func TestTrails(t *testing.T) {
 
 	trails.Began(s, 0) // the one before was right
 	trails.Contributed(s, "b")
+	if p := trails.Giving(s); p != "b" {
+		t.Errorf("%q is giving", p)
+	}
 	guilty("b", true)
 	trails.Began(s, 0) // beside it: nobody can tell whose bytes went where
 	trails.Contributed(s, "c")
@@ -130,6 +138,9 @@ func TestTrails(t *testing.T) {
 	trails.Contributed(s, "d")
 	trails.Ended(s)
 	guilty("d", false)
+	if p := trails.Giving(s); p != "" {
+		t.Errorf("%q is giving, after the end", p)
+	}
 
 	for i := range 2 * maxTrails {
 		k := Stream{Nar: nix.NarHash{byte(i), byte(i >> 8), 1}}

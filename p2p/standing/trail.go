@@ -23,6 +23,7 @@ type Stream struct {
 
 type trail struct {
 	peers  []string
+	given  []Given
 	part   bool // others sent the beginning
 	active int
 	at     time.Time
@@ -69,6 +70,35 @@ func (e *Trails) Contributed(k Stream, peer string) {
 	if t := e.trails[k]; t != nil && !slices.Contains(t.peers, peer) {
 		t.peers = append(t.peers, peer)
 	}
+}
+
+// Giving returns the peer that contributed to a transfer last, "" when none is under way.
+func (e *Trails) Giving(k Stream) string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if t := e.trails[k]; t != nil && t.active > 0 && len(t.peers) > 0 {
+		return t.peers[len(t.peers)-1]
+	}
+	return ""
+}
+
+// Gave notes what a contributor gave, when it gives no more.
+func (e *Trails) Gave(k Stream, g Given) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if t := e.trails[k]; t != nil && len(t.given) < maxGiven {
+		t.given = append(t.given, g)
+	}
+}
+
+// Given returns what the contributors gave.
+func (e *Trails) Given(k Stream) []Given {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if t := e.trails[k]; t != nil {
+		return slices.Clone(t.given)
+	}
+	return nil
 }
 
 // Ended notes that a transfer is over.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -30,6 +31,7 @@ const minPaths = 24
 type Params struct {
 	Paths        int      // in the closure, the top included; 0 = 220, at least 24
 	Bytes        int64    // NAR bytes to aim at, see below; 0 = small files
+	Largest      int64    // with Bytes, and part of them: bytes of the largest NAR to aim at; 0 = what is drawn
 	Seed         uint64   // 0 = 1
 	Compressions []string // of the caches: none, xz, zstd, bzip2; nil = xz, zstd, none, bzip2
 
@@ -53,6 +55,9 @@ func (p Params) withDefaults() (Params, error) {
 	if p.Paths < minPaths {
 		return p, fmt.Errorf("realnix: corpus of %d paths: at least %d are needed", p.Paths, minPaths)
 	}
+	if p.Largest < 0 || p.Largest > 0 && p.Largest >= p.Bytes {
+		return p, fmt.Errorf("realnix: corpus of %d bytes with a NAR of %d: it has to be a part", p.Bytes, p.Largest)
+	}
 	for _, c := range p.Compressions {
 		if !slices.Contains([]string{"none", "xz", "zstd", "bzip2"}, c) {
 			return p, fmt.Errorf("realnix: corpus with compression %q: want none, xz, zstd or bzip2", c)
@@ -63,7 +68,11 @@ func (p Params) withDefaults() (Params, error) {
 
 // key names a kept corpus; p has its defaults.
 func (p Params) key() string {
-	return fmt.Sprintf("v%d-%d-%d-%d-%s", generator, p.Paths, p.Bytes, p.Seed, strings.Join(p.Compressions, "-"))
+	size := strconv.FormatInt(p.Bytes, 10)
+	if p.Largest > 0 {
+		size += "+" + strconv.FormatInt(p.Largest, 10)
+	}
+	return fmt.Sprintf("v%d-%d-%s-%d-%s", generator, p.Paths, size, p.Seed, strings.Join(p.Compressions, "-"))
 }
 
 // Corpus is a closure in a store and in binary caches, all signed by one key.

@@ -27,6 +27,7 @@ type node struct {
 	stream uint64 // of the random numbers for the contents; equal = same contents
 	refs   []int  // lower nodes, sorted
 	self   bool   // refers to itself
+	exact  bool   // no file of the machine is taken twice, so that the size is reached
 }
 
 // Where the special paths of a corpus of small files are.
@@ -61,7 +62,7 @@ func planCorpus(p Params) []node {
 		}
 	}
 	if p.Bytes > 0 {
-		planSizes(r, plan, p.Bytes)
+		planSizes(r, plan, p.Bytes, p.Largest)
 	} else {
 		planSpecial(plan)
 	}
@@ -87,8 +88,9 @@ func planSpecial(plan []node) {
 }
 
 // planSizes draws sizes with the spread of a real closure (a mean of eight
-// times the median) and scales them to the total.
-func planSizes(r *rand.Rand, plan []node, total int64) {
+// times the median) and scales them to the total. The largest is as large as is asked for, and
+// the others share the rest.
+func planSizes(r *rand.Rand, plan []node, total, largest int64) {
 	const sigma = 2.04
 	draw := make([]float64, len(plan))
 	sum := 0.0
@@ -96,9 +98,17 @@ func planSizes(r *rand.Rand, plan []node, total int64) {
 		draw[i] = math.Exp(sigma * r.NormFloat64())
 		sum += draw[i]
 	}
+	most := slices.Index(draw, slices.Max(draw))
+	if largest > 0 {
+		sum -= draw[most]
+		total -= largest
+	}
 	for i := range plan {
 		plan[i].kind = kindTree
 		plan[i].size = int64(draw[i] / sum * float64(total))
+	}
+	if largest > 0 {
+		plan[most].size, plan[most].exact = largest, true
 	}
 }
 

@@ -49,6 +49,7 @@ type Task struct {
 	Look    []nix.StoreHash // to be looked for in the target's inventory
 	Probes  []string        // request paths, each asked once, in this order
 	NARs    []nix.NarHash   // to be looked up in the DHT
+	Lie     string          // directory of a cache: it says that it has all of it, and gives other bytes
 }
 
 // Answer is how a probe went.
@@ -81,6 +82,7 @@ type stranger struct {
 	sizes map[peer.ID]int
 	tells map[peer.ID]bool // a session to it is open
 	asked []string
+	lies  *lies // nil: it has nothing
 }
 
 // Run reads a Task from in, writes a Report to out, goes on answering until in ends, and writes
@@ -104,6 +106,12 @@ func Run(ctx context.Context, in io.Reader, out io.Writer) error {
 	}
 	defer h.Close()
 	s := &stranger{host: h, own: inventory.NewOwn(), views: map[peer.ID]*inventory.View{}, sizes: map[peer.ID]int{}, tells: map[peer.ID]bool{}}
+	if task.Lie != "" {
+		if s.lies, err = readLies(task.Lie); err != nil {
+			return err
+		}
+		task.Claim = append(task.Claim, s.lies.hashes...)
+	}
 	keys := map[inventory.Key]struct{}{}
 	for _, hash := range task.Claim {
 		keys[inventory.KeyOf(hash.Question())] = struct{}{}
@@ -307,7 +315,7 @@ func (s *stranger) hear(st network.Stream) {
 	}
 }
 
-// answer keeps what it is asked and has nothing.
+// answer keeps what it is asked and has nothing, or lies.
 func (s *stranger) answer(st network.Stream) {
 	defer st.Close()
 	in := bufio.NewReader(st)
@@ -321,6 +329,9 @@ func (s *stranger) answer(st network.Stream) {
 		s.mu.Lock()
 		s.asked = append(s.asked, text.String())
 		s.mu.Unlock()
+		if s.lies != nil && s.lies.answer(st, req) {
+			continue
+		}
 		if _, err := io.WriteString(st, "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"); err != nil {
 			return
 		}

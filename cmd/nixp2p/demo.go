@@ -1,0 +1,263 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/nixp2p/nixp2p/internal/config"
+	"github.com/nixp2p/nixp2p/internal/demo"
+)
+
+// demoOptions are the flags of demo.
+type demoOptions struct {
+	asJSON, withoutNix, lie bool
+	size, uplink, lan       string
+	paths                   int
+}
+
+func demoCommand(u *ui) *cobra.Command {
+	var o demoOptions
+	c := &cobra.Command{
+		Use: "demo", Short: "show on this machine alone what nodes do for each other",
+		Long: `Makes up a signed package with all that it needs and an upstream cache behind a slow line,
+starts three nodes, and lets each fetch the package: with this machine's Nix if there is one,
+else with a client of its own that verifies the same. The first one gets it from the upstream,
+the second from the first, and while the third one fetches, the first is killed. Then it says
+where the bytes came from.
+
+All of it is on 127.0.0.1, on ports that are free, and in a temporary directory ($TMPDIR), which
+is removed at the end. This machine's Nix store, its configuration and a node that runs here
+are not touched.
+
+The exit code is 0 only if every path arrived as it was signed, the second node needed nothing
+from the upstream, and the third one finished although the first was killed.`,
+	}
+	f := c.Flags()
+	f.StringVar(&o.uplink, "uplink", "50Mbit/s", "`RATE` at which the upstream sends: that of your own line, for one")
+	f.StringVar(&o.lan, "lan", "1Gbit/s", "`RATE` at which a node sends to others, at most")
+	f.StringVar(&o.size, "size", "80MB", "`SIZE` of the package with all that it needs")
+	f.BoolVar(&o.withoutNix, "without-nix", false, "fetch with the built-in client although there is Nix")
+	f.BoolVar(&o.asJSON, "json", false, "print JSON")
+	f.BoolVar(&o.lie, "lie", false, "let the upstream send wrong bytes, so that the demo fails")
+	f.IntVar(&o.paths, "paths", 80, "how many paths there are")
+	for _, forTests := range []string{"lie", "paths"} {
+		_ = f.MarkHidden(forTests)
+	}
+	c.RunE = func(c *cobra.Command, _ []string) error { return u.demo(c.Context(), o) }
+	return c
+}
+
+// demoNodeCommand is what the demo starts: a node that does not outlive it.
+func demoNodeCommand(u *ui) *cobra.Command {
+	c := &cobra.Command{Use: "demo-node", Short: "run the daemon until standard input ends", Hidden: true}
+	flags := config.Register(c.Flags())
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		go func() {
+			// Nobody is left to be served, nor to be told.
+			_, _ = io.Copy(io.Discard, os.Stdin)
+			os.Exit(exitFailed)
+		}()
+		return serve(c.Context(), u, func() (*config.Config, error) { return flags.Load(config.Env{}) })
+	}
+	return c
+}
+
+func (o demoOptions) config() (cfg demo.Config, err error) {
+	self, err := ownPath()
+	if err != nil {
+		return cfg, err
+	}
+	cfg = demo.Config{Node: []string{self, "demo-node"}, WithoutNix: o.withoutNix, Lie: o.lie, Paths: o.paths}
+	for _, x := range []struct {
+		flag, text string
+		parse      func(string) (int64, error)
+		to         *int64
+	}{
+		{"size", o.size, config.ParseSize, &cfg.Size},
+		{"uplink", o.uplink, config.ParseRate, &cfg.Uplink},
+		{"lan", o.lan, config.ParseRate, &cfg.LAN},
+	} {
+		if *x.to, err = x.parse(x.text); err == nil && *x.to < 1e5 {
+			err = errors.New("too little to show anything: 100kB at least")
+		}
+		if err != nil {
+			return cfg, &usageError{fmt.Errorf("--%s %s: %w", x.flag, x.text, err)}
+		}
+	}
+	return cfg, nil
+}
+
+// ownPath returns where this program is. Without /proc, as in a bare chroot, the system does not
+// say, but how it was called does.
+func ownPath() (string, error) {
+	self, err := os.Executable()
+	if err == nil {
+		return self, nil
+	}
+	if self, lerr := exec.LookPath(os.Args[0]); lerr == nil {
+		return filepath.Abs(self)
+	}
+	return "", err
+}
+
+func (u *ui) demo(ctx context.Context, o demoOptions) error {
+	cfg, err := o.config()
+	if err != nil {
+		return err
+	}
+	// A terminal that is closed, and a pipe that nobody reads any more, end it in order, too.
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGHUP)
+	defer stop()
+	pipe := make(chan os.Signal, 1) // then writing fails, instead of ending the process
+	signal.Notify(pipe, syscall.SIGPIPE)
+	defer signal.Stop(pipe)
+	show := newDemoShow(u, stop)
+	if !o.asJSON {
+		cfg.Tell, cfg.Progress = show.tell, show.progress
+	}
+	result, err := demo.Run(ctx, cfg)
+	show.erase()
+	switch {
+	case o.asJSON:
+		if jerr := u.json(result); jerr != nil {
+			return jerr
+		}
+	case len(result.Nodes) > 0:
+		show.table(result)
+	}
+	return demoHint(err)
+}
+
+// demoHint says what to do about a demo that failed.
+func demoHint(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, context.Canceled):
+		return errors.New("interrupted; what was begun is ended and removed")
+	case errors.Is(err, demo.ErrNoRoom):
+		return &hintError{err, "name another directory, `TMPDIR=/var/tmp nixp2p demo`, or give a smaller --size"}
+	case errors.Is(err, demo.ErrLoopback):
+		return &hintError{err, "a sandbox or a firewall stands between them, or there is no interface `lo`: Nix could not reach a node here either"}
+	case errors.Is(err, demo.ErrNix):
+		return &hintError{err, "is that Nix itself? --without-nix shows the same with the built-in client"}
+	case errors.Is(err, demo.ErrNotNear):
+		return &hintError{err, "is this machine busy with something else? A node that gets no answer from another in a second goes to the upstream"}
+	case errors.Is(err, fs.ErrPermission):
+		return &hintError{err, "name a directory that you may write to, `TMPDIR=/var/tmp nixp2p demo`"}
+	}
+	return err
+}
+
+// demoShow writes what happens: lines, and on a terminal one that changes.
+type demoShow struct {
+	u        *ui
+	deaf     func() // called when nobody reads any more
+	began    time.Time
+	live     bool // both are terminals: what changes is shown
+	coloured bool
+	drawn    bool
+	last     time.Time // when the line changed
+}
+
+func newDemoShow(u *ui, deaf func()) *demoShow {
+	terminal := onTerminal(u.out)
+	return &demoShow{u: u, deaf: deaf, began: time.Now(), live: terminal && onTerminal(u.err), coloured: terminal && os.Getenv("NO_COLOR") == ""}
+}
+
+// onTerminal tells whether w is a terminal that can move its cursor.
+func onTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok || os.Getenv("TERM") == "dumb" {
+		return false
+	}
+	info, err := f.Stat()
+	return err == nil && info.Mode()&fs.ModeCharDevice != 0
+}
+
+// in writes text in a colour of the terminal (ECMA-48, SGR).
+func (s *demoShow) in(sgr, text string) string {
+	if !s.coloured {
+		return text
+	}
+	return "\x1b[" + sgr + "m" + text + "\x1b[0m"
+}
+
+const (
+	sgrBold  = "1"
+	sgrFaint = "2"
+	sgrRed   = "1;31"
+	sgrGreen = "1;32"
+)
+
+func (s *demoShow) tell(text string) {
+	s.erase()
+	at := fmt.Sprintf("%5.1f s", time.Since(s.began).Seconds())
+	for line := range strings.SplitSeq(text, "\n") {
+		if _, err := fmt.Fprintf(s.u.out, "%s  %s\n", s.in(sgrFaint, at), line); err != nil {
+			s.deaf()
+		}
+		at = strings.Repeat(" ", len(at))
+	}
+}
+
+func (s *demoShow) progress(p demo.Progress) {
+	if !s.live || time.Since(s.last) < barEvery {
+		return
+	}
+	s.last, s.drawn = time.Now(), true
+	fmt.Fprintf(s.u.err, "\r\x1b[K         %s  %5.1f s  %s from upstream, %s from peers", s.in(sgrBold, p.Node),
+		p.Elapsed.Seconds(), demo.FormatMB(p.FromUpstream), demo.FormatMB(p.FromPeers))
+}
+
+// erase takes away the line that changes.
+func (s *demoShow) erase() {
+	if s.drawn {
+		fmt.Fprint(s.u.err, "\r\x1b[K")
+		s.drawn = false
+	}
+}
+
+// table says where the bytes came from.
+func (s *demoShow) table(r demo.Result) {
+	u := s.u
+	u.printf("\n%s\n", s.in(sgrBold, fmt.Sprintf("%-4s %7s %15s %12s %8s", "node", "paths", "from upstream", "from peers", "time")))
+	for _, n := range r.Nodes {
+		u.printf("%-4s %3d/%-3d %15s %12s %6.1f s%s\n", n.Name, n.Paths, r.Paths, demo.FormatMB(n.FromUpstream), demo.FormatMB(n.FromPeers), n.Seconds, demoNote(r, n))
+	}
+	if !r.OK {
+		u.printf("\n%s\n", s.in(sgrRed, "It did not work."))
+		return
+	}
+	u.printf("\nThe upstream sent %s. To three machines without nixp2p it would have sent %s (3 x %s).\n",
+		s.in(sgrBold, demo.FormatMB(r.UplinkBytes)), s.in(sgrBold, demo.FormatMB(r.UplinkWithout)), demo.FormatMB(r.Files))
+	u.printf("%s Every path arrived as it was signed. Nothing is left behind.\n", s.in(sgrGreen, "It worked."))
+}
+
+func demoNote(r demo.Result, n demo.Node) (note string) {
+	if n.FromCache > 0 {
+		note += "  (and " + demo.FormatMB(n.FromCache) + " from its cache)"
+	}
+	if n.FromPeers > 0 && n.Paths == r.Paths && n.FromUpstream+n.FromPeers+n.FromCache < r.NarBytes {
+		note += "  (part of it compressed)"
+	}
+	if n.Name == "C" && r.KilledAfter > 0 {
+		note += "  A was killed after " + demo.FormatMB(r.KilledAfter)
+	}
+	if n.AskedAgain > 0 {
+		note += fmt.Sprintf("  (%d files asked for again)", n.AskedAgain)
+	}
+	return note
+}

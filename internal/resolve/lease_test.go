@@ -1,0 +1,214 @@
+package resolve_test
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"sync"
+	"testing"
+
+	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/nixtest"
+	"github.com/nixp2p/nixp2p/internal/resolve"
+	"github.com/nixp2p/nixp2p/internal/resolve/sourcetest"
+	"github.com/nixp2p/nixp2p/verify"
+)
+
+// leases is a site that says what is written in turns.
+type leases struct {
+	mu      sync.Mutex
+	turns   []resolve.NARSource // nil is upstream; after the last one it is upstream
+	cut     func()              // ends the turn that goes on
+	crowded bool
+
+	begun, ended, whole int
+	forms               []nix.Form
+	bytes, got          int64
+}
+
+func (l *leases) Lease(_ context.Context, _ *verify.Info, form nix.Form, _ int64) resolve.Lease {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.begun++
+	l.forms = append(l.forms, form)
+	return l
+}
+
+func (l *leases) Crowded() bool { return l.crowded }
+
+func (l *leases) Next(ctx context.Context) (from resolve.NARSource, turn context.Context) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	turn, l.cut = context.WithCancel(ctx)
+	if len(l.turns) > 0 {
+		from, l.turns = l.turns[0], l.turns[1:]
+	}
+	return from, turn
+}
+
+func (l *leases) Moved(bytes, got int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.bytes, l.got = bytes, got
+}
+
+func (l *leases) End(_ context.Context, whole bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.ended++
+	if whole {
+		l.whole++
+	}
+	l.cut()
+}
+
+func withLeases(l *leases) func(*world, *resolve.Config) {
+	return func(w *world, cfg *resolve.Config) {
+		cfg.Peers, cfg.Leases = w.peers, l
+	}
+}
+
+// TestLease: who gives the bytes is what the site says, from one turn to the next.
+func TestLease(t *testing.T) {
+	p := nixtest.NewPath("hello", 5*mib)
+	for _, c := range []struct {
+		name     string
+		turns    func(w, other *sourcetest.Fake) []resolve.NARSource
+		other    []sourcetest.Fault // of the node that is followed
+		up       []sourcetest.Fault
+		wantUp   bool // upstream gave bytes
+		leases   int
+		failures float64
+	}{
+		{"upstream", func(_, _ *sourcetest.Fake) []resolve.NARSource { return nil }, nil, nil, true, 1, 0},
+		{"another node", func(_, o *sourcetest.Fake) []resolve.NARSource { return []resolve.NARSource{o} }, nil, nil, false, 1, 0},
+		{
+			"a node that dies, and upstream", func(_, o *sourcetest.Fake) []resolve.NARSource { return []resolve.NARSource{o} },
+			[]sourcetest.Fault{{Do: sourcetest.Die, At: 2 * mib}}, nil, true, 1, 1,
+		},
+		{
+			"upstream that dies, and a node", func(_, o *sourcetest.Fake) []resolve.NARSource { return []resolve.NARSource{nil, o} },
+			nil, []sourcetest.Fault{{Do: sourcetest.Die, At: 2 * mib}}, true, 1, 1,
+		},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			l := &leases{}
+			w := newWorld(t, withLeases(l))
+			w.up.Add(t, key, p)
+			other := sourcetest.NewFake("peer")
+			other.AddBytes(p.NarHash(), nix.Raw, p.NAR)
+			other.SetFaults(c.other...)
+			w.up.SetFaults(c.up...)
+			l.turns = c.turns(w.up, other)
+			w.wantWhole(nameOf(p, nix.Raw), p.NAR)
+			w.stop()
+			if got := w.up.Gave() > 0; got != c.wantUp {
+				t.Errorf("upstream gave %d bytes", w.up.Gave())
+			}
+			if w.up.Gave() > int64(len(p.NAR)) {
+				t.Errorf("upstream gave %d bytes of %d", w.up.Gave(), len(p.NAR))
+			}
+			if l.begun != c.leases || l.ended != c.leases || l.whole != 1 || l.got != int64(len(p.NAR)) || l.bytes != l.got-verify.TailSize {
+				t.Errorf("%d begun, %d ended, %d whole, %d of %d bytes to be had", l.begun, l.ended, l.whole, l.bytes, l.got)
+			}
+			if n := w.count("failovers_total"); n != c.failures {
+				t.Errorf("%v failovers", n)
+			}
+		})
+	}
+}
+
+// TestLeaseYields: a fetcher that is told to leave it to another node goes on from there at the
+// same byte, and nobody is blamed.
+func TestLeaseYields(t *testing.T) {
+	p := nixtest.NewPath("hello", 5*mib)
+	l := &leases{}
+	w := newWorld(t, withLeases(l))
+	w.up.Add(t, key, p)
+	w.up.SetFaults(sourcetest.Fault{Do: sourcetest.Hang, At: 2 * mib})
+	other := sourcetest.NewFake("peer")
+	other.AddBytes(p.NarHash(), nix.Raw, p.NAR)
+	l.turns = []resolve.NARSource{nil, other}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for t.Context().Err() == nil {
+			l.mu.Lock()
+			cut, got := l.cut, l.got
+			l.mu.Unlock()
+			if got >= 2*mib {
+				cut()
+				return
+			}
+		}
+	}()
+	w.wantWhole(nameOf(p, nix.Raw), p.NAR)
+	<-ended
+	if w.count("failovers_total") != 0 || len(w.up.Convicted()) != 0 {
+		t.Error("upstream was blamed")
+	}
+}
+
+// TestLeaseNobody: where upstream has it not, and nobody else, the NAR is absent, and the lease
+// is given back.
+func TestLeaseNobody(t *testing.T) {
+	p := nixtest.NewPath("hello", 1000)
+	l := &leases{}
+	w := newWorld(t, withLeases(l))
+	w.up.AddInfo(p.Info(t, key))
+	_, err := w.whole(t.Context(), nameOf(p, nix.Raw), resolve.Query{})
+	if !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("error %v", err)
+	}
+	w.stop()
+	if l.ended != l.begun || l.whole != 0 {
+		t.Errorf("%d begun, %d ended, %d whole", l.begun, l.ended, l.whole)
+	}
+}
+
+// TestLeaseOtherForm: others get it in another form than the one wanted here.
+func TestLeaseOtherForm(t *testing.T) {
+	p := nixtest.NewPath("hello", 3*mib)
+	l := &leases{}
+	w := newWorld(t, withLeases(l))
+	info, file := w.up.AddFile(t, key, p, nix.Zstd, nil)
+	form := formOf(t, info)
+	other := sourcetest.NewFake("peer")
+	other.AddBytes(p.NarHash(), nix.Raw, p.NAR)
+	l.turns = []resolve.NARSource{otherForm{other}, other}
+	got, err := w.whole(t.Context(), nameOf(p, form), resolve.Query{})
+	if err != nil || string(decode(t, nix.Zstd, got)) != string(p.NAR) || w.up.Gave() != 0 {
+		t.Errorf("%d bytes, %v; upstream gave %d", len(got), err, w.up.Gave())
+	}
+	if len(l.forms) != 2 || l.forms[0] != form || !l.forms[1].IsRaw() {
+		t.Errorf("asked for %v", l.forms)
+	}
+
+	// Nothing that anybody has is of use: upstream it is.
+	l = &leases{}
+	w = newWorld(t, withLeases(l))
+	w.up.AddFile(t, key, p, nix.Zstd, nil)
+	l.turns = []resolve.NARSource{otherForm{other}, otherForm{other}, otherForm{other}}
+	w.wantWhole(nameOf(p, form), file.Bytes)
+}
+
+type otherForm struct{ *sourcetest.Fake }
+
+func (otherForm) NAR(context.Context, *verify.Info, nix.Form, int64) (*verify.Claim, error) {
+	return nil, &resolve.OtherFormError{}
+}
+
+// TestCrowded: when many want the same, one of them decodes it for all.
+func TestCrowded(t *testing.T) {
+	p := nixtest.NewPath("hello", 3*mib)
+	l := &leases{crowded: true}
+	w := newWorld(t, withLeases(l))
+	info, _ := w.up.AddFile(t, key, p, nix.Zstd, nil)
+	got, err := w.whole(t.Context(), nameOf(p, formOf(t, info)), resolve.Query{})
+	if err != nil || string(decode(t, nix.Zstd, got)) != string(p.NAR) {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+	if raw, files := w.cache.Held(p.NarHash()); !raw || len(files) != 0 {
+		t.Errorf("kept raw: %t, files: %v", raw, files)
+	}
+}

@@ -1,0 +1,150 @@
+package upstream
+
+import (
+	"context"
+	"net"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/nixtest"
+)
+
+// line is a way to a cache that can be cut without a word: what was open stays open and silent,
+// and new connections come to nothing.
+type line struct {
+	dials atomic.Int32
+	cut   chan struct{} // closed when it is
+	mend  chan struct{} // closed when it works again
+}
+
+func newLine() *line { return &line{cut: make(chan struct{}), mend: make(chan struct{})} }
+
+func (l *line) is(c chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
+func (l *line) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	l.dials.Add(1)
+	if l.is(l.cut) && !l.is(l.mend) {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	var d net.Dialer
+	c, err := d.DialContext(ctx, network, addr)
+	if err != nil || l.is(l.cut) {
+		return c, err
+	}
+	return &cutConn{c, l.cut}, nil
+}
+
+// cutConn swallows what is written after the cut, so that no answer comes.
+type cutConn struct {
+	net.Conn
+	cut chan struct{}
+}
+
+func (c *cutConn) Write(p []byte) (int, error) {
+	select {
+	case <-c.cut:
+		return len(p), nil
+	default:
+		return c.Conn.Write(p)
+	}
+}
+
+func doubting(l *line) func(*Config) {
+	return func(c *Config) {
+		c.times.connect, c.times.doubt = 300*time.Millisecond, 50*time.Millisecond
+		c.dialer = l.dial
+	}
+}
+
+// TestSilentCut: over an open connection that is cut without a word, the first who asks learns of it
+// within little more than a connect time-out, all others who wait with him, the next at once.
+func TestSilentCut(t *testing.T) {
+	p := nixtest.NewPath("hello", 100)
+	u := nixtest.NewUpstream(t, cache(nix.None, p))
+	l := newLine()
+	b := open(t, doubting(l), u.URL())
+	b.mustInfo(p)
+	close(l.cut)
+	began := time.Now()
+	done := make(chan error, 3)
+	for range cap(done) {
+		go func() {
+			_, err := b.Info(t.Context(), p.Hash())
+			done <- err
+		}()
+	}
+	for range cap(done) {
+		if err := <-done; kindOf(err) != "unavailable" {
+			t.Errorf("%v", err)
+		}
+	}
+	if took := time.Since(began); took > 3*time.Second || !b.Down() {
+		t.Errorf("after %v, down %v", took, b.Down())
+	}
+	if n := l.dials.Load(); n > 8 {
+		t.Errorf("%d dials", n)
+	}
+	began = time.Now()
+	if _, err := b.Info(t.Context(), p.Hash()); kindOf(err) != "unavailable" || time.Since(began) > 100*time.Millisecond {
+		t.Errorf("then: %v after %v", err, time.Since(began))
+	}
+	b.run()
+	close(l.mend)
+	until(t, "up again", func() bool { return !b.Down() })
+	b.mustInfo(p)
+}
+
+// TestSlowIsNotDown: a cache that takes its time can be connected to, and stays up.
+func TestSlowIsNotDown(t *testing.T) {
+	p := nixtest.NewPath("hello", 100)
+	u := nixtest.NewUpstream(t, cache(nix.None, p))
+	u.Set(nixtest.NarInfo, nixtest.Fault{Delay: 400 * time.Millisecond})
+	l := newLine()
+	b := open(t, doubting(l), u.URL())
+	for range 3 {
+		b.mustInfo(p)
+	}
+	if b.Down() {
+		t.Error("down")
+	}
+	if n := l.dials.Load(); n < 3 || n > 12 {
+		t.Errorf("%d dials", n)
+	}
+}
+
+// TestNarInfoShowsHealth: a cache that is silent for narinfos alone is down until it has answered one,
+// however well it tells of itself.
+func TestNarInfoShowsHealth(t *testing.T) {
+	p := nixtest.NewPath("hello", 100)
+	u := nixtest.NewUpstream(t, cache(nix.None, p))
+	u.Set(nixtest.NarInfo, nixtest.Fault{Do: nixtest.Hang, At: nixtest.BeforeHeaders})
+	b := open(t, hasty, u.URL())
+	b.run()
+	until(t, "it told of itself", func() bool { return u.Requests(nixtest.CacheInfo) > 0 })
+	if _, err := b.Info(t.Context(), p.Hash()); kindOf(err) != "unavailable" || !b.Down() {
+		t.Fatalf("%v, down %v", err, b.Down())
+	}
+	asked := u.Requests(nixtest.NarInfo)
+	for u.Requests(nixtest.NarInfo) < asked+3 {
+		if !b.Down() {
+			t.Fatal("up although it answers no narinfo")
+		}
+		<-time.After(5 * time.Millisecond)
+	}
+	if b.count("upstream_up") != 0 {
+		t.Error("counted as up")
+	}
+	u.SetAll()
+	until(t, "up again", func() bool { return !b.Down() })
+	b.mustInfo(p)
+}

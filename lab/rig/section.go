@@ -1,0 +1,56 @@
+package rig
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+)
+
+// Documents are written by several commands, each of which owns what is between its marks.
+
+func marks(name string) (begin, end []byte) {
+	return []byte("<!-- " + name + ": begin -->"), []byte("<!-- " + name + ": end -->")
+}
+
+// section returns where a marked section is in a text, its marks included.
+func section(text []byte, name string) (from, to int, ok bool) {
+	begin, end := marks(name)
+	from = bytes.Index(text, begin)
+	if from < 0 {
+		return 0, 0, false
+	}
+	n := bytes.Index(text[from:], end)
+	if n < 0 {
+		return 0, 0, false
+	}
+	return from, from + n + len(end), true
+}
+
+// WriteSection puts text between the marks of a name in a file, at its end if there are none.
+func WriteSection(file, name, text string) error {
+	old, err := os.ReadFile(file)
+	if err != nil && !os.IsNotExist(err) {
+		return err
+	}
+	begin, end := marks(name)
+	with := fmt.Appendf(nil, "%s\n%s%s", begin, text, end)
+	from, to, ok := section(old, name)
+	if !ok {
+		old = append(bytes.TrimRight(old, "\n"), "\n\n"...)
+		from, to = len(old), len(old)
+		with = append(with, '\n')
+	}
+	return os.WriteFile(file, bytes.Join([][]byte{old[:from], with, old[to:]}, nil), 0o644)
+}
+
+// WriteAround writes a file anew, but for a marked section that another command put there.
+func WriteAround(file, name, text string) error {
+	out := []byte(text)
+	if old, err := os.ReadFile(file); err == nil {
+		if from, to, ok := section(old, name); ok {
+			out = append(append(bytes.TrimRight(out, "\n"), "\n\n"...), old[from:to]...)
+			out = append(out, '\n')
+		}
+	}
+	return os.WriteFile(file, out, 0o644)
+}

@@ -104,7 +104,9 @@ func (n *Node) askAll(ctx context.Context, peers []*remote, h nix.StoreHash, q n
 	ask(false)
 	var lie *verify.LieError
 	var failed error
-	for out > 0 {
+	var later *LaterError
+	reluctant := 0
+	for out > 0 && reluctant < infoAsked {
 		select {
 		case <-hedge.C:
 			ask(true)
@@ -118,6 +120,8 @@ func (n *Node) askAll(ctx context.Context, peers []*remote, h nix.StoreHash, q n
 					n.cfg.Metrics.PeerHedges.WithLabelValues("narinfo", "won").Inc()
 				}
 				return a.info, nil
+			case errors.As(a.err, &later):
+				reluctant++
 			case errors.As(a.err, &lied):
 				n.passOver(lie)
 				lie = lied
@@ -128,6 +132,9 @@ func (n *Node) askAll(ctx context.Context, peers []*remote, h nix.StoreHash, q n
 		}
 	}
 	switch {
+	case later != nil:
+		n.passOver(lie)
+		return nil, later
 	case lie != nil:
 		return nil, lie
 	case failed != nil:
@@ -135,6 +142,18 @@ func (n *Node) askAll(ctx context.Context, peers []*remote, h nix.StoreHash, q n
 	}
 	return nil, errNobody
 }
+
+// LaterError says that peers share a path, but not its raw NAR at once: they have it as an
+// upstream's file, or get that at the moment. Whoever can ask an upstream learns there of the
+// file, which many can then share as it is; for all others the peers decode it.
+type LaterError struct{ info *verify.Info }
+
+func (e *LaterError) Error() string {
+	return "p2p: peers have only the file of " + e.info.StorePath().Base()
+}
+
+// Instead returns the narinfo to go by where nobody says more.
+func (e *LaterError) Instead() *verify.Info { return e.info }
 
 // passOver counts a lie that is not returned: the one that is counts the caller.
 func (n *Node) passOver(lie *verify.LieError) {
@@ -146,7 +165,7 @@ func (n *Node) passOver(lie *verify.LieError) {
 // askInfo asks one peer for a narinfo, and proves it.
 func (n *Node) askInfo(ctx context.Context, r *remote, h nix.StoreHash, q nix.Question) (*verify.Info, error) {
 	start := time.Now()
-	text, err := n.fetchInfo(ctx, r, q)
+	text, raw, err := n.fetchInfo(ctx, r, q)
 	took := time.Since(start)
 	switch {
 	case err == nil || errors.Is(err, fs.ErrNotExist):
@@ -164,6 +183,9 @@ func (n *Node) askInfo(ctx context.Context, r *remote, h nix.StoreHash, q nix.Qu
 	var lie *verify.LieError
 	if errors.As(err, &lie) {
 		n.convict(r.key, lie)
+	}
+	if err == nil && !raw {
+		return nil, &LaterError{info}
 	}
 	return info, err
 }
@@ -191,25 +213,25 @@ func (n *Node) prove(text []byte, h nix.StoreHash) (*verify.Info, error) {
 	return info, nil
 }
 
-// fetchInfo returns the narinfo text of one peer.
-func (n *Node) fetchInfo(ctx context.Context, r *remote, q nix.Question) ([]byte, error) {
+// fetchInfo returns the narinfo text of one peer, and whether it has the raw NAR.
+func (n *Node) fetchInfo(ctx context.Context, r *remote, q nix.Question) (text []byte, raw bool, err error) {
 	resp, err := n.request(ctx, http.MethodGet, r, wire.Request{IsInfo: true, Question: q}, nil)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	defer resp.Body.Close()
 	switch resp.StatusCode {
 	case http.StatusOK:
 	case http.StatusNotFound:
-		return nil, errNobody
+		return nil, false, errNobody
 	default:
-		return nil, fmt.Errorf("p2p: peer %s: status %d", r.id, resp.StatusCode)
+		return nil, false, fmt.Errorf("p2p: peer %s: status %d", r.id, resp.StatusCode)
 	}
-	text, err := io.ReadAll(io.LimitReader(resp.Body, wire.MaxInfo+1))
+	text, err = io.ReadAll(io.LimitReader(resp.Body, wire.MaxInfo+1))
 	if err != nil {
-		return nil, fmt.Errorf("p2p: peer %s: %w", r.id, err)
+		return nil, false, fmt.Errorf("p2p: peer %s: %w", r.id, err)
 	}
-	return text, nil
+	return text, resp.Header.Get(wire.FileHeader) == "", nil
 }
 
 const (

@@ -142,7 +142,6 @@ func (c coordinators) Silent(node lease.NodeID) time.Duration {
 func (c coordinators) Ask(ctx context.Context, node lease.NodeID, addr string, r lease.Request) (lease.Answer, error) {
 	start := time.Now()
 	a, err := c.ask(ctx, node, addr, r)
-	c.n.crowd(a)
 	c.n.log.Debug("asked coordinator", "peer", peer.ID(node), "nar", r.Nar, "verb", r.Verb, "kind", a.Kind, "sources", len(a.Sources), "took", time.Since(start), "err", err)
 	return a, err
 }
@@ -238,7 +237,6 @@ func (n *Node) answerLease(w http.ResponseWriter, req *http.Request, id peer.ID)
 		return
 	}
 	a := n.coordinator.Handle(nodeID(id), r, coordinators{n}.Live(), time.Now())
-	n.crowd(a)
 	if h := n.host.Load(); h != nil {
 		n.address(*h, &a)
 	}
@@ -311,21 +309,6 @@ type OtherFormError struct {
 }
 
 func (e *OtherFormError) Error() string { return "p2p: others get it as " + e.Form.String() }
-
-// crowdFor is how long it counts that several nodes wanted the same.
-const crowdFor = time.Minute
-
-// crowd notes an answer of a coordinator, this node or another one: who is told to follow is
-// not the only one.
-func (n *Node) crowd(a lease.Answer) {
-	if a.Kind == lease.Follow {
-		n.crowded.Store(time.Now().Add(crowdFor).UnixNano())
-	}
-}
-
-// Crowded tells whether several nodes wanted the same NAR lately, as far as this one knows: as
-// when machines that are set up alike start at the same time.
-func (n *Node) Crowded() bool { return time.Now().UnixNano() < n.crowded.Load() }
 
 // Following is a source: the nodes that a coordinator named.
 type Following struct {

@@ -44,7 +44,9 @@ type Held struct {
 }
 
 // Holder is what this machine shares. Only what a share key signed comes out of it; all else
-// is absent, an error that wraps fs.ErrNotExist, whatever the reason and in the same time.
+// is absent, an error that wraps fs.ErrNotExist, whatever the reason and in the same time. One
+// that also has a method Raw(*verify.Info) bool says with it whether a NAR is there raw, or
+// coming so: else it is only as an upstream's file, and decoding it takes time.
 type Holder interface {
 	Info(ctx context.Context, q nix.Question) (*verify.Info, error)
 	// NAR returns the bytes in exactly this form from byte off on; those of a download in
@@ -125,7 +127,6 @@ type Node struct {
 	draining    atomic.Bool          // it gives nothing new to others any more
 	leave       chan struct{}        // closed with that
 	deadEnds    deadEnds
-	crowded     atomic.Int64  // until then, Unix nanoseconds
 	ready       chan struct{} // closed when the host listens
 	news        signal        // the inventory has changed
 	kick        chan struct{} // somebody is to be dialled

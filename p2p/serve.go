@@ -83,6 +83,9 @@ func (n *Node) answerInfo(w http.ResponseWriter, req *http.Request, q nix.Questi
 		n.refuse(w, err)
 		return
 	}
+	if h, ok := n.cfg.Holder.(interface{ Raw(info *verify.Info) bool }); ok && !h.Raw(info) {
+		w.Header().Set(wire.FileHeader, "1")
+	}
 	text := info.Offer(nix.Raw)
 	w.Header().Set("Content-Type", "text/x-nix-narinfo")
 	w.Header().Set("Content-Length", strconv.Itoa(len(text)))

@@ -63,8 +63,6 @@ const (
 	// blockSize is the most that is read and written at once: small enough to be hashed while
 	// it is in the CPU's cache.
 	blockSize = 128 << 10
-	// readAhead pieces at most wait to be hashed, for the same reason.
-	readAhead = 4
 	// maxEmptyReads in a row, neither bytes nor an error, end a source that would spin.
 	maxEmptyReads = 100
 )
@@ -73,8 +71,8 @@ const (
 var ErrReaderGone = errors.New("the reader has gone")
 
 // Guard passes a stream from one goroutine that fills it to one that drains it, and keeps
-// back the part that Hold names until the whole is proven. Reading, hashing and writing
-// overlap. Its memory is bounded by Hold, whatever the size of the stream.
+// back the part that Hold names until the whole is proven. Filling (read and hash) and
+// draining (write) overlap. Its memory is bounded by Hold, whatever the size of the stream.
 type Guard struct {
 	proof judge // the filler's
 	size  int64
@@ -82,9 +80,8 @@ type Guard struct {
 
 	mu       sync.Mutex
 	blocks   [][]byte // of the stream, in turn: from the one of byte out on, as far as it was filled
-	in, out  int64    // filled (hashed too) and drained, in bytes from the start
+	in, out  int64    // filled and drained, in bytes from the start
 	hold     int64
-	wrong    error // what the judge said to a piece
 	ended    bool
 	err      error
 	gone     bool
@@ -132,79 +129,35 @@ func (g *Guard) Offset() int64 {
 // src, unless the stream is complete; a *LieError when src goes on past the size; or
 // ErrReaderGone.
 func (g *Guard) Fill(src io.Reader) error {
-	at := g.Offset()
-	if g.size-at <= blockSize { // one piece or two: not worth a second goroutine
-		more, err := g.read(src, at, g.hash)
-		return g.filled(src, more, err)
-	}
-	pieces := make(chan []byte, readAhead)
-	var hasher sync.WaitGroup
-	hasher.Go(func() {
-		for piece := range pieces {
-			if g.hash(piece) != nil {
-				break
-			}
+	empty := 0
+	for {
+		room, err := g.room()
+		if err != nil {
+			return err
 		}
-		for range pieces { // what was read since is of no use
-		}
-	})
-	more, err := g.read(src, at, func(piece []byte) error { pieces <- piece; return nil })
-	close(pieces)
-	hasher.Wait()
-	if g.wrong != nil {
-		return g.wrong
-	}
-	return g.filled(src, more, err)
-}
-
-// read passes what src gives, byte at and following of the stream, to next piece by piece. It tells whether src may have more.
-func (g *Guard) read(src io.Reader, at int64, next func(piece []byte) error) (more bool, err error) {
-	for empty := 0; ; {
-		room, err := g.room(at)
-		if room == nil || err != nil {
-			return true, err
+		if room == nil {
+			return g.past(src)
 		}
 		n, err := src.Read(room)
 		if n > 0 {
 			empty = 0
-			at += int64(n)
-			if err := next(room[:n]); err != nil {
-				return true, err
+			if _, err := g.proof.Write(room[:n]); err != nil {
+				return err
 			}
+			g.mu.Lock()
+			g.in += int64(n)
+			g.mu.Unlock()
+			wake(g.toDrain)
 		} else if empty++; empty > maxEmptyReads && err == nil {
-			return true, io.ErrNoProgress
+			return io.ErrNoProgress
 		}
 		switch {
 		case errors.Is(err, io.EOF):
-			return false, nil
-		case err != nil && at < g.size:
-			return true, err
+			return nil
+		case err != nil && g.Offset() < g.size:
+			return err
 		}
 	}
-}
-
-// filled says how a Fill ends.
-func (g *Guard) filled(src io.Reader, more bool, err error) error {
-	if err != nil || !more {
-		return err
-	}
-	return g.past(src)
-}
-
-// hash judges the next piece and counts it as filled.
-func (g *Guard) hash(piece []byte) error {
-	_, err := g.proof.Write(piece)
-	g.mu.Lock()
-	if g.wrong = err; err == nil {
-		g.in += int64(len(piece))
-	}
-	g.mu.Unlock()
-	if err != nil {
-		wake(g.toFill)
-		return err
-	}
-	wake(g.toDrain)
-	return nil
 }
 
 // past looks whether src ends where the stream is complete: any further byte is one too
@@ -221,29 +174,25 @@ func (g *Guard) past(src io.Reader) error {
 // block returns the place of the block of byte at.
 func (g *Guard) block(at int64) *[]byte { return &g.blocks[at/blockSize%int64(len(g.blocks))] }
 
-// room waits for free room, for byte at of the stream; nil when the stream is
-// complete.
-func (g *Guard) room(at int64) ([]byte, error) {
+// room waits for free room for the next bytes; nil when the stream is complete.
+func (g *Guard) room() ([]byte, error) {
 	for {
 		g.mu.Lock()
 		switch {
 		case g.gone:
 			g.mu.Unlock()
 			return nil, ErrReaderGone
-		case g.wrong != nil:
-			g.mu.Unlock()
-			return nil, g.wrong
-		case at == g.size:
+		case g.in == g.size:
 			g.mu.Unlock()
 			return nil, nil
 		}
-		if free := g.most - (at - g.out); free > 0 {
-			block := g.block(at)
+		if free := g.most - (g.in - g.out); free > 0 {
+			block := g.block(g.in)
 			if *block == nil {
 				*block = blocks.get()
 			}
-			begin := at % blockSize
-			room := (*block)[begin:min(begin+free, begin+g.size-at, blockSize)]
+			at := g.in % blockSize
+			room := (*block)[at:min(at+free, at+g.size-g.in, blockSize)]
 			g.mu.Unlock()
 			return room, nil
 		}

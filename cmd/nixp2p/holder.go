@@ -61,6 +61,18 @@ func (h *holder) Info(ctx context.Context, q nix.Question) (*verify.Info, error)
 	return info, nil
 }
 
+// Raw tells whether the raw NAR is at hand, or coming.
+func (h *holder) Raw(info *verify.Info) bool {
+	h.mu.RLock()
+	_, stored := h.byQuestion[info.StorePath().Hash().Question()]
+	h.mu.RUnlock()
+	if stored || h.cache == nil || h.cache.Downloading(info.NarHash(), nix.Raw) != nil {
+		return true
+	}
+	raw, _ := h.cache.Held(info.NarHash())
+	return raw
+}
+
 // NAR gives the bytes, of the store or the cache as the resolver would give them to Nix,
 // verified, or of a download as it grows. Nothing is asked of the network.
 func (h *holder) NAR(ctx context.Context, nar nix.NarHash, form nix.Form, off int64) (*verify.Claim, error) {

@@ -272,17 +272,6 @@ func (l leases) Lease(ctx context.Context, info *verify.Info, form nix.Form, siz
 	return nil
 }
 
-// Crowded is part of resolve.Leaser. For measurements the environment decides.
-func (l leases) Crowded() bool {
-	switch os.Getenv("NIXP2P_SITE_FORM") {
-	case "raw":
-		return true
-	case "file":
-		return false
-	}
-	return l.site.Crowded()
-}
-
 type agreement struct{ *p2p.Lease }
 
 func (a agreement) Next(ctx context.Context) (resolve.NARSource, context.Context) {

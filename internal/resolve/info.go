@@ -126,8 +126,9 @@ type lookUp struct {
 	r  *Resolver
 	fl *flight
 	question
-	errs   []error // of sources that could not say or lied
-	unsure bool    // the own store is among them
+	errs   []error      // of sources that could not say or lied
+	unsure bool         // the own store is among them
+	later  *verify.Info // what peers have that an upstream may tell better
 }
 
 // ask asks one source. An answer that is not for the asker's eyes counts as none.
@@ -139,6 +140,14 @@ func (l *lookUp) ask(ctx context.Context, s InfoSource) (*known, error) {
 // take judges what a source said.
 func (l *lookUp) take(s InfoSource, info *verify.Info, err error) (*known, error) {
 	if err != nil {
+		var later interface {
+			error
+			Instead() *verify.Info
+		}
+		if errors.As(err, &later) {
+			l.later = later.Instead()
+			return nil, err
+		}
 		if !errors.Is(err, fs.ErrNotExist) {
 			l.errs = append(l.errs, l.r.blame(s.Name(), l.hash, err))
 		}
@@ -186,11 +195,20 @@ type said struct {
 	err  error
 }
 
-// far asks peers, and the upstreams when those have it not or are slow.
+// far asks peers, and the upstreams when those have it not or are slow. What peers would have to
+// decode is taken from them only if no upstream soon says that it has it.
 func (l *lookUp) far(ctx context.Context) (*known, error) {
 	if l.r.cfg.Peers == nil {
 		return l.upstreams(ctx)
 	}
+	k, err := l.peersFirst(ctx)
+	if err != nil && l.later != nil {
+		return l.take(l.r.cfg.Peers, l.later, nil)
+	}
+	return k, err
+}
+
+func (l *lookUp) peersFirst(ctx context.Context) (*known, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	var asking sync.WaitGroup
 	defer asking.Wait()
@@ -211,6 +229,11 @@ func (l *lookUp) far(ctx context.Context) (*known, error) {
 		if k, err := l.take(l.r.cfg.Peers, a.info, a.err); err == nil {
 			return k, nil
 		}
+		if l.later != nil {
+			soon, stop := context.WithTimeout(ctx, peerDeadline)
+			defer stop()
+			return l.upstreams(soon)
+		}
 		return l.upstreams(ctx)
 	case <-wait.C:
 	}
@@ -224,7 +247,10 @@ func (l *lookUp) far(ctx context.Context) (*known, error) {
 		select {
 		case a = <-peers:
 			peers = nil
-			k, err = l.take(l.r.cfg.Peers, a.info, a.err)
+			if k, err = l.take(l.r.cfg.Peers, a.info, a.err); l.later != nil {
+				stop := time.AfterFunc(peerDeadline, cancel)
+				defer stop.Stop()
+			}
 		case a = <-upstreams:
 			upstreams = nil
 			k, err = l.taken(l.take(l.r.cfg.Upstream, a.info, a.err))

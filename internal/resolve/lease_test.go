@@ -16,10 +16,9 @@ import (
 
 // leases is a site that says what is written in turns.
 type leases struct {
-	mu      sync.Mutex
-	turns   []resolve.NARSource // nil is upstream; after the last one it is upstream
-	cut     func()              // ends the turn that goes on
-	crowded bool
+	mu    sync.Mutex
+	turns []resolve.NARSource // nil is upstream; after the last one it is upstream
+	cut   func()              // ends the turn that goes on
 
 	begun, ended, whole int
 	forms               []nix.Form
@@ -33,8 +32,6 @@ func (l *leases) Lease(_ context.Context, _ *verify.Info, form nix.Form, _ int64
 	l.forms = append(l.forms, form)
 	return l
 }
-
-func (l *leases) Crowded() bool { return l.crowded }
 
 func (l *leases) Next(ctx context.Context) (from resolve.NARSource, turn context.Context) {
 	l.mu.Lock()
@@ -196,19 +193,4 @@ type otherForm struct{ *sourcetest.Fake }
 
 func (otherForm) NAR(context.Context, *verify.Info, nix.Form, int64) (*verify.Claim, error) {
 	return nil, &resolve.OtherFormError{}
-}
-
-// TestCrowded: when many want the same, one of them decodes it for all.
-func TestCrowded(t *testing.T) {
-	p := nixtest.NewPath("hello", 3*mib)
-	l := &leases{crowded: true}
-	w := newWorld(t, withLeases(l))
-	info, _ := w.up.AddFile(t, key, p, nix.Zstd, nil)
-	got, err := w.whole(t.Context(), nameOf(p, formOf(t, info)), resolve.Query{})
-	if err != nil || string(decode(t, nix.Zstd, got)) != string(p.NAR) {
-		t.Errorf("%d bytes, %v", len(got), err)
-	}
-	if raw, files := w.cache.Held(p.NarHash()); !raw || len(files) != 0 {
-		t.Errorf("kept raw: %t, files: %v", raw, files)
-	}
 }

@@ -177,13 +177,7 @@ func (n *NAR) choices() []choice {
 		if cachedFile {
 			list = append(list, choice{form: want, near: cache, far: far})
 		}
-		filePeers, file := choice{form: want, far: peers, backup: upstream}, choice{form: want, far: upstream}
-		if len(peers) > 0 && r.cfg.Leases != nil && r.cfg.Leases.Crowded() {
-			// Many machines want it now: one of them decodes it for all.
-			list = append(list, rawPeers, filePeers, decoded, file)
-		} else {
-			list = append(list, filePeers, rawPeers, file)
-		}
+		list = append(list, choice{form: want, far: peers, backup: upstream}, rawPeers, choice{form: want, far: upstream})
 	} else {
 		list = append(list, rawPeers)
 	}

@@ -93,8 +93,6 @@ type Leaser interface {
 	// Lease begins that for a download of info's NAR in a form of size bytes. Nil: nobody may
 	// know that this machine wants it, or nobody is there.
 	Lease(ctx context.Context, info *verify.Info, form nix.Form, size int64) Lease
-	// Crowded tells whether several nodes want the same at the moment.
-	Crowded() bool
 }
 
 // OtherFormError is the error of a source that a Lease named and that gets the NAR in another

@@ -272,7 +272,7 @@ func (d *daemon) standing(ctx context.Context, id string) (string, error) {
 			return kind, nil
 		}
 	}
-	return "shown the door", err
+	return "not connected any more", err
 }
 
 func sleep(ctx context.Context, d time.Duration) bool {

@@ -145,7 +145,7 @@ is met the node's goroutines and its live heap in MiB (after a collection) are c
 after the command while the peer is still there, and at last when the peer is gone, at most 10 s
 later. *Wrong in a store*: the files were compared, and ` + "`nix-store --verify --check-contents`" + ` was run.
 A *liar* is not asked again for a day. *Good* is one who said nothing wrong that a signature or a hash
-shows: failing and being slow are no lies. Those who break the protocol are shown the door for ten minutes.
+shows: failing and being slow are no lies. Those who break the protocol are hung up on and kept out for ten minutes.
 
 `
 

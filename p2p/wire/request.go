@@ -15,6 +15,8 @@ const (
 	HaveHeader = "Nixp2p-Have"
 	// SizeHeader is the size of the whole NAR where the body is compressed on the way.
 	SizeHeader = "Nixp2p-Size"
+	// FileHeader with a narinfo says that its NAR is there as an upstream's file, not raw.
+	FileHeader = "Nixp2p-File"
 	// MaxInfo bounds a narinfo from a peer, as that from an upstream.
 	MaxInfo = 1 << 20
 )

@@ -57,6 +57,20 @@ func (n *Node) NAR(ctx context.Context, info *verify.Info, form nix.Form, off in
 	return n.newFetch(info, form, off).claim(ctx)
 }
 
+// AtHand is the same peers for those who can also use the file that an upstream has: nobody
+// decodes it for them.
+type AtHand struct{ *Node }
+
+// NAR is that of Node, of what is at hand in this form.
+func (n AtHand) NAR(ctx context.Context, info *verify.Info, form nix.Form, off int64) (*verify.Claim, error) {
+	if !info.SignedByAny(n.cfg.ShareKeys) {
+		return nil, errNobody
+	}
+	f := n.newFetch(info, form, off)
+	f.atHand = true
+	return f.claim(ctx)
+}
+
 func (n *Node) newFetch(info *verify.Info, form nix.Form, off int64) *fetch {
 	f := &fetch{n: n, info: info, form: form, at: off, tried: map[peer.ID]bool{}}
 	if form.IsRaw() {
@@ -94,7 +108,8 @@ type fetch struct {
 	gives   func(lease.NodeID)
 	stalled peer.ID
 
-	hollow int // who are only about to get it
+	hollow int  // who are only about to get it
+	atHand bool // nobody is to decode for it
 }
 
 func (f *fetch) name() standing.Stream {
@@ -217,11 +232,11 @@ func (r *race) ask(ctx context.Context) bool {
 	o := opened{peer: p, second: len(r.asked) > 0}
 	if r.skip[p.id] = true; o.second {
 		f.n.cfg.Metrics.PeerHedges.WithLabelValues("nar", "sent").Inc()
-	} else {
+	} else if f.only == nil { // a coordinator sends each to another one
 		r.hedge.Reset(f.n.opens.After())
 	}
 	r.asked[p] = cancel
-	what := opening{f.n, f.info, f.form, f.at, f.size, f.only != nil}
+	what := opening{f.n, f.info, f.form, f.at, f.size, f.only != nil, f.atHand}
 	go func() {
 		defer f.n.crew.leave()
 		o.src, o.size, o.err = what.open(ctx, cancel, p)
@@ -311,6 +326,8 @@ type opening struct {
 	at   int64 // the first byte
 	size int64 // of the form in bytes; 0 while unknown
 	told bool  // by a coordinator: there may be nothing at that byte yet
+
+	atHand bool
 }
 
 // open asks one peer. The source, or a failure, ends ctx by end.
@@ -322,6 +339,9 @@ func (f opening) open(ctx context.Context, end context.CancelFunc, r *remote) (*
 	}
 	if f.form.IsRaw() && f.info.NarSize()-f.at >= largeNAR && r.meter.Compress() {
 		header.Set("Accept-Encoding", string(nix.Zstd))
+	}
+	if f.atHand {
+		header.Set(wire.AtHandHeader, "1")
 	}
 	start := time.Now()
 	resp, err := f.n.request(ctx, http.MethodGet, r, wire.Request{Nar: f.info.NarHash(), Form: f.form}, header)

@@ -45,8 +45,8 @@ type Held struct {
 
 // Holder is what this machine shares. Only what a share key signed comes out of it; all else
 // is absent, an error that wraps fs.ErrNotExist, whatever the reason and in the same time. One
-// that also has a method Raw(*verify.Info) bool says with it whether a NAR is there raw, or
-// coming so: else it is only as an upstream's file, and decoding it takes time.
+// that also has a method HasRaw(context.Context, nix.NarHash) bool says with it whether a NAR is
+// there raw, or coming so: else it is only as an upstream's file, and decoding it takes time.
 type Holder interface {
 	Info(ctx context.Context, q nix.Question) (*verify.Info, error)
 	// NAR returns the bytes in exactly this form from byte off on; those of a download in

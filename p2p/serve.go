@@ -83,7 +83,7 @@ func (n *Node) answerInfo(w http.ResponseWriter, req *http.Request, q nix.Questi
 		n.refuse(w, err)
 		return
 	}
-	if h, ok := n.cfg.Holder.(interface{ Raw(info *verify.Info) bool }); ok && !h.Raw(info) {
+	if !n.hasRaw(req.Context(), info.NarHash()) {
 		w.Header().Set(wire.FileHeader, "1")
 	}
 	text := info.Offer(nix.Raw)
@@ -102,7 +102,19 @@ func (n *Node) refuse(w http.ResponseWriter, err error) {
 	w.WriteHeader(http.StatusInternalServerError)
 }
 
+// hasRaw tells whether a NAR that is shared is there raw, or coming so.
+func (n *Node) hasRaw(ctx context.Context, nar nix.NarHash) bool {
+	h, ok := n.cfg.Holder.(interface {
+		HasRaw(ctx context.Context, nar nix.NarHash) bool
+	})
+	return !ok || h.HasRaw(ctx, nar)
+}
+
 func (n *Node) answerNAR(w http.ResponseWriter, req *http.Request, id peer.ID, ask wire.Request, off int64) {
+	if req.Header.Get(wire.AtHandHeader) != "" && ask.Form.IsRaw() && !n.hasRaw(req.Context(), ask.Nar) {
+		w.WriteHeader(http.StatusNotFound)
+		return
+	}
 	claim, err := n.cfg.Holder.NAR(req.Context(), ask.Nar, ask.Form, off)
 	if err != nil {
 		n.refuse(w, err)

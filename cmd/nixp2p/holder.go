@@ -61,16 +61,16 @@ func (h *holder) Info(ctx context.Context, q nix.Question) (*verify.Info, error)
 	return info, nil
 }
 
-// Raw tells whether the raw NAR is at hand, or coming.
-func (h *holder) Raw(info *verify.Info) bool {
-	h.mu.RLock()
-	_, stored := h.byQuestion[info.StorePath().Hash().Question()]
-	h.mu.RUnlock()
-	if stored || h.cache == nil || h.cache.Downloading(info.NarHash(), nix.Raw) != nil {
+// HasRaw tells whether a raw NAR is at hand, or coming.
+func (h *holder) HasRaw(ctx context.Context, nar nix.NarHash) bool {
+	if h.cache == nil || h.cache.Downloading(nar, nix.Raw) != nil {
 		return true
 	}
-	raw, _ := h.cache.Held(info.NarHash())
-	return raw
+	if raw, _ := h.cache.Held(nar); raw {
+		return true
+	}
+	_, err := h.store.SharedByNar(ctx, nar)
+	return err == nil
 }
 
 // NAR gives the bytes, of the store or the cache as the resolver would give them to Nix,

@@ -157,7 +157,7 @@ func (n *node) sources(m *metrics.Metrics, log *slog.Logger) resolve.Config {
 		Fetching: n.holder.fetching, Trouble: n.trouble.Note, Metrics: m, Log: log,
 	}
 	if n.peers != nil {
-		rc.Peers, rc.Leases = n.peers, leases{n.peers}
+		rc.Peers, rc.AtHand, rc.Leases = n.peers, p2p.AtHand{Node: n.peers}, leases{n.peers}
 	}
 	if n.disk != nil {
 		rc.Disk = n.disk

@@ -140,12 +140,8 @@ func (l *lookUp) ask(ctx context.Context, s InfoSource) (*known, error) {
 // take judges what a source said.
 func (l *lookUp) take(s InfoSource, info *verify.Info, err error) (*known, error) {
 	if err != nil {
-		var later interface {
-			error
-			Instead() *verify.Info
-		}
-		if errors.As(err, &later) {
-			l.later = later.Instead()
+		if later, _ := anyway(nil, err); later != nil {
+			l.later = later
 			return nil, err
 		}
 		if !errors.Is(err, fs.ErrNotExist) {
@@ -164,6 +160,18 @@ func (l *lookUp) take(s InfoSource, info *verify.Info, err error) (*known, error
 	}
 	l.fl.keep(func() { l.r.infos.Add(l.hash, k) })
 	return k, nil
+}
+
+// anyway makes an answer of an error that says what to go by where nobody knows more.
+func anyway(info *verify.Info, err error) (*verify.Info, error) {
+	var later interface {
+		error
+		Instead() *verify.Info
+	}
+	if errors.As(err, &later) {
+		return later.Instead(), nil
+	}
+	return info, err
 }
 
 // near asks what needs no network.
@@ -372,7 +380,7 @@ func (r *Resolver) Why(ctx context.Context, h nix.StoreHash) []Finding {
 			continue
 		}
 		start := time.Now()
-		got, err := s.Info(ctx, h)
+		got, err := anyway(s.Info(ctx, h))
 		found = append(found, Finding{Source: s.Name(), Took: time.Since(start), Info: got, Err: err})
 		if info == nil {
 			info = got

@@ -194,3 +194,64 @@ type otherForm struct{ *sourcetest.Fake }
 func (otherForm) NAR(context.Context, *verify.Info, nix.Form, int64) (*verify.Claim, error) {
 	return nil, &resolve.OtherFormError{}
 }
+
+// later is peers that have only the file of a NAR.
+type later struct {
+	*sourcetest.Fake
+	instead *verify.Info
+}
+
+type laterError struct{ info *verify.Info }
+
+func (laterError) Error() string           { return "only the file" }
+func (e laterError) Instead() *verify.Info { return e.info }
+func (l later) Info(context.Context, nix.StoreHash) (*verify.Info, error) {
+	return nil, laterError{l.instead}
+}
+
+// TestPeersHaveOnlyTheFile: what peers would have to decode is offered as upstream's file while
+// there is an upstream that knows it, and as their raw NAR else.
+func TestPeersHaveOnlyTheFile(t *testing.T) {
+	p := nixtest.NewPath("hello", 3*mib)
+	for _, c := range []struct {
+		name string
+		up   func(*world)
+		raw  bool
+	}{
+		{"upstream has it", func(w *world) { w.up.AddFile(t, key, p, nix.Zstd, nil) }, false},
+		{"upstream is down", func(w *world) { w.up.SetDown(true) }, true},
+		{"upstream has it not", func(*world) {}, true},
+		{"upstream is silent", func(w *world) {
+			w.up.OnInfo(func(ctx context.Context, _ nix.StoreHash) (*verify.Info, error) {
+				<-ctx.Done()
+				return nil, ctx.Err()
+			})
+		}, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t, func(w *world, cfg *resolve.Config) { cfg.Peers = later{w.peers, p.Info(t, key)} })
+			c.up(w)
+			for range 2 {
+				a, err := w.r.Info(t.Context(), p.Hash(), resolve.Anywhere)
+				if err != nil || a.Form.IsRaw() != c.raw {
+					t.Fatalf("%+v, %v", a, err)
+				}
+			}
+		})
+	}
+}
+
+// TestNobodyDecodes: who can take the file has no peer decode it.
+func TestNobodyDecodes(t *testing.T) {
+	p := nixtest.NewPath("hello", 3*mib)
+	w := newWorld(t, func(w *world, cfg *resolve.Config) {
+		cfg.Peers, cfg.AtHand = w.peers, sourcetest.NewFake("peer")
+	})
+	w.peers.AddBytes(p.NarHash(), nix.Raw, p.NAR)
+	info, file := w.up.AddFile(t, key, p, nix.Zstd, nil)
+	w.wantWhole(nameOf(p, formOf(t, info)), file.Bytes)
+	if w.peers.Gave() != 0 {
+		t.Error("a peer decoded it")
+	}
+	w.wantWhole(nameOf(p, nix.Raw), p.NAR)
+}

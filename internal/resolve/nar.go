@@ -102,7 +102,7 @@ func (r *Resolver) infoFor(ctx context.Context, name nix.NARName, reach Reach) (
 		if s == nil {
 			continue
 		}
-		info, err := s.Info(ctx, name.Store)
+		info, err := anyway(s.Info(ctx, name.Store))
 		switch {
 		case err != nil:
 			_ = r.blame(s.Name(), name.Store, err)
@@ -160,6 +160,9 @@ func (n *NAR) choices() []choice {
 	rawCache := choice{far: append(cache[:len(cache):len(cache)], far...)}
 	decoded := choice{far: upstream}
 	var list []choice
+	if r.cfg.AtHand != nil && len(peers) > 0 && !want.IsRaw() {
+		rawPeers.far = []NARSource{r.cfg.AtHand}
+	}
 	for _, c := range []*choice{&raw, &rawPeers, &rawCache, &decoded} {
 		c.wrap = want.Compression
 	}
@@ -190,7 +193,7 @@ func (n *NAR) choices() []choice {
 // usable leaves out a source that had a part in wrong bytes of this NAR, or failed before, and
 // peers for what is private: the question alone would tell them.
 func (n *NAR) usable(s NARSource) []NARSource {
-	private := n.r.cfg.Peers != nil && s == NARSource(n.r.cfg.Peers) && !n.info.SignedByAny(n.r.cfg.Share)
+	private := s.Name() == peerName && !n.info.SignedByAny(n.r.cfg.Share)
 	if private || n.r.avoided.has(avoidKey{s.Name(), n.info.NarHash()}) || slices.Contains(n.useless, s) {
 		return nil
 	}

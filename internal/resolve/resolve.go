@@ -123,7 +123,9 @@ type Config struct {
 	Cache    Cache
 	Peers    Source
 	Upstream Far
-	Leases   Leaser
+	// AtHand is the same Peers for NARs that none of them is to decode. Nil: they are.
+	AtHand NARSource
+	Leases Leaser
 	// Shared is the Store as others may see it. It answers for a private path as it does for
 	// one that it has not, also in time. Nil: the Store is asked, and its answer held back.
 	Shared InfoSource

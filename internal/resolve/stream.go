@@ -327,7 +327,7 @@ func (n *NAR) hold(ctx context.Context) (h verify.Hold, release func(), err erro
 		h = verify.Hold{}
 		h.Known, err = n.prove(ctx, near)
 		return h, func() {}, err
-	case n.r.cfg.Peers != nil && near == NARSource(n.r.cfg.Peers):
+	case near.Name() == peerName:
 		h = verify.Hold{Ahead: peerAhead, AheadFor: peerWait}
 		if release, ok := n.r.mayHold(h.Memory(n.formSize)); ok {
 			return h, release, nil

@@ -17,6 +17,8 @@ const (
 	SizeHeader = "Nixp2p-Size"
 	// FileHeader with a narinfo says that its NAR is there as an upstream's file, not raw.
 	FileHeader = "Nixp2p-File"
+	// AtHandHeader asks for a raw NAR only if nobody has to decode a file for it.
+	AtHandHeader = "Nixp2p-At-Hand"
 	// MaxInfo bounds a narinfo from a peer, as that from an upstream.
 	MaxInfo = 1 << 20
 )

@@ -25,6 +25,9 @@ import (
 const (
 	// openTime is how long a peer may take to begin with a NAR.
 	openTime = time.Second
+	// toldTime is the same for one that a coordinator has just heard of: where all machines
+	// start at once they have much to do, and to go upstream is what would cost most then.
+	toldTime = 5 * time.Second
 	// A second peer is asked when the first has not begun in the time that nine of ten need,
 	// but never sooner than openLeast: what is cut off again costs both sides.
 	openStart = 100 * time.Millisecond
@@ -332,7 +335,11 @@ type opening struct {
 
 // open asks one peer. The source, or a failure, ends ctx by end.
 func (f opening) open(ctx context.Context, end context.CancelFunc, r *remote) (*source, int64, error) {
-	late := time.AfterFunc(openTime, end)
+	limit := openTime
+	if f.told {
+		limit = toldTime
+	}
+	late := time.AfterFunc(limit, end)
 	header := http.Header{}
 	if f.at > 0 {
 		header.Set("Range", wire.FormatRange(f.at))

@@ -105,8 +105,7 @@ func (n *Node) askAll(ctx context.Context, peers []*remote, h nix.StoreHash, q n
 	var lie *verify.LieError
 	var failed error
 	var later *LaterError
-	reluctant := 0
-	for out > 0 && reluctant < infoAsked {
+	for out > 0 && later == nil {
 		select {
 		case <-hedge.C:
 			ask(true)
@@ -120,8 +119,7 @@ func (n *Node) askAll(ctx context.Context, peers []*remote, h nix.StoreHash, q n
 					n.cfg.Metrics.PeerHedges.WithLabelValues("narinfo", "won").Inc()
 				}
 				return a.info, nil
-			case errors.As(a.err, &later):
-				reluctant++
+			case errors.As(a.err, &later): // an upstream is next, not another peer
 			case errors.As(a.err, &lied):
 				n.passOver(lie)
 				lie = lied

@@ -55,7 +55,7 @@ func (s *site) meshed() {
 			if time.Now().After(limit) {
 				s.t.Fatalf("a node has %v peers", d.metric("nixp2p_peers"))
 			}
-			time.Sleep(20 * time.Millisecond)
+			<-time.After(20 * time.Millisecond)
 		}
 	}
 }
@@ -63,7 +63,7 @@ func (s *site) meshed() {
 // peerAddr returns where other nodes reach this one.
 func (d *process) peerAddr() string {
 	d.t.Helper()
-	for limit := time.Now().Add(10 * time.Second); time.Now().Before(limit); time.Sleep(10 * time.Millisecond) {
+	for limit := time.Now().Add(10 * time.Second); time.Now().Before(limit); <-time.After(10 * time.Millisecond) {
 		if _, rest, ok := strings.Cut(d.logText(), "peers can connect"); ok {
 			if _, rest, ok = strings.Cut(rest, "addresses=["); ok {
 				addr, _, _ := strings.Cut(rest, "]")

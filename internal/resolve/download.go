@@ -201,7 +201,7 @@ func (r *Resolver) closeDownloads() {
 // fill fetches d and takes it out of the list when it has ended.
 func (r *Resolver) fill(ctx context.Context, d *download, c choice) {
 	into := &spoolSink{
-		r: r, info: d.info, form: d.key.form, proof: verify.NewProof(d.info.Want(d.key.form, d.key.size)),
+		r: r, info: d.info, form: d.key.form, proof: verify.NewPrint(d.info.Want(d.key.form, d.key.size)),
 	}
 	p := &pouring{
 		r: r, info: d.info, form: d.key.form, size: d.key.size, sources: c.far, backup: c.backup,
@@ -226,6 +226,9 @@ func (r *Resolver) fill(ctx context.Context, d *download, c choice) {
 	defer release()
 	into.buf = buf
 	err := p.pour(ctx, into, nil)
+	if err == nil && !into.misnamed {
+		r.prints.Add(printKey{d.key.nar, d.key.form}, into.proof)
+	}
 	r.drop(d, into.misnamed)
 	d.begin(err)
 	if into.lease != nil {
@@ -317,7 +320,7 @@ type spoolSink struct {
 	r        *Resolver
 	info     *verify.Info
 	form     nix.Form
-	proof    *verify.Proof
+	proof    *verify.Print
 	buf      []byte
 	lease    Lease // nil when there is none
 	// misnamed: it was committed although its file hash is wrong.

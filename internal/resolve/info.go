@@ -238,7 +238,7 @@ func (l *lookUp) peersFirst(ctx context.Context) (*known, error) {
 			return k, nil
 		}
 		if l.later != nil {
-			soon, stop := context.WithTimeout(ctx, peerDeadline)
+			soon, stop := context.WithTimeout(ctx, laterDeadline)
 			defer stop()
 			return l.upstreams(soon)
 		}
@@ -256,7 +256,7 @@ func (l *lookUp) peersFirst(ctx context.Context) (*known, error) {
 		case a = <-peers:
 			peers = nil
 			if k, err = l.take(l.r.cfg.Peers, a.info, a.err); l.later != nil {
-				stop := time.AfterFunc(peerDeadline, cancel)
+				stop := time.AfterFunc(laterDeadline, cancel)
 				defer stop.Stop()
 			}
 		case a = <-upstreams:

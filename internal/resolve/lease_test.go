@@ -255,3 +255,28 @@ func TestNobodyDecodes(t *testing.T) {
 	}
 	w.wantWhole(nameOf(p, nix.Raw), p.NAR)
 }
+
+// TestChangedInCache: bytes that came into the cache right and changed there do not leave.
+func TestChangedInCache(t *testing.T) {
+	p := nixtest.NewPath("hello", 3*mib)
+	for _, at := range []int{0, mib, 3*mib - 1} {
+		w := newWorld(t, func(_ *world, cfg *resolve.Config) { cfg.Store = nil })
+		w.up.Add(t, key, p)
+		w.wantWhole(nameOf(p, nix.Raw), p.NAR)
+		gave := w.up.Gave()
+		w.wantWhole(nameOf(p, nix.Raw), p.NAR)
+		if w.up.Gave() != gave {
+			t.Fatal("it was fetched again")
+		}
+		other := append([]byte(nil), p.NAR...)
+		other[at] ^= 1
+		w.cache.AddBytes(p.NarHash(), nix.Raw, other)
+		got, err := w.whole(t.Context(), nameOf(p, nix.Raw), resolve.Query{})
+		if err == nil && string(got) != string(p.NAR) || len(got) > at && got[at] != p.NAR[at] {
+			t.Errorf("byte %d: %d bytes, %v", at, len(got), err)
+		}
+		if len(w.cache.Convicted()) != 1 {
+			t.Errorf("byte %d: convicted: %v", at, w.cache.Convicted())
+		}
+	}
+}

@@ -149,9 +149,12 @@ const (
 	infoDeadline = 10 * time.Second
 	downDeadline = 100 * time.Millisecond
 	peerDeadline = time.Second // when the upstreams are down and peers may know
-	missLifetime = time.Minute
-	memoryInfos  = 16 << 10 // about 2 KiB each
-	memoryMisses = 64 << 10
+	// laterDeadline is how long upstreams are waited for when peers would have to decode.
+	laterDeadline = 3 * time.Second
+	missLifetime  = time.Minute
+	memoryInfos   = 16 << 10 // about 2 KiB each
+	memoryMisses  = 64 << 10
+	memoryPrints  = 8 << 10 // 8 bytes for each 128 KiB
 
 	storeAhead = 64 << 20 // of one NAR from the own store, proven before its first byte
 	peerAhead  = 64 << 20
@@ -195,6 +198,7 @@ type Resolver struct {
 	log     *slog.Logger
 	count   counters
 	infos   *lru.Cache[nix.StoreHash, *known]
+	prints  *lru.Cache[printKey, *verify.Print]
 	misses  *expiring[nix.StoreHash]
 	hidden  *expiring[nix.StoreHash] // misses of those who see only what is shared
 	flights flights
@@ -213,6 +217,13 @@ type Resolver struct {
 	responses responses
 }
 
+// printKey names a form of a NAR that came into the cache and was proven then: sent from there it
+// is compared with what was proven, which costs a twentieth of another SHA-256.
+type printKey struct {
+	nar  nix.NarHash
+	form nix.Form
+}
+
 // New returns a Resolver. It starts nothing.
 func New(cfg Config) (*Resolver, error) {
 	if cfg.Metrics == nil {
@@ -228,8 +239,13 @@ func New(cfg Config) (*Resolver, error) {
 	if err != nil {
 		return nil, err
 	}
+	prints, err := lru.New[printKey, *verify.Print](memoryPrints)
+	if err != nil {
+		return nil, err
+	}
 	return &Resolver{
-		cfg: cfg, log: cfg.Log, count: newCounters(cfg.Metrics),
+		prints: prints,
+		cfg:    cfg, log: cfg.Log, count: newCounters(cfg.Metrics),
 		infos:  infos,
 		misses: newExpiring[nix.StoreHash](memoryMisses),
 		hidden: newExpiring[nix.StoreHash](memoryMisses),

@@ -316,7 +316,12 @@ func (n *NAR) direct(ctx context.Context, w io.Writer, claim *verify.Claim) erro
 // memory for that.
 func (n *NAR) hold(ctx context.Context) (h verify.Hold, release func(), err error) {
 	near := n.choice.near[0]
+	if n.r.cfg.Cache != nil && near == NARSource(n.r.cfg.Cache) {
+		h.Known, _ = n.r.prints.Get(printKey{n.info.NarHash(), n.form})
+	}
 	switch {
+	case h.Known != nil:
+		return h, func() {}, nil
 	case n.formSize > storeAhead:
 	case n.r.cfg.Store != nil && near == NARSource(n.r.cfg.Store):
 		h = verify.Hold{Ahead: storeAhead}

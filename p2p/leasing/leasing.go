@@ -27,7 +27,7 @@ const (
 	// A coordinator that does not answer in lease.AnswerTime is waited for as long as other
 	// bytes come from it, up to lateTime: it has much to do, as all have when they start at
 	// the same time, and to go upstream without it is what would cost most then.
-	lateTime = 2 * time.Second
+	lateTime = 4 * time.Second
 	lateTick = lease.AnswerTime / 5
 	// lively is how short a silence shows that a node works: each sends a ping a second at
 	// least.
@@ -257,6 +257,12 @@ func (l *Lease) tell(ctx context.Context, verb lease.Verb) {
 	now := time.Now()
 	l.moved(now)
 	r, to := l.session.Report(verb, l.all.site.Live(), now)
+	if verb == lease.Progress && r.Size < urgentSize {
+		// It is there before a second one could pass it on: who fetches it is enough to know.
+		if to = to[:min(len(to), 1)]; r.From != "" {
+			to = nil
+		}
+	}
 	l.mu.Unlock()
 	for _, node := range to {
 		a, err := l.all.ask(ctx, node, "", r)

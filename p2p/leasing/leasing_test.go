@@ -240,7 +240,7 @@ func TestYields(t *testing.T) {
 		town.set(func() { all[0].cut, all[0].silent, all[1].silent = false, 0, 0 })
 		a.Moved(5<<20, 6<<20)
 		b.Moved(40<<20, 41<<20)
-		time.Sleep(3 * lease.ReportEvery)
+		<-time.After(3 * lease.ReportEvery)
 		if aTurn.Err() == nil || bTurn.Err() != nil {
 			t.Errorf("the one behind: %v, the one ahead: %v", aTurn.Err(), bTurn.Err())
 		}
@@ -263,9 +263,9 @@ func TestSlowLine(t *testing.T) {
 				t.Fatalf("after %d s it is told %v", 2*i, s)
 			}
 			a.Moved(0, int64(i+1)*10<<10)
-			time.Sleep(lease.StallTime)
+			<-time.After(lease.StallTime)
 		}
-		time.Sleep(lease.Forbearance)
+		<-time.After(lease.Forbearance)
 		if _, s := b.Next(t.Context(), Outcome{Stalled: all[1].id}); len(s) != 0 {
 			t.Errorf("it is told %v for ever", s)
 		}
@@ -296,7 +296,7 @@ func TestEnds(t *testing.T) {
 		before := all[0].asked
 		l = all[2].begin(t)
 		l.End(ctx, true)
-		time.Sleep(time.Minute)
+		<-time.After(time.Minute)
 		if all[0].asked != before {
 			t.Error("somebody was told after Close")
 		}

@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"context"
+	"io"
 	"net"
 	"sync/atomic"
 	"testing"
@@ -147,4 +148,43 @@ func TestNarInfoShowsHealth(t *testing.T) {
 	u.SetAll()
 	until(t, "up again", func() bool { return !b.Down() })
 	b.mustInfo(p)
+}
+
+// TestCrowdedLine: while bytes come from a cache it is there, however long new connections take.
+func TestCrowdedLine(t *testing.T) {
+	p, large := nixtest.NewPath("hello", 100), nixtest.NewPath("large", 4<<20)
+	u := nixtest.NewUpstream(t, cache(nix.None, p, large))
+	u.Set(nixtest.NarFile, nixtest.Fault{Rate: 1 << 20})
+	l := newLine()
+	b := open(t, doubting(l), u.URL())
+	info := b.mustInfo(large)
+	claim, err := b.NAR(t.Context(), info, nix.Raw, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer claim.Body.Close()
+	come := make(chan error, 1)
+	go func() {
+		_, err := io.Copy(io.Discard, claim.Body)
+		come <- err
+	}()
+	close(l.cut) // the open connection goes on being read
+	for range 4 {
+		ctx, cancel := context.WithTimeout(t.Context(), 700*time.Millisecond)
+		if _, err := b.Info(ctx, p.Hash()); err == nil {
+			t.Error("a narinfo came over no connection")
+		}
+		cancel()
+		select {
+		case err := <-come:
+			t.Fatalf("the NAR ended too soon: %v", err)
+		default:
+		}
+		if b.Down() {
+			t.Fatal("down while bytes come")
+		}
+	}
+	if err := <-come; err != nil {
+		t.Error(err)
+	}
 }

@@ -77,6 +77,9 @@ func (m *mirror) fetch(ctx context.Context, u *Upstreams, q request) (*reply, er
 			why:  func() error { return context.Cause(within) },
 		}
 		own := !m.foreign(q.at)
+		if own && q.kind == kindNAR {
+			w.from = &m.health
+		}
 		// What is small is an answer when it is here in whole: see heard.
 		if own && (q.kind == kindNAR || resp.StatusCode != http.StatusOK) {
 			m.judge(q.kind, resp.StatusCode)
@@ -289,6 +292,7 @@ type wire struct {
 	timer *time.Timer // calls the request off
 	stall time.Duration
 	bytes prometheus.Counter
+	from  *health // nil when the body comes from elsewhere
 	stop  func()
 	why   func() error // why the request was called off
 	ended bool
@@ -300,6 +304,9 @@ func (w *wire) Read(p []byte) (int, error) {
 	w.timer.Stop()
 	if n > 0 {
 		w.bytes.Add(float64(n))
+		if w.from != nil {
+			w.from.heardAt.Store(time.Now().UnixNano())
+		}
 	}
 	switch {
 	case errors.Is(err, io.EOF):

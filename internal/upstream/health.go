@@ -51,10 +51,13 @@ type health struct {
 	tickets    int
 	unanswered *nix.StoreHash // asked for in vain, and no narinfo came since
 	doubting   atomic.Bool    // somebody tries whether it can be reached
+
+	heardAt atomic.Int64  // when the last byte of a body came, Unix nanoseconds
+	lively  time.Duration // a byte in so short a time shows that it is there
 }
 
 func (h *health) init(name string, u *Upstreams) {
-	h.name, h.log, h.every, h.since = name, u.log, u.times.probe, time.Now()
+	h.name, h.log, h.every, h.since, h.lively = name, u.log, u.times.probe, time.Now(), u.times.connect
 	h.tell = func(what string, err error) { u.trouble(sourceName, h.name+" "+what, "", err) }
 	h.gauge = u.metrics.UpstreamUp.WithLabelValues(name)
 	h.gauge.Set(1)
@@ -129,12 +132,16 @@ func (h *health) failed(kind trouble, err error) {
 	switch kind {
 	case troubleUnreachable:
 		open = true
-	case troubleSlowConnect:
-		h.timeouts++
-		open = h.timeouts >= connectsLost
-	case troubleSilent:
-		h.silent++
-		open = h.silent >= silences
+	case troubleSlowConnect, troubleSilent:
+		if time.Now().UnixNano()-h.heardAt.Load() < int64(h.lively) {
+			break // the line is crowded: other answers come over it
+		}
+		if kind == troubleSlowConnect {
+			h.timeouts++
+		} else {
+			h.silent++
+		}
+		open = h.timeouts >= connectsLost || h.silent >= silences
 	case troubleIll:
 		h.ill++
 		if h.ill == illnesses {

@@ -28,6 +28,9 @@ const (
 	// toldTime is the same for one that a coordinator has just heard of: where all machines
 	// start at once they have much to do, and to go upstream is what would cost most then.
 	toldTime = 5 * time.Second
+	// toldStall is how long nothing may come from such a one: what dies is noticed sooner, and
+	// on a slow line all wait for the same bytes.
+	toldStall = 4 * lease.StallTime
 	// A second peer is asked when the first has not begun in the time that nine of ten need,
 	// but never sooner than openLeast: what is cut off again costs both sides.
 	openStart = 100 * time.Millisecond
@@ -375,7 +378,7 @@ func (f opening) open(ctx context.Context, end context.CancelFunc, r *remote) (*
 	src := newSource(f.n, r, resp.Body, size-f.at, squeezed, end)
 	src.partial = resp.Header.Get(wire.HaveHeader) != ""
 	if f.told {
-		src.patience = lease.StallTime
+		src.patience = toldStall
 	}
 	return src, size, nil
 }

@@ -143,7 +143,11 @@ func (n *Node) answerNAR(w http.ResponseWriter, req *http.Request, id peer.ID, a
 		return
 	}
 	var end func(whole bool)
-	if !n.draining.Load() {
+	switch {
+	case n.draining.Load():
+	case partial:
+		end = n.uploads.Grow(string(id), ask.Nar, left)
+	default:
 		end = n.uploads.Begin(string(id), ask.Nar, left)
 	}
 	if end == nil {

@@ -52,12 +52,13 @@ type health struct {
 	unanswered *nix.StoreHash // asked for in vain, and no narinfo came since
 	doubting   atomic.Bool    // somebody tries whether it can be reached
 
-	heardAt atomic.Int64  // when the last byte of a body came, Unix nanoseconds
-	lively  time.Duration // a byte in so short a time shows that it is there
+	heardAt          atomic.Int64  // when a narinfo or a byte of a NAR came, Unix nanoseconds
+	connect, headers time.Duration // for which a connection and an answer are waited for
 }
 
 func (h *health) init(name string, u *Upstreams) {
-	h.name, h.log, h.every, h.since, h.lively = name, u.log, u.times.probe, time.Now(), u.times.connect
+	h.name, h.log, h.every, h.since = name, u.log, u.times.probe, time.Now()
+	h.connect, h.headers = u.times.connect, u.times.headers
 	h.tell = func(what string, err error) { u.trouble(sourceName, h.name+" "+what, "", err) }
 	h.gauge = u.metrics.UpstreamUp.WithLabelValues(name)
 	h.gauge.Set(1)
@@ -133,14 +134,14 @@ func (h *health) failed(kind trouble, err error) {
 	case troubleUnreachable:
 		open = true
 	case troubleSlowConnect, troubleSilent:
-		if time.Now().UnixNano()-h.heardAt.Load() < int64(h.lively) {
-			break // the line is crowded: other answers come over it
+		count, quiet := &h.timeouts, h.connect
+		if kind == troubleSilent {
+			count, quiet = &h.silent, h.headers
 		}
-		if kind == troubleSlowConnect {
-			h.timeouts++
-		} else {
-			h.silent++
+		if time.Now().UnixNano()-h.heardAt.Load() < int64(quiet) {
+			break // the line is crowded: other answers came over it meanwhile
 		}
+		*count++
 		open = h.timeouts >= connectsLost || h.silent >= silences
 	case troubleIll:
 		h.ill++
@@ -166,6 +167,9 @@ func (h *health) failed(kind trouble, err error) {
 // answered notes an answer that was no 5xx. Of a cache that was silent for a narinfo nothing
 // else shows that it is well.
 func (h *health) answered(kind string) {
+	if kind == kindNarInfo || kind == kindNAR {
+		h.heardAt.Store(time.Now().UnixNano())
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if kind == kindNarInfo {

@@ -22,6 +22,9 @@ const (
 	// against a bound of its own.
 	Small    = 1 << 20
 	maxSmall = 64
+	// maxGrowing uploads of downloads in progress go on besides: they wait more than they send,
+	// and where all machines start at once each has many of them.
+	maxGrowing = 128
 
 	// wantedFor is how long a refused peer counts when shares are made.
 	wantedFor = 2 * time.Second
@@ -34,12 +37,13 @@ const (
 
 // Uploads counts. It is safe for concurrent use.
 type Uploads struct {
-	mu     sync.Mutex
-	total  int
-	small  int
-	byNAR  map[nix.NarHash]int
-	byPeer map[string]int
-	wanted map[string]time.Time // refused lately
+	mu      sync.Mutex
+	total   int
+	small   int
+	growing int
+	byNAR   map[nix.NarHash]int
+	byPeer  map[string]int
+	wanted  map[string]time.Time // refused lately
 
 	takers map[nix.NarHash][]taker
 }
@@ -52,6 +56,30 @@ type taker struct {
 // NewUploads returns an empty count.
 func NewUploads() *Uploads {
 	return &Uploads{byNAR: map[nix.NarHash]int{}, byPeer: map[string]int{}, wanted: map[string]time.Time{}, takers: map[nix.NarHash][]taker{}}
+}
+
+// Grow asks for a slot for an upload of what this machine gets itself at the moment. The rest is
+// as with Begin.
+func (u *Uploads) Grow(peer string, nar nix.NarHash, size int64) (end func(whole bool)) {
+	if size < Small {
+		return u.Begin(peer, nar, size)
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.growing >= maxGrowing || u.byNAR[nar] >= MaxPerNAR {
+		return nil
+	}
+	u.growing++
+	u.byNAR[nar]++
+	return func(whole bool) {
+		u.mu.Lock()
+		defer u.mu.Unlock()
+		u.growing--
+		drop(u.byNAR, nar)
+		if whole {
+			u.took(nar, peer)
+		}
+	}
 }
 
 // Begin asks for a slot for an upload of size bytes of nar to peer. The caller calls end
@@ -148,7 +176,7 @@ func (u *Uploads) Takers(nar nix.NarHash) []string {
 func (u *Uploads) Active() int {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return u.total + u.small
+	return u.total + u.small + u.growing
 }
 
 // Limiter bounds bytes a second over all uploads together. Nil is no limit.

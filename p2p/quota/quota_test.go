@@ -125,3 +125,38 @@ func TestLimiter(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestGrowing: uploads of what is on its way itself take no slots from the others, but no more
+// than some of one NAR go on at a time, whatever they are.
+func TestGrowing(t *testing.T) {
+	u := NewUploads()
+	var ends []func(bool)
+	for i := range maxGrowing {
+		end := u.Grow("a", nix.NarHash{byte(i)}, 10<<20)
+		if end == nil {
+			t.Fatalf("growing upload %d is refused", i)
+		}
+		ends = append(ends, end)
+	}
+	if u.Grow("a", nix.NarHash{255}, 10<<20) != nil {
+		t.Error("more than all")
+	}
+	if u.Grow("a", nix.NarHash{255}, 1000) == nil {
+		t.Error("a small one is refused")
+	}
+	for i := range MaxPerNAR - 1 {
+		if u.Begin("b", nix.NarHash{1}, 10<<20) == nil {
+			t.Errorf("upload %d beside a growing one is refused", i)
+		}
+	}
+	if u.Begin("c", nix.NarHash{1}, 10<<20) != nil {
+		t.Error("a fifth upload of one NAR")
+	}
+	ends[1](true)
+	if got := u.Takers(nix.NarHash{1}); !slices.Equal(got, []string{"a"}) {
+		t.Errorf("takers %q", got)
+	}
+	if u.Grow("c", nix.NarHash{1}, 10<<20) == nil {
+		t.Error("the slot is not free again")
+	}
+}

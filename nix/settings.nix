@@ -35,6 +35,7 @@ rec {
     p2p-listen = key strings "Multiaddrs for peers ([ \"/ip4/0.0.0.0/tcp/7656\" \"/ip6/::/tcp/7656\" ]).";
     mdns = key types.bool "Look for peers on the link.";
     bootstrap = key strings "Where else to look for peers: multiaddr, dns:NAME[:PORT], srv:NAME, http(s)://…, file:PATH.";
+    leases = key types.bool "Agree with the site on who downloads what no peer has.";
     max-peers = key types.ints.positive "Connected peers (256).";
     swarm-key-file = key types.str "Closed site: only holders of this secret. Use {option}`services.nixp2p.swarmKeyFile` instead.";
     allow-cidr = key strings "Networks whose machines may be peers (private and on-link ones).";

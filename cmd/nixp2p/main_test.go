@@ -182,7 +182,7 @@ func (d *process) metric(name string, words ...string) float64 {
 	_, text := d.get(d.admin + "/metrics")
 	var sum float64
 	for line := range strings.Lines(text) {
-		if !strings.HasPrefix(line, name) {
+		if rest, ok := strings.CutPrefix(line, name); !ok || rest[0] != ' ' && rest[0] != '{' {
 			continue
 		}
 		fits := true

@@ -180,7 +180,7 @@ func printedDiffers(t *testing.T, d *process, page string, s admin.Status) (wron
 	}
 	text := run("status")
 	for _, want := range []string{
-		fmt.Sprintf("today %s, this week %s, in all %s", humanSize(s.Saved.Today), humanSize(s.Saved.Week), humanSize(s.Saved.Total)),
+		fmt.Sprintf("today %s, in 7 days %s, in all %s", humanSize(s.Saved.Today), humanSize(s.Saved.Week), humanSize(s.Saved.Total)),
 		fmt.Sprintf("received %s, sent %s", humanSize(s.PeerReceivedBytes), humanSize(s.PeerSentBytes)),
 		"received " + humanSize(s.UpstreamBytes),
 		fmt.Sprintf("%s of %s", humanSize(s.Cache.Bytes), humanSize(s.Cache.Limit)),

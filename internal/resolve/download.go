@@ -283,7 +283,7 @@ func (n *NAR) follow(ctx context.Context, w io.Writer) error {
 // awaitProof gives a download from a peer some time to be proven whole before its first byte
 // leaves: then a peer that lies is not felt.
 func (n *NAR) awaitProof(ctx context.Context) {
-	if giver, _ := n.d.giver.Load().(string); giver != peerName || n.formSize > peerAhead {
+	if giver, _ := n.d.giver.Load().(string); giver != peerName {
 		return
 	}
 	timer := time.NewTimer(peerWait)

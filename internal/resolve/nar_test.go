@@ -1158,7 +1158,7 @@ func TestPeerLies(t *testing.T) {
 				faults := []sourcetest.Fault{{Do: sourcetest.Flip, At: 10}}
 				if slow {
 					faults = append(faults, sourcetest.Fault{Do: sourcetest.Wait, At: 2 * mib, Until: gate})
-					time.AfterFunc(8*time.Second, func() { close(gate) })
+					time.AfterFunc(25*time.Second, func() { close(gate) })
 				}
 				w.peers.SetFaults(faults...)
 				got, err := w.whole(t.Context(), nameOf(p, nix.Raw), resolve.Query{})

@@ -158,7 +158,9 @@ const (
 
 	storeAhead = 64 << 20 // of one NAR from the own store, proven before its first byte
 	peerAhead  = 64 << 20
-	peerWait   = 5 * time.Second
+	// peerWait is how long a client may receive nothing while what a peer gives is proven: a liar
+	// is not felt then, and a client whose machine is busy, or whose line is slow, waits no longer.
+	peerWait = 15 * time.Second
 	// heldMost is what all responses together hold back, and what waits for slow clients.
 	heldMost = 128 << 20
 

@@ -87,6 +87,7 @@ func (e *entry) accuse(node NodeID, failed []NodeID, now time.Time) {
 // candidate is a member as a source for somebody.
 type candidate struct {
 	*member
+	root      *member // who fetches for it, or has all
 	depth     int // of the tree; 0 fetches, or has all
 	followers int
 }
@@ -111,7 +112,7 @@ func (e *entry) sources(m *member, r Request, now time.Time) (list []Source) {
 			continue
 		}
 		if root, depth := c.root(by, now); c.serves(r, root) {
-			all = append(all, candidate{c, depth, followers[c.node]})
+			all = append(all, candidate{c, root, depth, followers[c.node]})
 		}
 	}
 	slices.SortStableFunc(all, func(a, b candidate) int {
@@ -125,7 +126,12 @@ func (e *entry) sources(m *member, r Request, now time.Time) (list []Source) {
 		)
 	})
 	for _, c := range all[:min(len(all), MaxSources)] {
-		list = append(list, c.asSource())
+		s := c.asSource()
+		if c.root.form == s.Form && c.root.size == s.Size {
+			// The one who fetches may not be in the list: its slots are taken first.
+			s.Got = max(s.Got, c.root.got)
+		}
+		list = append(list, s)
 	}
 	return list
 }

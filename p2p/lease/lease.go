@@ -113,7 +113,8 @@ type Source struct {
 	Node NodeID
 	Addr string // as in Answer
 	// Form in which it can be had there, its Size, how many Bytes of it were there when the
-	// node last said so, equal to Size when it has all, and how many it had Got by then.
+	// node last said so, equal to Size when it has all, and how many it, or the one who
+	// fetches for it, had Got by then.
 	Form             nix.Form
 	Size, Bytes, Got int64
 }

@@ -274,6 +274,34 @@ func TestSlowLine(t *testing.T) {
 	})
 }
 
+// TestSlowLineOfMany: who follows somebody that follows is told that bytes come, too, when more
+// nodes follow than are named.
+func TestSlowLineOfMany(t *testing.T) {
+	inTown(t, 16, func(t *testing.T, _ *town, all []*citizen) {
+		var leases []*Lease
+		for _, c := range all {
+			leases = append(leases, c.begin(t))
+		}
+		last := map[int]lease.NodeID{}
+		for i, l := range leases {
+			if _, s := l.Next(t.Context(), Outcome{}); len(s) > 0 {
+				last[i] = s[0].Node
+			}
+		}
+		for round := range 5 { // 40 s
+			leases[0].Moved(0, int64(round+1)*10<<10)
+			<-time.After(4 * lease.StallTime)
+			for i, l := range leases[1:] {
+				_, s := l.Next(t.Context(), Outcome{Stalled: last[i+1]})
+				if len(s) == 0 {
+					t.Fatalf("round %d: node %d goes upstream", round, i+1)
+				}
+				last[i+1] = s[0].Node
+			}
+		}
+	})
+}
+
 // TestEnds: a lease that ends while it asks does not wait, and one after Close asks nobody in
 // the background.
 func TestEnds(t *testing.T) {

@@ -306,3 +306,22 @@ func (n *Node) Right(info *verify.Info, form nix.Form) (bytes io.Writer, proven 
 		}
 	}
 }
+
+// Proven says that all bytes of this form were right, those that came from peers as well.
+func (n *Node) Proven(info *verify.Info, form nix.Form) {
+	peers, _ := n.trails.Guilty(standing.Stream{Nar: info.NarHash(), Form: form})
+	for _, p := range peers {
+		n.vouched.Store(p, true)
+	}
+}
+
+// Vouched tells whether all peers that gave of this form so far have given right bytes before.
+func (n *Node) Vouched(info *verify.Info, form nix.Form) bool {
+	peers, _ := n.trails.Guilty(standing.Stream{Nar: info.NarHash(), Form: form})
+	for _, p := range peers {
+		if _, ok := n.vouched.Load(p); !ok {
+			return false
+		}
+	}
+	return len(peers) > 0
+}

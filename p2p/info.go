@@ -309,6 +309,7 @@ func (b *answerBody) Close() error {
 // convict remembers a liar.
 func (n *Node) convict(key string, lie *verify.LieError) {
 	n.log.Warn("peer lied", "peer", key, "err", lie)
+	n.vouched.Delete(key)
 	n.trouble(key, "lied and is not asked any more", lie)
 	if err := n.standing.Convict(key, lie.Error()); err != nil {
 		n.log.Warn("a liar is remembered only until the end", "err", err)

@@ -247,3 +247,28 @@ func TestDrain(t *testing.T) {
 		t.Errorf("%d uploads go on", n)
 	}
 }
+
+// TestVouched: who has given right bytes once is vouched for, until it lies.
+func TestVouched(t *testing.T) {
+	first, second := nixtest.NewPath("first", 2000), nixtest.NewPath("second", 2000)
+	a := start(t, newHolder(t, first, second), nil)
+	b := join(t, nil, nil, a)
+	wait(t, "the inventory", func() bool { return b.Positive(first.Hash()) })
+	for i, p := range []nixtest.Path{first, second} {
+		info := p.Info(t, shareKey)
+		if b.Vouched(info, nix.Raw) {
+			t.Error("vouched for before anybody gave anything")
+		}
+		if _, err := fetched(t, b, info, nix.Raw, 0); err != nil {
+			t.Fatal(err)
+		}
+		if got := b.Vouched(info, nix.Raw); got != (i == 1) {
+			t.Errorf("NAR %d: vouched %t", i, got)
+		}
+		b.Proven(info, nix.Raw)
+	}
+	b.Convict(second.Info(t, shareKey), nix.Raw, &verify.LieError{Reason: verify.ReasonHash, Err: errors.New("test")})
+	if b.Vouched(first.Info(t, shareKey), nix.Raw) {
+		t.Error("a liar is vouched for")
+	}
+}

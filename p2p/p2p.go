@@ -127,6 +127,7 @@ type Node struct {
 	draining    atomic.Bool          // it gives nothing new to others any more
 	leave       chan struct{}        // closed with that
 	deadEnds    deadEnds
+	vouched     sync.Map      // by ID as text: who has given right bytes
 	ready       chan struct{} // closed when the host listens
 	news        signal        // the inventory has changed
 	kick        chan struct{} // somebody is to be dialled

@@ -228,6 +228,9 @@ func (r *Resolver) fill(ctx context.Context, d *download, c choice) {
 	err := p.pour(ctx, into, nil)
 	if err == nil && !into.misnamed {
 		r.prints.Add(printKey{d.key.nar, d.key.form}, into.proof)
+		if v, ok := r.cfg.Peers.(vouching); ok {
+			v.Proven(d.info, d.key.form)
+		}
 	}
 	r.drop(d, into.misnamed)
 	d.begin(err)
@@ -280,19 +283,48 @@ func (n *NAR) follow(ctx context.Context, w io.Writer) error {
 	return err
 }
 
+// vouching is a source of peers that knows which of them have given right bytes before.
+type vouching interface {
+	// Proven says that all bytes of this form were right.
+	Proven(info *verify.Info, form nix.Form)
+	// Vouched tells whether all who gave of this form so far have given right bytes before.
+	Vouched(info *verify.Info, form nix.Form) bool
+}
+
+const (
+	// vouchedWait is peerWait for peers that have given right bytes before, strangerWait for
+	// those who have not: a liar's first lie reaches nobody, and its second one is not asked for.
+	vouchedWait  = time.Second
+	strangerWait = time.Minute
+)
+
 // awaitProof gives a download from a peer some time to be proven whole before its first byte
 // leaves: then a peer that lies is not felt.
 func (n *NAR) awaitProof(ctx context.Context) {
 	if giver, _ := n.d.giver.Load().(string); giver != peerName {
 		return
 	}
-	timer := time.NewTimer(peerWait)
+	wait := peerWait
+	if v, ok := n.r.cfg.Peers.(vouching); ok {
+		if !n.awaitEnd(ctx, vouchedWait) || v.Vouched(n.info, n.form) {
+			return
+		}
+		wait = strangerWait
+	}
+	n.awaitEnd(ctx, wait)
+}
+
+// awaitEnd waits for the download to end, and tells whether it goes on.
+func (n *NAR) awaitEnd(ctx context.Context, limit time.Duration) bool {
+	timer := time.NewTimer(limit)
 	defer timer.Stop()
 	select {
 	case <-n.d.done:
-	case <-timer.C:
 	case <-ctx.Done():
+	case <-timer.C:
+		return true
 	}
+	return false
 }
 
 // followed marks the errors of the cache.

@@ -6,6 +6,8 @@ import (
 	"io/fs"
 	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/internal/nixtest"
@@ -278,5 +280,50 @@ func TestChangedInCache(t *testing.T) {
 		if len(w.cache.Convicted()) != 1 {
 			t.Errorf("byte %d: convicted: %v", at, w.cache.Convicted())
 		}
+	}
+}
+
+// vouched is peers of whom all or none have given right bytes before.
+type vouched struct {
+	*sourcetest.Fake
+	all    bool
+	proven int
+}
+
+func (v *vouched) Proven(*verify.Info, nix.Form)       { v.proven++ }
+func (v *vouched) Vouched(*verify.Info, nix.Form) bool { return v.all }
+
+// TestStrangersAreProven: the first lie of a peer that nobody vouches for does not leave, even
+// when it takes its time.
+func TestStrangersAreProven(t *testing.T) {
+	p := nixtest.NewPath("hello", 3*mib)
+	for _, all := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			v := &vouched{all: all}
+			w := newWorld(t, func(w *world, cfg *resolve.Config) {
+				v.Fake = w.peers
+				cfg.Peers = v
+			})
+			w.peers.Add(t, key, p)
+			w.up.Add(t, key, p)
+			gate := make(chan struct{})
+			time.AfterFunc(40*time.Second, func() { close(gate) })
+			w.peers.SetFaults(sourcetest.Fault{Do: sourcetest.Flip, At: 10}, sourcetest.Fault{Do: sourcetest.Wait, At: 2 * mib, Until: gate})
+			got, err := w.whole(t.Context(), nameOf(p, nix.Raw), resolve.Query{})
+			if right := err == nil && string(got) == string(p.NAR); right == all {
+				t.Errorf("vouched %t: %d bytes, %v", all, len(got), err)
+			}
+		})
+	}
+	v := &vouched{}
+	w := newWorld(t, func(w *world, cfg *resolve.Config) {
+		v.Fake = w.peers
+		cfg.Peers = v
+	})
+	w.peers.Add(t, key, p)
+	w.wantWhole(nameOf(p, nix.Raw), p.NAR)
+	w.stop()
+	if v.proven != 1 {
+		t.Errorf("%d proven", v.proven)
 	}
 }

@@ -88,7 +88,7 @@ func (e *entry) accuse(node NodeID, failed []NodeID, now time.Time) {
 type candidate struct {
 	*member
 	root      *member // who fetches for it, or has all
-	depth     int // of the tree; 0 fetches, or has all
+	depth     int     // of the tree; 0 fetches, or has all
 	followers int
 }
 

@@ -128,7 +128,11 @@ func TestRestart(t *testing.T) {
 	keep := func(c *Config) { c.StateDir = dir }
 	a := start(t, nil, nil)
 	b := join(t, nil, keep, a)
-	wait(t, "a and b", func() bool { return b.table.members() == 1 })
+	// Only who told what it has, and where it is, is worth keeping.
+	wait(t, "a and b", func() bool {
+		r := b.table.get(a.self)
+		return r != nil && r.view.Told() && len(b.reachable(*b.host.Load(), a.self)) > 0
+	})
 	id := b.ID()
 	b.stop()
 	for _, name := range []string{"identity.key", "peers.json"} {

@@ -161,22 +161,8 @@ func (p paper) status(s admin.Status, now time.Time) []string {
 }
 
 func (p paper) headline(s admin.Status, now time.Time) string {
-	up := age(s.UptimeSeconds)
+	up := admin.FormatDuration(s.UptimeSeconds)
 	return p.paint(bold, cut(fmt.Sprintf("nixp2p %s, up %s, since %s", clean(s.Version), up, clock(s.Since, now)), p.width))
-}
-
-// age writes seconds for people.
-func age(seconds float64) string {
-	d := time.Duration(seconds * float64(time.Second))
-	switch {
-	case d >= 48*time.Hour:
-		return fmt.Sprintf("%d days", d/(24*time.Hour))
-	case d >= time.Hour:
-		return fmt.Sprintf("%d h %d min", d/time.Hour, d%time.Hour/time.Minute)
-	case d >= time.Minute:
-		return fmt.Sprintf("%d min", d/time.Minute)
-	}
-	return fmt.Sprintf("%d s", d/time.Second)
 }
 
 // sentence is a text over as many lines as it takes.

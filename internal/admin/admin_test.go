@@ -293,7 +293,7 @@ func TestFormat(t *testing.T) {
 		}
 	}
 	for s, want := range map[float64]string{0: "0 s", 59: "59 s", 61: "1 min", 3*3600 + 125: "3 h 2 min", 3 * 86400: "3 days"} {
-		if got := formatDuration(s); got != want {
+		if got := FormatDuration(s); got != want {
 			t.Errorf("%v: %s, want %s", s, got, want)
 		}
 	}

@@ -36,8 +36,8 @@ func formatCount[T int | int64](n T) string {
 	return s
 }
 
-// formatDuration writes seconds for people.
-func formatDuration(seconds float64) string {
+// FormatDuration writes seconds for people.
+func FormatDuration(seconds float64) string {
 	d := time.Duration(seconds * float64(time.Second))
 	switch {
 	case d >= 48*time.Hour:

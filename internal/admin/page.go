@@ -56,7 +56,7 @@ const maxAsked = 1024
 
 func parsePage() (*template.Template, error) {
 	funcs := template.FuncMap{
-		"bytes": FormatBytes, "count": formatCount[int64], "counted": formatCount[int], "duration": formatDuration, "ms": formatMS, "clock": formatClock,
+		"bytes": FormatBytes, "count": formatCount[int64], "counted": formatCount[int], "duration": FormatDuration, "ms": formatMS, "clock": formatClock,
 		"pathName": pathName, "pathHash": pathHash, "tail": tail, "host": host, "kept": kept, "join": strings.Join,
 		"rfc3339": func(t time.Time) string { return t.Format(time.RFC3339) },
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -228,7 +229,8 @@ func (r *Resolver) fill(ctx context.Context, d *download, c choice) {
 	err := p.pour(ctx, into, nil)
 	if err == nil && !into.misnamed {
 		r.prints.Add(printKey{d.key.nar, d.key.form}, into.proof)
-		if v, ok := r.cfg.Peers.(vouching); ok {
+		// Only of this stream: peers that failed in an earlier one are vouched for by nobody.
+		if v, ok := r.cfg.Peers.(vouching); ok && slices.ContainsFunc(p.contributors, func(s NARSource) bool { return s.Name() == peerName }) {
 			v.Proven(d.info, d.key.form)
 		}
 	}

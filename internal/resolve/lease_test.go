@@ -322,6 +322,9 @@ func TestStrangersAreProven(t *testing.T) {
 	})
 	w.peers.Add(t, key, p)
 	w.wantWhole(nameOf(p, nix.Raw), p.NAR)
+	other := nixtest.NewPath("other", mib)
+	w.up.Add(t, key, other)
+	w.wantWhole(nameOf(other, nix.Raw), other.NAR) // peers gave nothing of it
 	w.stop()
 	if v.proven != 1 {
 		t.Errorf("%d proven", v.proven)

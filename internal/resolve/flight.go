@@ -3,7 +3,6 @@ package resolve
 import (
 	"context"
 	"sync"
-	"time"
 
 	"github.com/nixp2p/nixp2p/internal/nix"
 )
@@ -24,6 +23,9 @@ type flights struct {
 	group   sync.WaitGroup
 }
 
+// deadline derives a context that ends when an answer is of no use any more.
+type deadline func(context.Context) (context.Context, context.CancelFunc)
+
 type flight struct {
 	cancel context.CancelFunc
 	done   chan struct{}
@@ -37,7 +39,7 @@ type flight struct {
 // do returns fn's result for q, from a running flight or a new one, or ctx's error. Nobody
 // joins a flight whose time is over: a source that ignores its context would else keep the
 // path from all who ask later.
-func (f *flights) do(ctx context.Context, q question, limit time.Duration, fn func(context.Context, *flight) (*known, error)) (*known, error) {
+func (f *flights) do(ctx context.Context, q question, deadline deadline, fn func(context.Context, *flight) (*known, error)) (*known, error) {
 	f.mu.Lock()
 	fl, ok := f.running[q]
 	if !ok {
@@ -45,7 +47,7 @@ func (f *flights) do(ctx context.Context, q question, limit time.Duration, fn fu
 			f.mu.Unlock()
 			return nil, errClosed
 		}
-		own, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
+		own, cancel := deadline(context.WithoutCancel(ctx))
 		fl = &flight{cancel: cancel, done: make(chan struct{}), mu: &f.mu}
 		if f.running == nil {
 			f.running = make(map[question]*flight)
@@ -65,7 +67,7 @@ func (f *flights) do(ctx context.Context, q question, limit time.Duration, fn fu
 	case <-fl.done:
 		return fl.res, fl.err
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return nil, context.Cause(ctx)
 	}
 }
 

@@ -103,9 +103,10 @@ func (r *Resolver) find(ctx context.Context, h nix.StoreHash, reach Reach) (*kno
 			limit = peerDeadline
 		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, limit)
+	ctx, cancel := r.deadline(ctx, limit)
 	defer cancel()
-	return r.flights.do(ctx, question{h, reach}, limit, func(ctx context.Context, fl *flight) (*known, error) {
+	own := func(ctx context.Context) (context.Context, context.CancelFunc) { return r.deadline(ctx, limit) }
+	return r.flights.do(ctx, question{h, reach}, own, func(ctx context.Context, fl *flight) (*known, error) {
 		// Another flight may have ended between the caller's look at the memory and this one's start.
 		if k, err := r.recall(h, reach); k != nil || err != nil {
 			return k, err
@@ -119,6 +120,29 @@ func (r *Resolver) find(ctx context.Context, h nix.StoreHash, reach Reach) (*kno
 		}
 		return l.far(ctx)
 	})
+}
+
+// deadline returns a context that ends after limit, with context.DeadlineExceeded as its cause. If
+// that is infoDeadline, it waits on while the line to the upstreams is crowded.
+func (r *Resolver) deadline(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	began := time.Now()
+	var timer *time.Timer
+	timer = time.AfterFunc(crowdedDeadline, func() { // f runs after Reset only, when timer is set
+		if ctx.Err() != nil {
+			return
+		}
+		if u := r.cfg.Upstream; limit == infoDeadline && time.Since(began) < crowdedDeadline && u != nil && u.Crowded() {
+			timer.Reset(crowdedTick)
+			return
+		}
+		cancel(context.DeadlineExceeded)
+	})
+	timer.Reset(limit)
+	return ctx, func() {
+		timer.Stop()
+		cancel(context.Canceled)
+	}
 }
 
 // lookUp is one flight's way through the sources.

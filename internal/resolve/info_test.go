@@ -255,6 +255,46 @@ func TestInfoDeadline(t *testing.T) {
 	}
 }
 
+// TestCrowdedDeadline: while bytes come over the line, who waits in its queue waits on, up to a limit.
+func TestCrowdedDeadline(t *testing.T) {
+	p := nixtest.NewPath("hello", 100)
+	for name, c := range map[string]struct {
+		crowded, answered time.Duration // until then
+		want              time.Duration
+	}{
+		"never crowded":              {0, time.Hour, 10 * time.Second},
+		"answered late":              {time.Hour, 12 * time.Second, 12 * time.Second},
+		"not crowded any more":       {12500 * time.Millisecond, time.Hour, 13 * time.Second},
+		"crowded and no answer":      {time.Hour, time.Hour, 45 * time.Second},
+		"answered while all is well": {0, time.Second, time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				w.up.Add(t, key, p)
+				w.up.SetCrowded(c.crowded > 0)
+				time.AfterFunc(c.crowded, func() { w.up.SetCrowded(false) })
+				w.up.OnInfo(func(ctx context.Context, _ nix.StoreHash) (*verify.Info, error) {
+					select {
+					case <-time.After(c.answered):
+						return nil, nil
+					case <-ctx.Done():
+						return nil, ctx.Err()
+					}
+				})
+				start := time.Now()
+				_, err := w.r.Info(t.Context(), p.Hash(), resolve.Anywhere)
+				if took := time.Since(start); took != c.want || (err == nil) != (c.answered == c.want) {
+					t.Errorf("%v after %v, want %v", err, took, c.want)
+				}
+				if err != nil && w.count("narinfo_requests_total", "source", "none", "result", "timeout") != 1 {
+					t.Error("not counted as a time-out")
+				}
+			})
+		})
+	}
+}
+
 func TestInfoTimeoutCounted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)

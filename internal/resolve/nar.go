@@ -96,7 +96,7 @@ func (r *Resolver) infoFor(ctx context.Context, name nix.NARName, reach Reach) (
 			sources = append(sources, r.upstream())
 		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, infoDeadline)
+	ctx, cancel := r.deadline(ctx, infoDeadline)
 	defer cancel()
 	for _, s := range sources {
 		if s == nil {

@@ -1,9 +1,13 @@
 package upstream
 
 import (
+	"bytes"
 	"context"
 	"io"
 	"net"
+	"net/http"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -186,5 +190,80 @@ func TestCrowdedLine(t *testing.T) {
 	}
 	if err := <-come; err != nil {
 		t.Error(err)
+	}
+}
+
+// TestQueue: a narinfo that comes late over a line that is full of others is waited for; one that
+// comes late over an idle line is not.
+func TestQueue(t *testing.T) {
+	p, large := nixtest.NewPath("hello", 100), nixtest.NewPath("large", 4<<20)
+	u := nixtest.NewUpstream(t, cache(nix.None, p, large))
+	u.Set(nixtest.NarFile, nixtest.Fault{Rate: 1 << 20})
+	b := open(t, hasty, u.URL())
+	info := b.mustInfo(large)
+	u.Set(nixtest.NarInfo, nixtest.Fault{Delay: time.Second})
+	claim, err := b.NAR(t.Context(), info, nix.Raw, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer claim.Body.Close()
+	come := make(chan error, 1)
+	go func() {
+		_, err := io.Copy(io.Discard, claim.Body)
+		come <- err
+	}()
+	if _, err := b.Info(t.Context(), p.Hash()); err != nil || !b.Crowded() {
+		t.Errorf("full line: %v, crowded: %v", err, b.Crowded())
+	}
+	if err := <-come; err != nil {
+		t.Error(err)
+	}
+	<-time.After(300 * time.Millisecond)
+	if _, err := b.Info(t.Context(), p.Hash()); err == nil || b.Crowded() {
+		t.Errorf("idle line: %v, crowded: %v", err, b.Crowded())
+	}
+}
+
+// TestQueuedNAR: a NAR that stalls again and again while others get their bytes is gone on with; one
+// that stalls alone is given up.
+func TestQueuedNAR(t *testing.T) {
+	const piece = 20 << 10
+	p, large := nixtest.NewPath("hello", 8*piece), nixtest.NewPath("large", 4<<20)
+	u := nixtest.NewUpstream(t, cache(nix.None, p, large))
+	hello := func(r *http.Request) bool { return strings.Contains(r.URL.Path, p.NarHash().Nix32()) }
+	var stalls []nixtest.Fault
+	for range 7 {
+		stalls = append(stalls, nixtest.Fault{Only: hello, Times: 1, Do: nixtest.Hang, At: piece})
+	}
+	for _, full := range []bool{true, false} {
+		b := open(t, hasty, u.URL())
+		u.Set(nixtest.NarFile, append(slices.Clone(stalls), nixtest.Fault{Rate: 1 << 20})...)
+		info, other := b.mustInfo(p), b.mustInfo(large)
+		come := make(chan error, 1)
+		if full {
+			claim, err := b.NAR(t.Context(), other, nix.Raw, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer claim.Body.Close()
+			go func() {
+				_, err := io.Copy(io.Discard, claim.Body)
+				come <- err
+			}()
+		} else {
+			come <- nil
+		}
+		claim, err := b.NAR(t.Context(), info, nix.Raw, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(claim.Body)
+		_ = claim.Body.Close()
+		if whole := err == nil && bytes.Equal(got, p.NAR); whole != full {
+			t.Errorf("full line: %v, %d of %d bytes, %v", full, len(got), len(p.NAR), err)
+		}
+		if err := <-come; err != nil {
+			t.Error(err)
+		}
 	}
 }

@@ -257,6 +257,12 @@ func again(err error) bool {
 		!errors.Is(err, errScheme) && !errors.Is(err, errRedirects)
 }
 
+// late tells whether a request failed because nothing came in time.
+func late(err error) bool {
+	var f *failure
+	return errors.As(err, &f) && (f.kind == troubleSilent || f.kind == troubleConnect && isTimeout(f.err))
+}
+
 // refused turns a status other than 200 and 206 into an error, and notes what it says: the
 // cache is busy, or wants credentials.
 func (u *Upstreams) refused(m *mirror, r *reply) error {

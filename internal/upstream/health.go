@@ -164,6 +164,12 @@ func (h *health) failed(kind trouble, err error) {
 	h.callOff()
 }
 
+// crowded tells whether this cache has sent somebody something in the time in which an answer is
+// waited for: who gets none then waits in a queue.
+func (h *health) crowded() bool {
+	return time.Now().UnixNano()-h.heardAt.Load() < int64(h.headers)
+}
+
 // answered notes an answer that was no 5xx. Of a cache that was silent for a narinfo nothing
 // else shows that it is well.
 func (h *health) answered(kind string) {

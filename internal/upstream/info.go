@@ -109,21 +109,30 @@ func (u *Upstreams) hedge(m *mirror) time.Duration {
 	return u.times.hedge
 }
 
-// ask gets the narinfo for h from one cache, and tries once more where that helps.
+// ask gets the narinfo for h from one cache, and tries once more where that helps; while the
+// line is crowded as often as ctx allows, each time with more patience: what others are sent
+// shows that the answer is on its way, and to say that there is none would break a build.
 func (u *Upstreams) ask(ctx context.Context, m *mirror, h nix.StoreHash) (*verify.Info, error) {
-	info, err := u.askOnce(ctx, m, h)
-	if err == nil || !again(err) || m.isIll() || m.isDown() || ctx.Err() != nil {
-		return info, err
+	var before error
+	for try := 0; ; try++ {
+		info, err := u.askOnce(ctx, m, h, u.times.headers<<min(try, 3))
+		var status statusError
+		switch {
+		case err == nil:
+			return info, nil
+		case ctx.Err() != nil && before != nil:
+			return nil, before // the deadline says less than what came before it
+		case ctx.Err() != nil, m.isIll(), m.isDown():
+			return nil, err
+		case late(err) && m.crowded():
+		case try > 0, !again(err):
+			return nil, err
+		}
+		before = err
+		if (errors.As(err, &status) || try > 0) && !pause(ctx, u.times.backOff) {
+			return nil, err
+		}
 	}
-	var status statusError
-	if errors.As(err, &status) && !pause(ctx, u.times.backOff) {
-		return nil, err
-	}
-	info, second := u.askOnce(ctx, m, h)
-	if ctx.Err() != nil && second != nil {
-		return nil, err // the deadline says less than what came before it
-	}
-	return info, second
 }
 
 // pause waits for between half and one and a half of d; false when ctx ended first.
@@ -138,9 +147,9 @@ func pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-func (u *Upstreams) askOnce(ctx context.Context, m *mirror, h nix.StoreHash) (*verify.Info, error) {
+func (u *Upstreams) askOnce(ctx context.Context, m *mirror, h nix.StoreHash, within time.Duration) (*verify.Info, error) {
 	began := time.Now()
-	r, err := m.fetch(ctx, u, request{kind: kindNarInfo, question: h, at: m.at(h.String() + ".narinfo"), within: u.times.headers})
+	r, err := m.fetch(ctx, u, request{kind: kindNarInfo, question: h, at: m.at(h.String() + ".narinfo"), within: within})
 	if err != nil {
 		m.latency.atLeast(time.Since(began))
 		return nil, fmt.Errorf("%s: %w", m.name, err)

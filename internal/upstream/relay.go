@@ -20,7 +20,7 @@ import (
 // A cache is given up after so many strikes: few while the caller could still ask
 // elsewhere, more once bytes have left, for then giving up may cut a download. With one
 // cache this means one more try at first; later five within about 3 s, or one after a
-// stall, which has cost enough time.
+// stall, which has cost enough time unless others get their bytes meanwhile.
 const (
 	strikesFirst = 4
 	strikesLater = 6
@@ -28,6 +28,9 @@ const (
 	// healing is how many bytes in a row show that a cache works again. Fewer must not
 	// count, or one byte a connection would keep a download alive for ever.
 	healing = 256 << 10
+	// healingCrowded is the same where the line is full: many share it, and who gives up has the
+	// same bytes sent again over it.
+	healingCrowded = 16 << 10
 	// crawl is the rate in bytes/s below which another cache that has the file is tried instead:
 	// no line is so slow that somebody would choose it.
 	crawl = 16 << 10
@@ -56,6 +59,7 @@ type relay struct {
 	since   int64         // bytes since src was opened
 	waited  time.Duration // for them
 	flowing bool          // bytes have left
+	queued  bool          // it stalled for want of room on the line
 	last    bool          // not worth another try
 	strikes map[*mirror]int
 	whole   map[*mirror]bool // Range does not work there
@@ -169,6 +173,9 @@ func (r *relay) giveUp(m *mirror, err error) {
 func (r *relay) strike(m *mirror, err error) error {
 	r.verdict.add(err)
 	switch stalled := errors.Is(err, errStalled); {
+	case stalled && m.crowded():
+		r.strikes[m]++
+		r.queued = true
 	case stalled:
 		r.strikes[m] += strikeStall
 	case r.flowing:
@@ -200,7 +207,7 @@ func (r *relay) ask(ctx context.Context, m *mirror, p *place) error {
 	got, err := m.fetch(ctx, r.u, q)
 	if err != nil {
 		err = fmt.Errorf("%s: %w", m.name, err)
-		if errors.Is(err, errStalled) && !r.flowing {
+		if errors.Is(err, errStalled) && !r.flowing && !m.crowded() {
 			r.giveUp(m, err)
 			return err
 		}
@@ -409,7 +416,8 @@ func (r *relay) flow(n int64) {
 	if r.since == 0 {
 		r.u.memory.sending(r.from, r.info, r.form)
 	}
-	if r.since += n; r.since >= healing && r.skip == 0 {
+	r.since += n
+	if (r.since >= healing || r.since >= healingCrowded && r.queued) && r.skip == 0 {
 		delete(r.strikes, r.from)
 	}
 }

@@ -164,6 +164,17 @@ func (u *Upstreams) Down() bool {
 	return true
 }
 
+// Crowded tells whether a cache that could be asked has sent something lately: a narinfo that does
+// not come then is waiting its turn.
+func (u *Upstreams) Crowded() bool {
+	for _, m := range u.mirrors {
+		if !m.isDown() && m.crowded() {
+			return true
+		}
+	}
+	return false
+}
+
 // Health is the state of one cache, for people.
 type Health struct {
 	URL         string // without password

@@ -64,6 +64,7 @@ type Fake struct {
 	onInfo    func(ctx context.Context, h nix.StoreHash) (*verify.Info, error)
 	onNAR     func(ctx context.Context, info *verify.Info, form nix.Form) error
 	down      bool
+	crowded   bool
 	forgives  bool
 	asked     map[nix.StoreHash]int
 	opened    map[nix.Form]int
@@ -163,6 +164,13 @@ func (f *Fake) SetDown(down bool) {
 	f.down = down
 }
 
+// SetCrowded makes Crowded say so.
+func (f *Fake) SetCrowded(crowded bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.crowded = crowded
+}
+
 // SetForgiving makes Convict have no effect but its record: the next NAR is as wrong.
 func (f *Fake) SetForgiving() {
 	f.mu.Lock()
@@ -192,6 +200,13 @@ func (f *Fake) Down() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.down
+}
+
+// Crowded is part of resolve.Far.
+func (f *Fake) Crowded() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.crowded
 }
 
 // Put keeps info.

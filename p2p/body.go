@@ -39,6 +39,7 @@ type source struct {
 	plain    io.Reader
 	unzip    io.Closer // nil when not compressed
 	end      context.CancelFunc
+	idle     func() // the peer is not needed any more
 	stall    *time.Timer
 	n        *Node
 	owed     int64 // bytes that were asked for and have not come
@@ -65,7 +66,7 @@ func newSource(n *Node, r *remote, body io.ReadCloser, owed int64, squeezed bool
 		}
 	}
 	r.meter.Asked(s.owed)
-	r.busy.Add(1)
+	s.idle = r.use()
 	return s
 }
 
@@ -100,7 +101,7 @@ func (s *source) close() {
 		_ = s.unzip.Close()
 	}
 	s.r.meter.Asked(-s.owed)
-	s.r.busy.Add(-1)
+	s.idle()
 }
 
 // crawls tells whether this peer is so slow that another one, or with no other in sight any
@@ -220,7 +221,11 @@ func (b *body) leave() {
 		return
 	}
 	if src := f.from; src.counted {
-		f.n.trails.Gave(f.name(), standing.Given{Peer: src.r.key, From: src.from, To: f.at, Sum: src.sum.Sum64()})
+		f.n.trails.Gave(f.name(), standing.Given{
+			Peer: src.r.key, From: src.from, To: f.at, Sum: src.sum.Sum64(),
+			// It gives the tail of what it is getting only when it has proven it.
+			Relayed: src.partial && f.at < f.size,
+		})
 	}
 	f.from.close()
 	f.from = nil
@@ -296,7 +301,12 @@ func (n *Node) Right(info *verify.Info, form nix.Form) (bytes io.Writer, proven 
 		return nil, nil
 	}
 	return c, func() {
-		guilty, innocent := c.Verdict()
+		guilty, misled, innocent := c.Verdict()
+		for _, p := range misled {
+			n.vouched.Delete(p)
+			n.standing.Clear(p, info.NarHash())
+			n.log.Debug("peer passed on what it was given wrong", "peer", p, "nar", info.NarHash())
+		}
 		for _, p := range guilty {
 			n.convict(p, &verify.LieError{Reason: verify.ReasonHash, Err: fmt.Errorf("its part of NAR %s is not the right one", info.NarHash())})
 		}

@@ -316,6 +316,14 @@ func (f *fetch) candidate(ctx context.Context, skip map[peer.ID]bool) *remote {
 		return nil
 	}
 	pick.Order(list, func(r *remote) *pick.Meter { return &r.meter })
+	if f.info.NarSize() >= largeNAR {
+		// A stranger's lie would cost much: it is tried with what is small.
+		for _, r := range list {
+			if _, ok := f.n.vouched.Load(r.key); ok {
+				return r
+			}
+		}
+	}
 	return list[0]
 }
 

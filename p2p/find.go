@@ -1,11 +1,13 @@
 package p2p
 
 import (
+	"cmp"
 	"context"
 	crand "crypto/rand"
 	"errors"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -39,7 +41,7 @@ const (
 	// houseTick is how often what events may have missed is put right.
 	houseTick = 5 * time.Second
 	saveEvery = 5 * time.Minute
-	// guestTime is how long one stays who is connected beyond the number of peers.
+	// guestTime is how long one stays of no use who is connected beyond the number of peers.
 	guestTime = time.Minute
 )
 
@@ -274,16 +276,39 @@ func (n *Node) keepHouse(ctx context.Context) {
 				}
 			case !n.admitted(r) && time.Since(r.since) > 2*handshakeTime:
 				n.expel(*h, r, strangerFor) // it never said where it belongs
-			case !r.member.Load() && len(all) > n.cfg.MaxPeers && time.Since(r.since) > guestTime && r.busy.Load() == 0:
-				n.book.Forget(r.key, time.Now(), fullAfter)
-				n.hangUp(*h, r.id)
 			}
 		}
+		n.sendHome(*h, all)
 		n.cfg.Metrics.Peers.Set(float64(len(n.table.all())))
 		n.countStandings()
 		if time.Since(saved) > saveEvery {
 			saved = time.Now()
 			n.savePeers()
+		}
+	}
+}
+
+// sendHome hangs up on those beyond the number of peers whom nobody needed for a while: sooner
+// when there are many. Who asks for something, is asked, or has a transfer, is needed.
+func (n *Node) sendHome(h host.Host, all []*remote) {
+	if len(all) <= n.cfg.MaxPeers {
+		return
+	}
+	var guests []*remote
+	for _, r := range all {
+		if !r.member.Load() && r.busy.Load() == 0 {
+			guests = append(guests, r)
+		}
+	}
+	slices.SortFunc(guests, func(a, b *remote) int { return cmp.Compare(a.used.Load(), b.used.Load()) })
+	for i, r := range guests {
+		stay := guestTime
+		if len(guests)-i > n.cfg.MaxPeers {
+			stay = houseTick
+		}
+		if time.Since(time.Unix(0, r.used.Load())) > stay {
+			n.book.Forget(r.key, time.Now(), fullAfter)
+			n.hangUp(h, r.id)
 		}
 	}
 }

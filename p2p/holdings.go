@@ -227,6 +227,37 @@ const (
 	reachMost = 4
 )
 
+// Where all nodes exchange inventories the DHT knows nothing that they do not, and costs each of
+// them CPU time that a busy site has not: it is for those beyond.
+
+// unheard tells whether there may be a node whose inventory is not known here.
+func (n *Node) unheard() bool {
+	now := time.Now().UnixNano()
+	return n.beyond(func(r *remote) bool { return r.member.Load() && r.mutedTill.Load() < now })
+}
+
+// untold tells whether there may be a node that does not get this one's inventory.
+func (n *Node) untold() bool {
+	return n.beyond(func(r *remote) bool { return r.told.Load() })
+}
+
+// beyond tells whether a node is known that is not near: connected, or named by one that is.
+func (n *Node) beyond(near func(*remote) bool) bool {
+	in := map[peer.ID]bool{n.self: true}
+	for _, r := range n.table.all() {
+		if !near(r) {
+			return true
+		}
+		in[r.id] = true
+	}
+	for o := range n.neighbours {
+		if !in[o.id] {
+			return true
+		}
+	}
+	return false
+}
+
 // lookups are those of the DHT, detached from who asked.
 type lookups struct {
 	mu      sync.Mutex
@@ -244,7 +275,7 @@ type lookup struct {
 // is known within lookupWait.
 func (n *Node) providers(ctx context.Context, nar nix.NarHash) []peer.ID {
 	d, h := n.dht.Load(), n.host.Load()
-	if d == nil || h == nil {
+	if d == nil || h == nil || !n.unheard() {
 		return nil
 	}
 	l := n.lookup(ctx, d, *h, nar)
@@ -290,7 +321,7 @@ func (n *Node) Providers(ctx context.Context, nar nix.NarHash) []string {
 // tells whether somebody could be connected to, for whom NAR may then be asked. What nobody
 // announces, and what no share key signed, is not looked for.
 func (n *Node) Find(ctx context.Context, info *verify.Info) bool {
-	if !info.SignedByAny(n.cfg.ShareKeys) || info.NarSize() < largeNAR {
+	if !info.SignedByAny(n.cfg.ShareKeys) || info.NarSize() < largeNAR || !n.unheard() {
 		return false
 	}
 	return len(n.Providers(ctx, info.NarHash())) > 0
@@ -368,7 +399,7 @@ func (n *Node) lookUp(ctx context.Context, d *dht.DHT, h host.Host, nar nix.NarH
 
 // dhtConfig says how the DHT works here.
 func (n *Node) dhtConfig(h host.Host) dht.Config {
-	return dht.Config{Host: siteHost{h, n}, Log: n.log}
+	return dht.Config{Host: siteHost{h, n}, Wanted: n.untold, Log: n.log}
 }
 
 // siteHost is the host as the DHT sees it: on a closed site nobody is answered or asked who

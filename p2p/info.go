@@ -261,6 +261,7 @@ func (n *Node) roundTrip(r *remote, req *http.Request) (*http.Response, error) {
 	if h == nil {
 		return nil, errNoHost
 	}
+	defer r.use()()
 	ctx := req.Context()
 	req.Header["User-Agent"] = nil
 	octx, cancel := context.WithTimeout(network.WithNoDial(ctx, "request"), openStream)

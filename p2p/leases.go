@@ -79,42 +79,85 @@ func (n *Node) coordinates(key string, r *remote) bool {
 		return false
 	}
 	if r == nil {
-		return !n.deadEnds.has(key)
+		return !n.ways.isShut(key)
 	}
 	return !r.leaseless.Load()
 }
 
-// deadEnds are nodes that others named and that could not be reached: nobody has many NARs wait
-// for one that is not there.
-type deadEnds struct {
+// ways are those to nodes that others named and that are not connected.
+type ways struct {
 	mu    sync.Mutex
-	until map[string]time.Time // by ID as text
+	under map[peer.ID]*way
+	// shut are nodes that could not be reached, by ID as text: nobody has many NARs wait for one
+	// that is not there.
+	shut map[string]time.Time
+}
+
+// way is a connection that is being made. All who want it wait for the same one, and it is made
+// also when they have gone on without it: the next one needs it.
+type way struct {
+	began time.Time
+	done  chan struct{}
+	err   error // valid when done
 }
 
 const (
-	deadEndFor  = time.Minute
-	maxDeadEnds = 1024
+	shutFor  = time.Minute
+	mostShut = 1024
+	// wayPatience is how long a coordinator is waited for that somebody is connected to and this
+	// node is not: a handshake takes milliseconds, but not where all machines start at once.
+	wayPatience = time.Second
 )
 
-func (d *deadEnds) add(key string) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	now := time.Now()
-	for k, until := range d.until {
-		if until.Before(now) || len(d.until) >= maxDeadEnds {
-			delete(d.until, k)
-		}
-	}
-	if d.until == nil {
-		d.until = make(map[string]time.Time)
-	}
-	d.until[key] = now.Add(deadEndFor)
+func (w *ways) isShut(key string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.shut[key].After(time.Now())
 }
 
-func (d *deadEnds) has(key string) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.until[key].After(time.Now())
+// young tells whether a connection to the node is being made, and not for long yet.
+func (w *ways) young(id peer.ID) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	u := w.under[id]
+	return u != nil && time.Since(u.began) < wayPatience
+}
+
+// take returns the way to a node; fresh tells that the caller has to make it.
+func (w *ways) take(id peer.ID) (u *way, fresh bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if u := w.under[id]; u != nil {
+		return u, false
+	}
+	if w.under == nil {
+		w.under = make(map[peer.ID]*way)
+	}
+	u = &way{began: time.Now(), done: make(chan struct{})}
+	w.under[id] = u
+	return u, true
+}
+
+// end says how making a way ended.
+func (w *ways) end(id peer.ID, u *way, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.under, id)
+	u.err = err
+	close(u.done)
+	if err == nil {
+		return
+	}
+	now := time.Now()
+	for k, until := range w.shut {
+		if until.Before(now) || len(w.shut) >= mostShut {
+			delete(w.shut, k)
+		}
+	}
+	if w.shut == nil {
+		w.shut = make(map[string]time.Time)
+	}
+	w.shut[id.String()] = now.Add(shutFor)
 }
 
 // neighbours goes through the nodes that connected ones are connected to.
@@ -130,12 +173,21 @@ func (n *Node) neighbours(yield func(neighbour) bool) {
 	}
 }
 
-// Silent is part of leasing.Site.
-func (c coordinators) Silent(node lease.NodeID) time.Duration {
-	if r := c.n.table.get(peer.ID(node)); r != nil {
-		return r.silent()
+// livelyGuest is how short a silence shows that a node works that is connected without an
+// inventory: it sends no pings, only answers.
+const livelyGuest = 4 * time.Second
+
+// Lively is part of leasing.Site.
+func (c coordinators) Lively(node lease.NodeID) bool {
+	id := peer.ID(node)
+	switch r := c.n.table.get(id); {
+	case r == nil:
+		return c.n.ways.young(id)
+	case r.member.Load():
+		return r.silent() < r.table.suspectAfter()
+	default:
+		return r.silent() < livelyGuest
 	}
-	return time.Hour // not connected, and nothing shows that it is there
 }
 
 // Ask is part of leasing.Site.
@@ -189,17 +241,7 @@ func (n *Node) reach(ctx context.Context, node lease.NodeID, addr string) (*remo
 	if r := n.table.get(id); r != nil && n.admitted(r) {
 		return r, nil
 	}
-	to := peer.AddrInfo{ID: id}
-	for o := range n.neighbours {
-		if addr == "" && o.id == id {
-			addr = o.addr
-		}
-	}
-	if a, _, err := parseAddr(addr); err == nil && n.gate.allowedAddr(a) {
-		to.Addrs = []ma.Multiaddr{a}
-	}
-	if err := connect(ctx, *h, to); err != nil {
-		n.deadEnds.add(id.String())
+	if err := n.approach(ctx, *h, id, addr); err != nil {
 		return nil, fmt.Errorf("p2p: peer %s: %w", id, err)
 	}
 	r, _ := n.table.add(id)
@@ -211,6 +253,39 @@ func (n *Node) reach(ctx context.Context, node lease.NodeID, addr string) (*remo
 		return r, nil
 	case <-ctx.Done():
 		return nil, fmt.Errorf("p2p: peer %s: %w", id, ctx.Err())
+	}
+}
+
+// approach has a node connected to, and waits for it as long as ctx allows.
+func (n *Node) approach(ctx context.Context, h host.Host, id peer.ID, addr string) error {
+	u, fresh := n.ways.take(id)
+	if fresh {
+		to := peer.AddrInfo{ID: id}
+		for o := range n.neighbours {
+			if addr == "" && o.id == id {
+				addr = o.addr
+			}
+		}
+		if a, _, err := parseAddr(addr); err == nil && n.gate.allowedAddr(a) {
+			to.Addrs = []ma.Multiaddr{a}
+		}
+		own, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*dialTime) // identifying comes on top
+		if !n.crew.enter() {
+			cancel()
+			n.ways.end(id, u, errNoHost)
+			return errNoHost
+		}
+		go func() {
+			defer n.crew.leave()
+			defer cancel()
+			n.ways.end(id, u, connect(own, h, to))
+		}()
+	}
+	select {
+	case <-u.done:
+		return u.err
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 

@@ -172,7 +172,7 @@ func TestNeighbours(t *testing.T) {
 	if live := c.Live(); len(live) != 2 {
 		t.Fatalf("%d nodes are ranked", len(live))
 	}
-	answer, err := c.Ask(t.Context(), nodeID(b.self), "", lease.Request{Verb: lease.Ask, Size: 1})
+	answer, err := c.Ask(t.Context(), nodeID(b.self), "", lease.Request{Verb: lease.Ask, Size: 1, Hops: lease.MaxHops})
 	if err != nil || answer.Kind != lease.Fetch {
 		t.Errorf("%+v, %v", answer, err)
 	}

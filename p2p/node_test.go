@@ -491,8 +491,8 @@ func TestUploadLimit(t *testing.T) {
 // TestDHT: a NAR of which no inventory tells is found and fetched.
 func TestDHT(t *testing.T) {
 	t.Parallel()
-	t.Run("open site", func(t *testing.T) { testDHT(t, nil) })
-	t.Run("closed site", func(t *testing.T) { testDHT(t, keyFile(t, swarmkey.New())) })
+	t.Run("open site", func(t *testing.T) { t.Parallel(); testDHT(t, nil) })
+	t.Run("closed site", func(t *testing.T) { t.Parallel(); testDHT(t, keyFile(t, swarmkey.New())) })
 }
 
 func testDHT(t *testing.T, change func(*Config)) {
@@ -501,7 +501,11 @@ func testDHT(t *testing.T, change func(*Config)) {
 	a := join(t, newHolder(t, path), change, middle)
 	c := join(t, nil, change, middle)
 	wait(t, "the inventory", func() bool { return c.Positive(path.Hash()) })
+	wait(t, "all exchange inventories, so that the DHT is of no use", func() bool {
+		return !a.untold() && !a.unheard() && !c.unheard()
+	})
 	c.table.get(a.self).mutedTill.Store(time.Now().Add(time.Hour).UnixNano())
+	a.table.get(c.self).told.Store(false)
 	info := path.Info(t, shareKey)
 	began := time.Now()
 	if _, err := c.NAR(t.Context(), info, nix.Raw, 0); err != nil && time.Since(began) > 200*time.Millisecond {

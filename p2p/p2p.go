@@ -126,11 +126,11 @@ type Node struct {
 	live        atomic.Pointer[live] // as of a moment ago
 	draining    atomic.Bool          // it gives nothing new to others any more
 	leave       chan struct{}        // closed with that
-	deadEnds    deadEnds
-	vouched     sync.Map      // by ID as text: who has given right bytes
-	ready       chan struct{} // closed when the host listens
-	news        signal        // the inventory has changed
-	kick        chan struct{} // somebody is to be dialled
+	ways        ways                 // to nodes that others named
+	vouched     sync.Map             // by ID as text: who has given right bytes
+	ready       chan struct{}        // closed when the host listens
+	news        signal               // the inventory has changed
+	kick        chan struct{}        // somebody is to be dialled
 }
 
 // New returns a Node with its identity. It opens no socket and starts nothing.

@@ -32,17 +32,20 @@ type remote struct {
 	once      sync.Once
 	begun     atomic.Bool
 	heardOver atomic.Int32
-	busy      atomic.Int32 // transfers
+	busy      atomic.Int32 // transfers, and requests of it
+	used      atomic.Int64 // when it was asked or asked last, Unix nanoseconds
 
 	view     inventory.View
 	meter    pick.Meter
 	sent     metrics.Flow // NAR bytes on the wire
 	received metrics.Flow
 
+	table     *table
 	lane      // over any of its connections
 	mu        sync.Mutex
 	lanes     map[string]*lane // by connection
-	member    atomic.Bool      // inventories are exchanged
+	member    atomic.Bool      // it tells its inventory
+	told      atomic.Bool      // it takes ours
 	quietTill atomic.Int64     // not asked until then, Unix nanoseconds
 	fails     atomic.Int32
 	lateTill  atomic.Int64 // the same, for narinfos alone
@@ -59,7 +62,17 @@ type remote struct {
 func newRemote(id peer.ID) *remote {
 	r := &remote{id: id, key: id.String(), since: time.Now(), in: make(chan struct{}), end: func() {}}
 	r.heard()
+	r.use()()
 	return r
+}
+
+// use notes that somebody needs the connection to this peer until end is called.
+func (r *remote) use() (end func()) {
+	r.busy.Add(1)
+	return func() {
+		r.used.Store(time.Now().UnixNano())
+		r.busy.Add(-1)
+	}
 }
 
 // neighbour is a node that a peer says that it is connected to.
@@ -103,8 +116,8 @@ const maxLanes = 64
 func (r *remote) letIn() { r.once.Do(func() { close(r.in) }) }
 
 const (
-	// suspectAfter: a peer that is well is heard every second.
-	suspectAfter = 2500 * time.Millisecond
+	// margin is what a peer that is well may be late.
+	margin = 500 * time.Millisecond
 	// quietFirst is how long a peer that did not answer in time is not asked, twice as long
 	// each further time, up to quietLast.
 	quietFirst = time.Second
@@ -146,7 +159,7 @@ func (r *remote) prompt() bool { return r.askable() && r.lateTill.Load() < time.
 
 // askable tells whether an answer may be expected soon.
 func (r *remote) askable() bool {
-	return r.quietTill.Load() < time.Now().UnixNano() && (!r.member.Load() || r.silent() < suspectAfter)
+	return r.quietTill.Load() < time.Now().UnixNano() && (!r.member.Load() || r.silent() < r.table.suspectAfter())
 }
 
 // has tells whether the peer's inventory says that it may share what k stands for.
@@ -201,6 +214,7 @@ func (t *table) add(id peer.ID) (r *remote, fresh bool) {
 		t.byID = make(map[peer.ID]*remote)
 	}
 	r = newRemote(id)
+	r.table = t
 	t.byID[id] = r
 	t.publish()
 	return r, true
@@ -230,7 +244,19 @@ func (t *table) publish() {
 	t.list.Store(&list)
 }
 
-// members counts those with whom inventories are exchanged.
+// beat is how often a peer is heard at least.
+func (t *table) beat() time.Duration {
+	if len(t.all()) > manyPeers {
+		return beatMany
+	}
+	return beatFew
+}
+
+// suspectAfter is for how long nothing comes from a peer that is well: one that was heard just
+// before the beat is not asked for a ping before the next one.
+func (t *table) suspectAfter() time.Duration { return 2*t.beat() + margin }
+
+// members counts those who tell their inventory.
 func (t *table) members() (n int) {
 	for _, r := range t.all() {
 		if r.member.Load() {
@@ -377,7 +403,7 @@ func (n *Node) standingOf(r *remote) string {
 		return "muted"
 	case !r.member.Load():
 		return "guest"
-	case r.silent() > suspectAfter || r.quietTill.Load() > now:
+	case r.silent() > r.table.suspectAfter() || r.quietTill.Load() > now:
 		return "silent"
 	}
 	return "good"

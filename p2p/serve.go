@@ -60,6 +60,9 @@ func (n *Node) answer(w http.ResponseWriter, req *http.Request) {
 		http.Error(w, "", http.StatusBadRequest)
 		return
 	}
+	if r := n.table.get(id); r != nil {
+		defer r.use()()
+	}
 	ask, err := wire.ParseRequest(req.URL.Path)
 	off, rerr := wire.ParseRange(req.Header.Get("Range"))
 	w.Header()["Date"] = nil // nobody needs it

@@ -28,7 +28,11 @@ const (
 	writeTime     = 10 * time.Second
 	filterTime    = 30 * time.Second
 
-	pingEvery = time.Second
+	// beatFew is how often a peer is heard at least, beatMany the same where there are more than
+	// manyPeers: there a machine at rest would do little else, and one silent peer matters less.
+	beatFew   = time.Second
+	beatMany  = 2 * time.Second
+	manyPeers = 32
 	// rttEvery is how often a round trip is measured where other bytes say that all is well.
 	rttEvery = 10 * time.Second
 	// Two pings lost and nothing heard for deadAfter: the peer is gone, though its
@@ -170,6 +174,8 @@ func (n *Node) oneSession(ctx context.Context, h host.Host, r *remote) error {
 		return err
 	}
 	r.letIn()
+	r.told.Store(true)
+	defer r.told.Store(false)
 
 	ctx, cancel = context.WithCancel(ctx)
 	pongs := make(chan []byte, 1)
@@ -256,7 +262,8 @@ type teller struct {
 }
 
 func (t *teller) run(ctx context.Context, pongs <-chan []byte, done chan error) error {
-	tick := time.NewTicker(pingEvery)
+	beat := t.n.table.beat()
+	tick := time.NewTicker(beat)
 	defer tick.Stop()
 	t.lived = time.Now()
 	// The first ping measures the round trip at once, before anybody chooses by it.
@@ -278,8 +285,12 @@ func (t *teller) run(ctx context.Context, pongs <-chan []byte, done chan error) 
 			t.pong(body)
 		case <-news:
 		case <-tick.C:
-			if err := t.live(time.Now()); err != nil {
+			if err := t.live(time.Now(), beat); err != nil {
 				return err
+			}
+			if b := t.n.table.beat(); b != beat {
+				beat = b
+				tick.Reset(b)
 			}
 		}
 	}
@@ -325,11 +336,11 @@ func (t *teller) send(k wire.Kind, body []byte, limit time.Duration) error {
 
 // live finds out whether the peer lives. Any byte counts: where the peer's own pings come in,
 // none is sent but now and then for the round trip.
-func (t *teller) live(now time.Time) error {
+func (t *teller) live(now time.Time, beat time.Duration) error {
 	gap := now.Sub(t.lived)
 	t.lived = now
 	switch {
-	case gap > 2*pingEvery:
+	case gap > 2*beat:
 		// This machine slept or has no time for us: the pong may lie in its buffers. To hang
 		// up on everybody now and to dial anew would only make it worse.
 		t.lost = 0
@@ -343,7 +354,7 @@ func (t *teller) live(now time.Time) error {
 		}
 		return errDeadLane
 	}
-	if silent < pingEvery && now.Sub(t.rttAt) < rttEvery {
+	if silent < beat && now.Sub(t.rttAt) < rttEvery {
 		t.sent, t.lost = time.Time{}, 0
 		return nil
 	}
@@ -354,7 +365,7 @@ func (t *teller) live(now time.Time) error {
 func (n *Node) deaf() bool {
 	silent, all := 0, n.table.all()
 	for _, r := range all {
-		if r.silent() > deadAfter*2/3 {
+		if r.silent() > n.table.suspectAfter() {
 			silent++
 		}
 	}

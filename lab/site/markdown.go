@@ -176,7 +176,8 @@ From %d to %d nodes, each further connected peer adds to a node %.2f MB of memor
 a second at rest, %.0f bytes a second sent at rest, and %.0f ms of CPU while the mesh comes to
 stand. A node has at most `+"`--max-peers`"+` (256) sessions whatever the size of the site, so from
 there on these stay as they are; an inventory takes %.2f bytes a path and peer beside that
-(measured with 100,000 paths). Beyond the connected ones the DHT knows who has a NAR: it
+(measured with 100,000 paths). Beyond the connected ones the DHT knows who has a NAR (where
+every node is connected to every other it is not used): it
 keeps some 20 nodes a distance, a look-up takes at most log2(n/20) steps more than in a site of
 20, and each announced NAR (of at least 1 MiB, 20,000 a node at most) lies on 5 others: in a site
 of equal nodes each holds five times as many records as it announces, whatever the size.

@@ -42,8 +42,11 @@ const (
 	findMore = 100 * time.Millisecond
 	// offlineDelay is after how long alone the library would drop what is queued.
 	offlineDelay = 24 * time.Hour
-	// alone is how often it is looked whether anybody is there.
+	// alone is how often it is looked whether anybody is there to announce to.
 	alone = 500 * time.Millisecond
+	// wanted is for how long announcing must be of use before it begins: while a site starts,
+	// everybody meets somebody first who knows nothing yet.
+	wanted = 5 * time.Second
 	// refresh is how often the table is looked after.
 	refresh     = 5 * time.Minute
 	refreshTime = 3 * time.Second
@@ -58,7 +61,10 @@ type Config struct {
 	// Host opens streams only to those who may be asked, and hands in only those of whom
 	// questions may come.
 	Host host.Host
-	Log  *slog.Logger // nil discards
+	// Wanted tells whether somebody may be there who does not learn otherwise what this node
+	// has. Nothing is announced before it has said so for five seconds. nil: there is always.
+	Wanted func() bool
+	Log    *slog.Logger // nil discards
 }
 
 // DHT is this node's part of the table. It is safe for concurrent use.
@@ -99,18 +105,31 @@ func Open(cfg Config) (*DHT, error) {
 	return d, nil
 }
 
-// waitForOthers begins to announce when there is somebody to announce to. The library
+// waitForOthers begins to announce when there is somebody to announce to and for. The library
 // drops what it is given while it thinks itself alone, without an error, and is not told
 // when it is not: it is given everything until it has taken it.
 func (d *DHT) waitForOthers() {
 	ctx := d.kad.Context()
 	tick := time.NewTicker(alone)
 	defer tick.Stop()
+	var since time.Time // it is wanted
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+		}
+		if w := d.cfg.Wanted; w != nil {
+			if !w() {
+				since = time.Time{}
+				continue
+			}
+			if since.IsZero() {
+				since = time.Now()
+			}
+			if time.Since(since) < wanted {
+				continue
+			}
 		}
 		if d.kad.RoutingTable().Size() == 0 || !d.any() {
 			continue

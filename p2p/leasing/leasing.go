@@ -19,8 +19,8 @@ type Site interface {
 	// Ask sends a request to a node, which may be this one, and returns its answer. Addr is
 	// where to find a node that is not connected, "" when that is known.
 	Ask(ctx context.Context, node lease.NodeID, addr string, r lease.Request) (lease.Answer, error)
-	// Silent returns for how long nothing at all has come from a node.
-	Silent(node lease.NodeID) time.Duration
+	// Lively tells whether what comes from a node, if only a ping, shows that it works.
+	Lively(node lease.NodeID) bool
 }
 
 const (
@@ -29,9 +29,6 @@ const (
 	// the same time, and to go upstream without it is what would cost most then.
 	lateTime = 4 * time.Second
 	lateTick = lease.AnswerTime / 5
-	// lively is how short a silence shows that a node works: each sends a ping a second at
-	// least.
-	lively = 1250 * time.Millisecond
 )
 
 // Leases are those of one node. It is safe for concurrent use. Close waits for what it sent.
@@ -140,7 +137,7 @@ func (ls *Leases) ask(ctx context.Context, node lease.NodeID, addr string, r lea
 	armed := make(chan struct{})
 	late = time.AfterFunc(lease.AnswerTime, func() {
 		<-armed
-		if ls.site.Silent(node) < lively {
+		if ls.site.Lively(node) {
 			late.Reset(lateTick)
 		} else {
 			cancel()

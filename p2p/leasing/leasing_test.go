@@ -33,7 +33,7 @@ type citizen struct {
 	// Under town.mu.
 	cut    bool          // hears and says nothing
 	takes  time.Duration // to answer
-	silent time.Duration // says Silent
+	silent bool          // nothing shows that it works
 	asked  int
 }
 
@@ -69,10 +69,10 @@ func (c *citizen) Live() (ids []lease.NodeID) {
 	return ids
 }
 
-func (c *citizen) Silent(node lease.NodeID) time.Duration {
+func (c *citizen) Lively(node lease.NodeID) bool {
 	c.town.mu.Lock()
 	defer c.town.mu.Unlock()
-	return c.town.nodes[node].silent
+	return !c.town.nodes[node].silent
 }
 
 func (c *citizen) Ask(ctx context.Context, node lease.NodeID, _ string, r lease.Request) (lease.Answer, error) {
@@ -200,9 +200,9 @@ func TestSilentCoordinators(t *testing.T) {
 		first  bool // the first in rank decides
 	}{
 		{"all well", func([]*citizen) {}, 0, 0, true},
-		{"first is gone", func(a []*citizen) { a[0].cut, a[0].silent = true, time.Hour }, lease.AnswerTime, lease.AnswerTime, false},
+		{"first is gone", func(a []*citizen) { a[0].cut, a[0].silent = true, true }, lease.AnswerTime, lease.AnswerTime, false},
 		{"two are gone", func(a []*citizen) {
-			a[0].cut, a[0].silent, a[1].cut, a[1].silent = true, time.Hour, true, time.Hour
+			a[0].cut, a[0].silent, a[1].cut, a[1].silent = true, true, true, true
 		}, 2 * lease.AnswerTime, 2 * lease.AnswerTime, false},
 		{"busy, but there", func(a []*citizen) { a[0].takes = time.Second }, time.Second, time.Second, true},
 		{"never answers", func(a []*citizen) { a[0].takes = time.Hour }, lateTime, lateTime, false},
@@ -230,14 +230,14 @@ func TestSilentCoordinators(t *testing.T) {
 // is behind follows the other, and the other goes on.
 func TestYields(t *testing.T) {
 	inTown(t, 2, func(t *testing.T, town *town, all []*citizen) {
-		town.set(func() { all[0].cut, all[0].silent, all[1].silent = true, time.Hour, time.Hour })
+		town.set(func() { all[0].cut, all[0].silent, all[1].silent = true, true, true })
 		a, b := all[0].begin(t), all[1].begin(t)
 		aTurn, sa := a.Next(t.Context(), Outcome{})
 		bTurn, sb := b.Next(t.Context(), Outcome{})
 		if len(sa)+len(sb) != 0 {
 			t.Fatalf("told %v and %v", sa, sb)
 		}
-		town.set(func() { all[0].cut, all[0].silent, all[1].silent = false, 0, 0 })
+		town.set(func() { all[0].cut, all[0].silent, all[1].silent = false, false, false })
 		a.Moved(5<<20, 6<<20)
 		b.Moved(40<<20, 41<<20)
 		<-time.After(3 * lease.ReportEvery)

@@ -12,6 +12,8 @@ type Given struct {
 	Peer     string
 	From, To int64  // its bytes: From up to, without, To
 	Sum      uint64 // of them, by Evidence.Hash
+	// Relayed: it was getting them itself and ended before the end, so that it had not proven them.
+	Relayed bool
 }
 
 // Evidence keeps what each peer gave of streams that turned out wrong, until the right bytes
@@ -128,22 +130,28 @@ func (c *Comparison) Write(b []byte) (int, error) {
 }
 
 // Verdict says who gave other bytes and who did not, for a stream whose bytes were written and
-// proven as a whole, and closes the file on it.
-func (c *Comparison) Verdict() (guilty, innocent []string) {
+// proven as a whole, and closes the file on it. Misled are those who only passed wrong ones on.
+func (c *Comparison) Verdict() (guilty, misled, innocent []string) {
 	for i := range c.parts {
 		p := &c.parts[i]
 		// Who gave more than there is gave something else.
-		if wrong := p.To > c.at || p.hash.Sum64() != p.Sum; wrong && !slices.Contains(guilty, p.Peer) {
+		wrong := p.To > c.at || p.hash.Sum64() != p.Sum
+		switch {
+		case wrong && !p.Relayed && !slices.Contains(guilty, p.Peer):
 			guilty = append(guilty, p.Peer)
+		case wrong && p.Relayed && !slices.Contains(misled, p.Peer):
+			misled = append(misled, p.Peer)
 		}
 	}
+	misled = slices.DeleteFunc(misled, func(p string) bool { return slices.Contains(guilty, p) })
 	for i := range c.parts {
-		if p := c.parts[i].Peer; !slices.Contains(guilty, p) && !slices.Contains(innocent, p) {
+		p := c.parts[i].Peer
+		if !slices.Contains(guilty, p) && !slices.Contains(misled, p) && !slices.Contains(innocent, p) {
 			innocent = append(innocent, p)
 		}
 	}
 	c.e.mu.Lock()
 	defer c.e.mu.Unlock()
 	delete(c.e.kept, c.k)
-	return guilty, innocent
+	return guilty, misled, innocent
 }

@@ -19,7 +19,7 @@ func gave(e *Evidence, peer string, from int, b []byte) Given {
 		_, _ = h.Write(rest[:k])
 		rest = rest[k:]
 	}
-	return Given{peer, int64(from), int64(from + len(b)), h.Sum64()}
+	return Given{Peer: peer, From: int64(from), To: int64(from + len(b)), Sum: h.Sum64()}
 }
 
 func TestEvidence(t *testing.T) {
@@ -34,36 +34,49 @@ func TestEvidence(t *testing.T) {
 		name             string
 		given            func(e *Evidence) []Given
 		guilty, innocent []string
+		misled           []string
 	}{
 		{"the first", func(e *Evidence) []Given {
 			return []Given{gave(e, "a", 0, wrong(5)[:300]), gave(e, "b", 300, right[300:])}
-		}, []string{"a"}, []string{"b"}},
+		}, []string{"a"}, []string{"b"}, nil},
 		{"the last byte", func(e *Evidence) []Given {
 			return []Given{gave(e, "a", 0, right[:300]), gave(e, "b", 300, wrong(999)[300:])}
-		}, []string{"b"}, []string{"a"}},
+		}, []string{"b"}, []string{"a"}, nil},
 		{"the byte before the border", func(e *Evidence) []Given {
 			b := wrong(299)
 			return []Given{gave(e, "a", 0, b[:300]), gave(e, "b", 300, b[300:])}
-		}, []string{"a"}, []string{"b"}},
+		}, []string{"a"}, []string{"b"}, nil},
 		{"two of three", func(e *Evidence) []Given {
 			b := wrong(10)
 			b[990] ^= 1
 			return []Given{gave(e, "a", 0, b[:300]), gave(e, "b", 300, b[300:600]), gave(e, "c", 600, b[600:])}
-		}, []string{"a", "c"}, []string{"b"}},
+		}, []string{"a", "c"}, []string{"b"}, nil},
 		{"one of its two pieces", func(e *Evidence) []Given {
 			b := wrong(700)
 			return []Given{gave(e, "a", 0, b[:300]), gave(e, "b", 300, b[300:600]), gave(e, "a", 600, b[600:])}
-		}, []string{"a"}, []string{"b"}},
+		}, []string{"a"}, []string{"b"}, nil},
 		{"overlapping transfers", func(e *Evidence) []Given {
 			b := wrong(10)
 			return []Given{gave(e, "a", 0, b[:300]), gave(e, "b", 0, right), gave(e, "c", 200, right[200:800])}
-		}, []string{"a"}, []string{"b", "c"}},
+		}, []string{"a"}, []string{"b", "c"}, nil},
 		{"none of these", func(e *Evidence) []Given {
 			return []Given{gave(e, "a", 0, right[:300]), gave(e, "b", 300, right[300:400])}
-		}, nil, []string{"a", "b"}},
+		}, nil, []string{"a", "b"}, nil},
+		{"passed on", func(e *Evidence) []Given {
+			b := wrong(10)
+			passed := gave(e, "a", 0, b[:300])
+			passed.Relayed = true
+			return []Given{passed, gave(e, "b", 300, b[300:])}
+		}, nil, []string{"b"}, []string{"a"}},
+		{"passed on, and lied", func(e *Evidence) []Given {
+			b := wrong(10)
+			passed := gave(e, "a", 0, b[:300])
+			passed.Relayed = true
+			return []Given{passed, gave(e, "a", 0, b)}
+		}, []string{"a"}, nil, nil},
 		{"more than there is", func(e *Evidence) []Given {
 			return []Given{gave(e, "a", 0, right[:300]), gave(e, "b", 300, long[300:])}
-		}, []string{"b"}, []string{"a"}},
+		}, []string{"b"}, []string{"a"}, nil},
 	} {
 		for _, step := range []int{1, 13, 1000} {
 			t.Run(fmt.Sprint(c.name, step), func(t *testing.T) {
@@ -79,9 +92,9 @@ func TestEvidence(t *testing.T) {
 				for part := range slices.Chunk(right, step) {
 					_, _ = cmp.Write(part)
 				}
-				guilty, innocent := cmp.Verdict()
-				if !slices.Equal(guilty, c.guilty) || !slices.Equal(innocent, c.innocent) {
-					t.Errorf("guilty %q, innocent %q; want %q, %q", guilty, innocent, c.guilty, c.innocent)
+				guilty, misled, innocent := cmp.Verdict()
+				if !slices.Equal(guilty, c.guilty) || !slices.Equal(innocent, c.innocent) || !slices.Equal(misled, c.misled) {
+					t.Errorf("guilty %q, misled %q, innocent %q; want %q, %q, %q", guilty, misled, innocent, c.guilty, c.misled, c.innocent)
 				}
 				if e.Compare(k) != nil {
 					t.Error("the file is not closed")

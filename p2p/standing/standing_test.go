@@ -134,6 +134,20 @@ func TestTrails(t *testing.T) {
 	trails.Ended(s)
 	guilty("b c", false)
 
+	trails.Began(s, 0)
+	trails.Contributed(s, "x")
+	trails.Gave(s, Given{Peer: "x", From: 0, To: 10})
+	trails.Ended(s)
+	trails.Began(s, 10) // it goes on where the one before ended
+	trails.Contributed(s, "y")
+	trails.Gave(s, Given{Peer: "y", From: 10, To: 20})
+	trails.Ended(s)
+	guilty("x y", false)
+	trails.Began(s, 20)
+	trails.Contributed(s, "x")
+	trails.Ended(s)
+	guilty("x y", false)
+
 	trails.Began(s, 10) // somebody else sent the beginning
 	trails.Contributed(s, "d")
 	trails.Ended(s)

@@ -43,16 +43,22 @@ func (e *Trails) Began(k Stream, off int64) {
 		e.trails = make(map[Stream]*trail)
 	}
 	t := e.trails[k]
-	if t == nil || t.active == 0 {
+	if t == nil || t.active == 0 && !t.goesOn(off) {
 		if len(e.trails) >= maxTrails {
 			e.sweep()
 		}
-		t = &trail{}
+		t = &trail{part: off > 0}
 		e.trails[k] = t
+	} else if t.active > 0 {
+		t.part = t.part || off > 0
 	}
 	t.active++
-	t.part = t.part || off > 0
 	t.at = time.Now()
+}
+
+// goesOn tells whether bytes from off on continue what the last one gave.
+func (t *trail) goesOn(off int64) bool {
+	return off > 0 && len(t.given) > 0 && t.given[len(t.given)-1].To == off
 }
 
 func (e *Trails) sweep() {

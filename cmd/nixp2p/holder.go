@@ -82,7 +82,7 @@ func (h *holder) NAR(ctx context.Context, nar nix.NarHash, form nix.Form, off in
 	}
 	if h.cache != nil {
 		if d := h.cache.Downloading(nar, form); d != nil {
-			body := growing{d.Reader(off), info.StorePath()}
+			body := growing{d.Share(off), info.StorePath()}
 			if h.resolver.Decoding(nar, form, d.Size()) {
 				return &verify.Claim{Body: decoding{body, func() {}}, Size: d.Size()}, nil
 			}
@@ -103,7 +103,7 @@ func (h *holder) NAR(ctx context.Context, nar nix.NarHash, form nix.Form, off in
 	if h.cache != nil {
 		// It is being decoded from another form, for all who ask.
 		if d := h.cache.Downloading(nar, form); d != nil {
-			return &verify.Claim{Body: decoding{growing{d.Reader(off), info.StorePath()}, n.Close}, Size: d.Size()}, nil
+			return &verify.Claim{Body: decoding{growing{d.Share(off), info.StorePath()}, n.Close}, Size: d.Size()}, nil
 		}
 	}
 	return &verify.Claim{Body: pipe(ctx, n, off), Size: n.Size()}, nil

@@ -25,6 +25,8 @@ type Download struct {
 	file    *os.File // nil once it has ended and nobody uses it
 	users   int      // of file: the filler, readers, and who writes it through
 	written int64
+	doubted bool  // others see nothing from doubt on
+	doubt   int64 // byte
 	state   state
 	err     error         // of Abort
 	entry   *entry        // after Commit
@@ -130,6 +132,20 @@ func (c *Cache) Downloading(nar nix.NarHash, form nix.Form) *Download {
 		return nil
 	}
 	return d
+}
+
+// Doubt keeps what is written from now on from other machines, until the end or until there is no
+// doubt any more: then they see all.
+func (d *Download) Doubt(doubted bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch {
+	case doubted && !d.doubted:
+		d.doubt = d.written
+	case !doubted && d.doubted:
+		d.wakeLocked()
+	}
+	d.doubted = doubted
 }
 
 // Size returns the bytes that the whole will have.

@@ -27,6 +27,7 @@ type Reader struct {
 	leave  func()
 	err    error // why there is no file
 	follow bool
+	others bool // it is for another machine
 	off    int64
 	hold   int64
 
@@ -38,6 +39,13 @@ type Reader struct {
 // all but the last verify.TailSize of what was written until Commit, everything after it, and
 // the error of Abort after that.
 func (d *Download) Reader(off int64) *Reader { return d.reader(off, true) }
+
+// Share is Reader for another machine: it waits for what is doubted as for what is still to come.
+func (d *Download) Share(off int64) *Reader {
+	r := d.reader(off, true)
+	r.others = true
+	return r
+}
 
 // Filled returns a reader of what was written so far, the tail included: unproven bytes, for the
 // filler's own eyes. It ends where writing is.
@@ -87,10 +95,20 @@ func (r *Reader) Have() int64 {
 	d := r.d
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.state == filling {
-		return max(d.written-r.hold, 0)
+	return max(r.seen(), 0)
+}
+
+// seen returns how many bytes from the first one on this reader may see. The caller holds d.mu.
+func (r *Reader) seen() int64 {
+	d := r.d
+	n := d.written
+	if d.state != filling || !r.follow {
+		return n
 	}
-	return d.written
+	if n -= r.hold; r.others && d.doubted {
+		n = min(n, d.doubt)
+	}
+	return n
 }
 
 // free returns how many bytes may be read now. When there are none it returns a channel that is
@@ -104,14 +122,10 @@ func (r *Reader) free(wait bool) (n int64, changed <-chan struct{}, err error) {
 		return 0, nil, fs.ErrClosed
 	default:
 	}
-	seen := d.written
-	switch {
-	case d.state == aborted:
+	if d.state == aborted {
 		return 0, nil, d.err
-	case d.state == filling && r.follow:
-		seen -= r.hold
 	}
-	if n = seen - r.off; n > 0 {
+	if n = r.seen() - r.off; n > 0 {
 		return n, nil, nil
 	}
 	if d.state == committed || !r.follow {

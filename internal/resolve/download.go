@@ -211,6 +211,7 @@ func (r *Resolver) fill(ctx context.Context, d *download, c choice) {
 				return err
 			}
 			d.giver.Store(source)
+			into.peers = into.peers || source == peerName
 			d.begin(nil)
 			return nil
 		},
@@ -357,6 +358,9 @@ type spoolSink struct {
 	proof    *verify.Print
 	buf      []byte
 	lease    Lease // nil when there is none
+	peers    bool  // some bytes came from peers
+	doubted  bool  // other machines see nothing from doubt on
+	doubt    int64 // byte
 	// misnamed: it was committed although its file hash is wrong.
 	misnamed bool
 }
@@ -368,6 +372,7 @@ func (s *spoolSink) Fill(src io.Reader) error {
 		n, err := src.Read(s.buf)
 		if n > 0 {
 			empty = 0
+			s.judge()
 			if _, err := s.proof.Write(s.buf[:n]); err != nil {
 				return err
 			}
@@ -386,11 +391,32 @@ func (s *spoolSink) Fill(src io.Reader) error {
 	return io.ErrNoProgress
 }
 
-// moved tells the site how far this download is. Those who follow it see all but the tail.
-func (s *spoolSink) moved() {
-	if s.lease != nil {
-		s.lease.Moved(max(s.Offset()-verify.TailSize, 0), s.Offset())
+// judge keeps the bytes of a stranger from other machines. Passed on, a lie would go round among
+// those who do not lie: each would begin anew with somebody who has it from another one. So a peer
+// is passed on when it has given right bytes before, and a liar is left alone with its lies.
+func (s *spoolSink) judge() {
+	if !s.peers {
+		return
 	}
+	v, ok := s.r.cfg.Peers.(vouching)
+	doubted := ok && !v.Vouched(s.info, s.form)
+	if doubted != s.doubted {
+		s.doubted, s.doubt = doubted, s.Offset()
+		s.Doubt(doubted)
+	}
+}
+
+// moved tells the site how far this download is. Those who follow it see all but the tail, and
+// what is doubted.
+func (s *spoolSink) moved() {
+	if s.lease == nil {
+		return
+	}
+	seen := s.Offset() - verify.TailSize
+	if s.doubted {
+		seen = min(seen, s.doubt)
+	}
+	s.lease.Moved(max(seen, 0), s.Offset())
 }
 
 // maxEmptyReads bounds reads that give neither bytes nor an error, which io.Reader allows.

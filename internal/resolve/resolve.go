@@ -49,6 +49,8 @@ type Far interface {
 	Source
 	// Down tells that asking is no use at the moment.
 	Down() bool
+	// Crowded tells that answers are late because of what else comes over the same line.
+	Crowded() bool
 }
 
 // Memory keeps narinfos on disk.
@@ -69,6 +71,9 @@ type Download interface {
 	// Write appends. It is called by one goroutine. When it fails the cache may end the
 	// download for the followers by itself.
 	Write(p []byte) (int, error)
+	// Doubt keeps what is written from now on from other machines, until the end or until
+	// there is no doubt any more.
+	Doubt(doubted bool)
 	// Reader follows from byte off on. It sees all but a held-back tail, everything after
 	// Commit, and nothing but the error after Abort.
 	Reader(off int64) Reader
@@ -147,8 +152,12 @@ type Config struct {
 // verified ahead) or bound memory.
 const (
 	infoDeadline = 10 * time.Second
-	downDeadline = 100 * time.Millisecond
-	peerDeadline = time.Second // when the upstreams are down and peers may know
+	// crowdedDeadline is the same while bytes come from upstream. Where a line is full, the next
+	// substituter that Nix would ask is behind it too, and if there is none a build breaks.
+	crowdedDeadline = 45 * time.Second
+	crowdedTick     = time.Second
+	downDeadline    = 100 * time.Millisecond
+	peerDeadline    = time.Second // when the upstreams are down and peers may know
 	// laterDeadline is how long upstreams are waited for when peers would have to decode.
 	laterDeadline = 3 * time.Second
 	missLifetime  = time.Minute
@@ -164,8 +173,11 @@ const (
 	// heldMost is what all responses together hold back, and what waits for slow clients.
 	heldMost = 128 << 20
 
-	avoidFor = time.Hour        // sources that together sent wrong bytes
-	cutFor   = 10 * time.Minute // no Range for a URL that was cut for wrong bytes
+	avoidFor = time.Hour // sources that together sent wrong bytes
+	// avoidPeersFor is the same for peers of whom two in a row sent a NAR wrong: there may be no
+	// upstream, and others who have it.
+	avoidPeersFor = time.Minute
+	cutFor        = 10 * time.Minute // no Range for a URL that was cut for wrong bytes
 	// linger is how long a download goes on when nobody follows it: the client of a cut
 	// connection comes back within it.
 	linger = 5 * time.Second
@@ -206,6 +218,7 @@ type Resolver struct {
 	flights flights
 
 	avoided   *expiring[avoidKey]
+	lied      *expiring[avoidKey] // once, lately
 	cuts      *expiring[nix.NARName]
 	badFiles  *expiring[nix.FileHash]
 	held      *semaphore.Weighted // bytes of memory
@@ -253,6 +266,7 @@ func New(cfg Config) (*Resolver, error) {
 		hidden: newExpiring[nix.StoreHash](memoryMisses),
 
 		avoided:   newExpiring[avoidKey](4096),
+		lied:      newExpiring[avoidKey](4096),
 		cuts:      newExpiring[nix.NARName](4096),
 		badFiles:  newExpiring[nix.FileHash](4096),
 		held:      semaphore.NewWeighted(heldMost),

@@ -238,13 +238,21 @@ func (p *pouring) blame(contributors []NARSource, err error) {
 	if !isLie(err) {
 		return
 	}
+	peers := avoidKey{peerName, p.info.NarHash()}
 	if len(contributors) == 1 {
 		_ = p.r.blameNAR(contributors[0], p.info, p.form, err)
+		if contributors[0].Name() == peerName {
+			// The next one may have it from the same liar, and the client does not wait for ever.
+			if p.r.lied.has(peers) {
+				p.r.avoided.add(peers, avoidPeersFor)
+			}
+			p.r.lied.add(peers, avoidPeersFor)
+		}
 		return
 	}
 	if j := p.r.jury(); j != nil && slices.ContainsFunc(contributors, func(s NARSource) bool { return s.Name() == peerName }) {
 		j.Suspect(p.info, p.form)
-		p.r.avoided.add(avoidKey{peerName, p.info.NarHash()}, avoidFor)
+		p.r.avoided.add(peers, avoidFor)
 	} else {
 		for _, s := range contributors {
 			p.r.avoided.add(avoidKey{s.Name(), p.info.NarHash()}, avoidFor)

@@ -178,6 +178,9 @@ func (d *download) Write(p []byte) (n int, err error) {
 	return n, err
 }
 
+// Doubt does nothing: nobody else reads it.
+func (d *download) Doubt(bool) {}
+
 func (d *download) Commit() error {
 	if len(d.data) != int(d.size) {
 		err := fmt.Errorf("sourcetest: %d of %d bytes", len(d.data), d.size)

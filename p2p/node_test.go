@@ -783,3 +783,28 @@ func TestMesh(t *testing.T) {
 		}
 	}
 }
+
+// TestStrangersLast: a large NAR is fetched from a peer that has given right bytes before, if one
+// has it.
+func TestStrangersLast(t *testing.T) {
+	t.Parallel()
+	large, small := nixtest.NewPath("large", 2<<20), nixtest.NewPath("small", 1000)
+	a := start(t, newHolder(t, large, small), nil)
+	b := join(t, newHolder(t, large, small), nil, a)
+	c := join(t, nil, nil, a, b)
+	wait(t, "the inventories", func() bool { return len(c.Holders(large.Hash())) == 2 })
+	for _, known := range []*testNode{a, b} {
+		c.vouched.Clear()
+		c.vouched.Store(known.ID(), true)
+		for range 20 {
+			f := c.newFetch(large.Info(t, shareKey), nix.Raw, 0)
+			if r := f.candidate(t.Context(), map[peer.ID]bool{}); r.id != known.self {
+				t.Fatalf("peer %s is asked for what is large", r.id)
+			}
+		}
+	}
+	f := c.newFetch(large.Info(t, shareKey), nix.Raw, 0)
+	if r := f.candidate(t.Context(), map[peer.ID]bool{b.self: true}); r.id != a.self {
+		t.Error("a stranger that alone has it is not asked")
+	}
+}

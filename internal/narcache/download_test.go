@@ -86,6 +86,56 @@ func TestFollow(t *testing.T) {
 	})
 }
 
+// TestDoubt: what is doubted is kept from other machines, not from this one's clients.
+func TestDoubt(t *testing.T) {
+	c := open(t, Config{Dir: t.TempDir()})
+	n := rawNAR(t, "a", 5*mib)
+	d := create(t, c, n)
+	here, there := d.Reader(0), d.Share(0)
+	defer here.Close()
+	defer there.Close()
+	expect := func(wantHere, wantThere int64) {
+		t.Helper()
+		if here.Have() != wantHere || there.Have() != wantThere {
+			t.Errorf("%d bytes here, %d there; want %d, %d", here.Have(), there.Have(), wantHere, wantThere)
+		}
+	}
+	write := func(to int) {
+		t.Helper()
+		if _, err := d.Write(n.data[d.written:to]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(2 * mib)
+	expect(mib, mib)
+	d.Doubt(true)
+	write(3 * mib)
+	d.Doubt(true)
+	write(4 * mib)
+	expect(3*mib, 2*mib)
+	got := make([]byte, 3*mib)
+	if k, err := io.ReadFull(there, got[:2*mib]); err != nil {
+		t.Fatal(k, err)
+	}
+	more := make(chan error)
+	go func() {
+		_, err := io.ReadFull(there, got[2*mib:])
+		more <- err
+	}()
+	d.Doubt(false)
+	if err := <-more; err != nil || !bytes.Equal(got, n.data[:3*mib]) {
+		t.Errorf("afterwards: %v", err)
+	}
+	expect(3*mib, 3*mib)
+	d.Doubt(true)
+	write(len(n.data))
+	expect(int64(len(n.data)-mib), 4*mib)
+	if err := d.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	expect(int64(len(n.data)), int64(len(n.data)))
+}
+
 func TestFollowersLeave(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := open(t, Config{Dir: t.TempDir()})

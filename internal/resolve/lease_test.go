@@ -330,3 +330,45 @@ func TestStrangersAreProven(t *testing.T) {
 		t.Errorf("%d proven", v.proven)
 	}
 }
+
+// TestStrangersAreNotPassedOn: what comes from a peer that nobody vouches for is not offered to
+// others before it is proven.
+func TestStrangersAreNotPassedOn(t *testing.T) {
+	p := nixtest.NewPath("hello", 5*mib)
+	for _, all := range []bool{false, true} {
+		l := &leases{}
+		w := newWorld(t, func(w *world, cfg *resolve.Config) {
+			cfg.Peers, cfg.Leases = &vouched{Fake: w.peers, all: all}, l
+		})
+		w.up.Add(t, key, p)
+		other := sourcetest.NewFake("peer")
+		other.AddBytes(p.NarHash(), nix.Raw, p.NAR)
+		w.up.SetFaults(sourcetest.Fault{Do: sourcetest.Die, At: 2 * mib, Times: 1})
+		l.turns = []resolve.NARSource{nil, other}
+		w.wantWhole(nameOf(p, nix.Raw), p.NAR)
+		w.stop()
+		want := int64(2 * mib) // from upstream
+		if all {
+			want = int64(len(p.NAR)) - verify.TailSize
+		}
+		if l.got != int64(len(p.NAR)) || l.bytes != want {
+			t.Errorf("vouched %t: %d of %d bytes to be had, want %d", all, l.bytes, l.got, want)
+		}
+	}
+}
+
+// TestTwoLies: peers that sent a NAR wrong twice are not asked for it a third time.
+func TestTwoLies(t *testing.T) {
+	p := nixtest.NewPath("hello", 100)
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, withPeers)
+		w.peers.Add(t, key, p)
+		w.up.Add(t, key, p)
+		w.peers.SetForgiving()
+		w.peers.SetFaults(sourcetest.Fault{Do: sourcetest.Flip, At: 10, Times: 3})
+		w.wantWhole(nameOf(p, nix.Raw), p.NAR)
+		if n := w.peers.Opened(nix.Raw); n != 2 {
+			t.Errorf("asked %d times", n)
+		}
+	})
+}

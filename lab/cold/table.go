@@ -3,10 +3,12 @@
 package main
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"math"
 	"slices"
 	"strings"
+	"time"
 )
 
 // performanceText is the section of docs/performance.md.
@@ -116,6 +118,24 @@ func aims(b *strings.Builder, list []*result) {
 		fmt.Fprintf(b, "- %d hosts, %s, uplink %g Mbit/s: upstream NAR bytes %.3f × (aim ≤ %.2f): %s; slowest host %.2f × one copy (aim ≤ %.1f): %s, cores %.0f %% busy.\n",
 			r.Hosts, r.Client, r.Uplink, r.egress(), maxEgress, word(r.egress() <= maxEgress), r.Slowest/r.OneCopy, maxTime, word(r.Slowest <= maxTime*r.OneCopy), 100*r.Busy)
 	}
+	r := common(list)
+	rate := hashRate()
+	fmt.Fprintf(b, `
+What %d cores for all hosts leave of the second aim at %g Mbit/s: every host has to hash what it gets, and SHA-256 makes %.2f GB/s a core here. One copy of %.0f MB for each of 8, 16 and 32 hosts is %.1f, %.1f and
+%.1f s of hashing, of the %.1f s of CPU that %d cores have in %.1f times %.1f s; nothing is received, decrypted, written or passed on yet. The row with %d Mbit/s is the same site with slower lines and as many cores.
+`, r.Cores, r.Uplink, rate/1e9, float64(r.FileBytes)/1e6, 8*float64(r.FileBytes)/rate, 16*float64(r.FileBytes)/rate, 32*float64(r.FileBytes)/rate, float64(r.Cores)*maxTime*r.OneCopy, r.Cores, maxTime, r.OneCopy, slowUplink)
+}
+
+// hashRate is what SHA-256 makes on one core, in bytes a second.
+func hashRate() float64 {
+	block := make([]byte, 1<<20)
+	h := sha256.New()
+	start := time.Now()
+	n := 0
+	for ; time.Since(start) < 500*time.Millisecond; n++ {
+		_, _ = h.Write(block)
+	}
+	return float64(n*len(block)) / time.Since(start).Seconds()
 }
 
 func cell(s string) string {

@@ -25,7 +25,7 @@ func byDHT(ctx context.Context, st *stage) error {
 		return fmt.Errorf("a node has no peer after %s", rig.Seconds(took))
 	}
 	// A's records have to be out; nothing tells that from outside.
-	if !rig.Pause(ctx, 8*time.Second) {
+	if !rig.Pause(ctx, 15*time.Second) {
 		return ctx.Err()
 	}
 	// Guests, whom the DHT brought, leave after a minute.

@@ -76,7 +76,7 @@ func run(ctx context.Context) error {
 	if *only != "" {
 		return nil
 	}
-	return rig.WriteAround(*out, "cold start", b.report())
+	return rig.WriteAround(*out, b.report(), "peers", "cold start")
 }
 
 // findNix prefers the newest: it substitutes in parallel, as what people run.

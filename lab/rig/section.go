@@ -43,13 +43,14 @@ func WriteSection(file, name, text string) error {
 	return os.WriteFile(file, bytes.Join([][]byte{old[:from], with, old[to:]}, nil), 0o644)
 }
 
-// WriteAround writes a file anew, but for a marked section that another command put there.
-func WriteAround(file, name, text string) error {
-	out := []byte(text)
+// WriteAround writes a file anew, but for the marked sections that other commands put there.
+func WriteAround(file, text string, names ...string) error {
+	out := append(bytes.TrimRight([]byte(text), "\n"), '\n')
 	if old, err := os.ReadFile(file); err == nil {
-		if from, to, ok := section(old, name); ok {
-			out = append(append(bytes.TrimRight(out, "\n"), "\n\n"...), old[from:to]...)
-			out = append(out, '\n')
+		for _, name := range names {
+			if from, to, ok := section(old, name); ok {
+				out = append(append(append(out, '\n'), old[from:to]...), '\n')
+			}
 		}
 	}
 	return os.WriteFile(file, out, 0o644)

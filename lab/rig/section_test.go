@@ -26,11 +26,11 @@ func TestSections(t *testing.T) {
 		t.Errorf("a new section:\n%s", read())
 	}
 	must(WriteSection(file, "other", "second\n"))
-	must(WriteAround(file, "other", "# Doc\n\nmade again\n"))
+	must(WriteAround(file, "# Doc\n\nmade again\n", "absent", "other"))
 	if want := "# Doc\n\nmade again\n\n<!-- other: begin -->\nsecond\n<!-- other: end -->\n"; read() != want {
 		t.Errorf("after both were written anew:\n%s", read())
 	}
-	must(WriteAround(file, "none", "all is new\n"))
+	must(WriteAround(file, "all is new\n", "none"))
 	if read() != "all is new\n" {
 		t.Errorf("without a section:\n%s", read())
 	}

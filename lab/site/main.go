@@ -8,7 +8,7 @@
 //
 //	go run ./lab/site -list
 //	go run ./lab/site -scenario closure -v
-//	go run ./lab/site -o docs/site.md -scale docs/scale.md
+//	go run ./lab/site -o docs/site.md -scale docs/scale.md -performance docs/performance.md
 package main
 
 import (
@@ -65,12 +65,14 @@ type options struct {
 	out     string
 	scale   string
 	results string
-	binary  string
-	nix     string
-	json    bool
-	list    bool
-	verbose bool
-	factor  float64 // what limits of time are multiplied with
+
+	performance string
+	binary      string
+	nix         string
+	json        bool
+	list        bool
+	verbose     bool
+	factor      float64 // what limits of time are multiplied with
 }
 
 func parseFlags() *options {
@@ -79,6 +81,7 @@ func parseFlags() *options {
 	flag.IntVar(&o.hosts, "hosts", 0, "hosts on the LAN, where a scenario works with more or fewer; 0 is what it asks for")
 	flag.StringVar(&o.out, "o", "", "write the tables of this run, and of earlier ones in -results, to this file")
 	flag.StringVar(&o.scale, "scale", "", "the same for what was measured of growth")
+	flag.StringVar(&o.performance, "performance", "", "the same for the section of docs/performance.md about peers")
 	flag.StringVar(&o.results, "results", "", "JSON file that keeps the last result of each scenario over several runs")
 	flag.StringVar(&o.binary, "nixp2p", "", "the program; built from this module if empty")
 	flag.StringVar(&o.nix, "nix", "", "Nix of the hosts: a version for which there is a tree, such as 2.34; the machine's own if empty")
@@ -247,7 +250,10 @@ func publish(o *options, r *result) error {
 		errs = append(errs, os.WriteFile(o.out, []byte(siteMarkdown(list)), 0o644))
 	}
 	if o.scale != "" {
-		errs = append(errs, rig.WriteAround(o.scale, coldSection, scaleMarkdown(list)))
+		errs = append(errs, rig.WriteAround(o.scale, scaleMarkdown(list), coldSection))
+	}
+	if o.performance != "" {
+		errs = append(errs, rig.WriteSection(o.performance, "peers", peersMarkdown(list)))
 	}
 	return errors.Join(errs...)
 }

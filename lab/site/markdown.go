@@ -24,7 +24,7 @@ depend on them, but for the limits named.
 
     sudo go run ./lab/site -list                      # what there is
     sudo go run ./lab/site -scenario closure -v       # one scenario, with logs where it fails
-    sudo go run ./lab/site -results site.json -o docs/site.md -scale docs/scale.md   # everything
+    sudo go run ./lab/site -results site.json -o docs/site.md -scale docs/scale.md -performance docs/performance.md   # everything
 
 It needs root, Debian's ` + "`iproute2 nftables sqlite3 nix-bin`" + ` and ` + "`/dev/net/tun`" + `. It works in namespaces
 of its own: the machine's network is not touched, and nothing is left when it ends, also by Ctrl-C.
@@ -106,6 +106,67 @@ func faultTable(b *strings.Builder, list []*result) {
 			r.value("time for the closure, straight from the upstream"), r.value("time for the closure, through nixp2p"))
 	}
 	b.WriteString("\n")
+}
+
+// about is a figure of docs/performance.md: its name, where it is from, and what is aimed at.
+type about struct {
+	what, scenario, figure, aim string
+	check                       bool // it is what a check saw
+}
+
+var aboutPeers = []about{
+	{"four fresh nodes, from the start of the first process until all are connected (mDNS)", "mdns-both", "from the start of the first process to the whole mesh", "< 5 s", false},
+	{"220 paths (90 MB) from a neighbour's live store, real Nix, nothing from upstream", "closure", "h2: time for the closure", "", false},
+	{"100,000 paths in a store, filled before the first start: known to the neighbour after", "prefilled", "B knows all 100,000 paths within 10s of A's first start", "10 s", true},
+	{"CPU for that, one signature each", "prefilled", "A: CPU until then", "", false},
+	{"memory of the node then", "prefilled", "A: memory then", "< 150 MB", false},
+	{"inventory of 100,000 paths", "prefilled", "inventory of 100,000 paths on the wire", "", false},
+	{"a new path is known to the neighbour after", "prefilled", "a path that A's Nix registers is known to B within 3s", "3 s", true},
+	{"look-up in the DHT, with connecting to the holder", "dht", "look-up in the DHT, with connecting to the holder", "", false},
+	{"one NAR of 1 GB between two hosts, no limit on the LAN", "large-nar", "again: from A's store through both nodes to B's client", "", false},
+	{"plain TCP there, in the same run", "large-nar", "plain TCP, memory to memory", "", false},
+	{"SHA-256 on one core there; each side hashes once", "large-nar", "SHA-256 on one core, which each side needs once", "", false},
+	{"CPU for each GB, the giving and the taking node", "large-nar", "again: CPU per GB, A's node and B's node", "", false},
+	{"the same NAR over links of 1 Gbit/s", "large-nar-gigabit", "again: from A's store through both nodes to B's client", "", false},
+	{"as a part of what plain TCP makes of that link", "large-nar-gigabit", "again: of plain TCP", "0.83, which is 1.2 times what the link needs", false},
+	{"at rest among 32 nodes, 220 paths each: CPU", "grow-32", figIdle, "10 ms a second", false},
+	{"the same: memory", "grow-32", figMemory, "< 150 MB", false},
+	{"at rest among 64 nodes: CPU", "grow-64", figIdle, "10 ms a second", false},
+	{"the same: memory", "grow-64", figMemory, "< 150 MB", false},
+}
+
+// peersMarkdown writes what docs/performance.md has of peers.
+func peersMarkdown(list []*result) string {
+	var b strings.Builder
+	b.WriteString("## Peers\n\nWritten by `go run ./lab/site`: real nodes in network namespaces, all on the " + fmt.Sprint(runtime.NumCPU()) + " cores of one machine (" + rig.CPUName() +
+		"), with what else each scenario says in [site.md](site.md).\n\n| what | measured | aim | scenario |\n| --- | --- | --- | --- |\n")
+	for _, a := range aboutPeers {
+		i := slices.IndexFunc(list, func(r *result) bool { return r.Name == a.scenario })
+		if i < 0 {
+			continue
+		}
+		if seen := list[i].saw(a); seen != "" {
+			fmt.Fprintf(&b, "| %s | %s | %s | [%s](site.md#%s) |\n", a.what, plain(seen), a.aim, a.scenario, a.scenario)
+		}
+	}
+	b.WriteString("\nA million records of providers, 256 peers, five for each NAR, is `go test -run none -bench Providers1M ./p2p/dht`; it prints its own figures.\n")
+	return b.String()
+}
+
+// saw returns the text of a figure, "" when there is none. The names of figures may go on with
+// what they were measured of.
+func (r *result) saw(a about) string {
+	for _, c := range r.Checks {
+		if a.check && c.What == a.figure {
+			return c.Seen
+		}
+	}
+	for _, f := range r.Figures {
+		if !a.check && strings.HasPrefix(f.What, a.figure) {
+			return f.Value
+		}
+	}
+	return ""
 }
 
 const scaleHead = `# How a site grows

@@ -3,7 +3,9 @@ package upstream
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"slices"
@@ -265,5 +267,27 @@ func TestQueuedNAR(t *testing.T) {
 		if err := <-come; err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// TestSecondQuestion: a narinfo that is lost on the way is there soon all the same; one that comes
+// in time is asked for once.
+func TestSecondQuestion(t *testing.T) {
+	p := nixtest.NewPath("hello", 100)
+	u := nixtest.NewUpstream(t, cache(nix.None, p))
+	b := open(t, func(c *Config) { c.times.late = 200 * time.Millisecond }, u.URL())
+	b.mustInfo(p)
+	if n := u.Requests(nixtest.NarInfo); n != 1 {
+		t.Errorf("asked %d times", n)
+	}
+	u.Set(nixtest.NarInfo, nixtest.Fault{Do: nixtest.Hang, At: nixtest.BeforeHeaders, Times: 1})
+	began := time.Now()
+	b.mustInfo(p)
+	if d, n := time.Since(began), u.Requests(nixtest.NarInfo); n != 3 || d > 5*time.Second {
+		t.Errorf("asked %d times, %v", n, d)
+	}
+	u.Set(nixtest.NarInfo, nixtest.Fault{Status: http.StatusNotFound})
+	if _, err := b.Info(t.Context(), p.Hash()); !errors.Is(err, fs.ErrNotExist) || u.Requests(nixtest.NarInfo) != 4 {
+		t.Errorf("%v, asked %d times", err, u.Requests(nixtest.NarInfo))
 	}
 }

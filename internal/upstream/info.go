@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"net/http"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/nixp2p/nixp2p/internal/nix"
@@ -109,10 +111,47 @@ func (u *Upstreams) hedge(m *mirror) time.Duration {
 	return u.times.hedge
 }
 
-// ask gets the narinfo for h from one cache, and tries once more where that helps; while the
+// ask gets the narinfo for h from one cache. One that is very late is asked a second time
+// meanwhile: a connection that lost packets waits longer after each, and a fresh one does not.
+func (u *Upstreams) ask(ctx context.Context, m *mirror, h nix.StoreHash) (*verify.Info, error) {
+	if u.times.late <= 0 {
+		return u.insist(ctx, m, h)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var both sync.WaitGroup
+	defer both.Wait()
+	defer cancel()
+	type answer struct {
+		info *verify.Info
+		err  error
+	}
+	answers := make(chan answer, 2)
+	start := func() {
+		both.Go(func() {
+			info, err := u.insist(ctx, m, h)
+			answers <- answer{info, err}
+		})
+	}
+	start()
+	timer := time.NewTimer(u.times.late)
+	defer timer.Stop()
+	for running := 1; ; {
+		select {
+		case a := <-answers:
+			if running--; a.err == nil || running == 0 {
+				return a.info, a.err
+			}
+		case <-timer.C:
+			start()
+			running++
+		}
+	}
+}
+
+// insist asks one cache, and tries once more where that helps; while the
 // line is crowded as often as ctx allows, each time with more patience: what others are sent
 // shows that the answer is on its way, and to say that there is none would break a build.
-func (u *Upstreams) ask(ctx context.Context, m *mirror, h nix.StoreHash) (*verify.Info, error) {
+func (u *Upstreams) insist(ctx context.Context, m *mirror, h nix.StoreHash) (*verify.Info, error) {
 	var before error
 	for try := 0; ; try++ {
 		info, err := u.askOnce(ctx, m, h, u.times.headers<<min(try, 3))
@@ -148,7 +187,11 @@ func pause(ctx context.Context, d time.Duration) bool {
 }
 
 func (u *Upstreams) askOnce(ctx context.Context, m *mirror, h nix.StoreHash, within time.Duration) (*verify.Info, error) {
+	if err := m.window.enter(ctx); err != nil {
+		return nil, fmt.Errorf("%s: %w", m.name, err)
+	}
 	began := time.Now()
+	defer func() { m.window.leave(time.Since(began), time.Now()) }()
 	r, err := m.fetch(ctx, u, request{kind: kindNarInfo, question: h, at: m.at(h.String() + ".narinfo"), within: within})
 	if err != nil {
 		m.latency.atLeast(time.Since(began))
@@ -224,4 +267,75 @@ func (v *verdict) err() error {
 		return v.absent
 	}
 	return errNone
+}
+
+// window is for how many narinfos a cache is asked at a time. Where all machines of a site ask at
+// once over a slow line, hundreds of short answers are more than its queue holds: most are lost,
+// and each loss doubles the wait for that one. So late answers make the window small, as TCP does
+// with its own. It is safe for concurrent use.
+type window struct {
+	mu     sync.Mutex
+	size   float64 // 0 before the first
+	out    int
+	least  time.Duration // that an answer took
+	shrunk time.Time
+	queue  []chan struct{} // of those who wait, first come first served
+}
+
+const (
+	windowMost  = 64 // more than a Nix asks at a time
+	windowLeast = 6
+	// An answer is late that took longer than windowLate and windowTimes the shortest: a cache that
+	// is slow by nature gets no faster by being asked less.
+	windowLate  = 500 * time.Millisecond
+	windowTimes = 4
+	windowPause = time.Second // between two steps down: what is late then was asked before the first
+)
+
+// enter waits for a place. Who got one calls leave.
+func (w *window) enter(ctx context.Context) error {
+	w.mu.Lock()
+	if w.size == 0 {
+		w.size = windowMost
+	}
+	if w.out < int(w.size) {
+		w.out++
+		w.mu.Unlock()
+		return nil
+	}
+	turn := make(chan struct{})
+	w.queue = append(w.queue, turn)
+	w.mu.Unlock()
+	select {
+	case <-turn:
+		return nil
+	case <-ctx.Done():
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if i := slices.Index(w.queue, turn); i >= 0 {
+		w.queue = slices.Delete(w.queue, i, i+1)
+		return ctx.Err()
+	}
+	return nil // its turn came at that moment
+}
+
+// leave gives the place back, after an answer or none in that time.
+func (w *window) leave(took time.Duration, now time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.least == 0 || took < w.least {
+		w.least = took
+	}
+	switch {
+	case took <= windowLate+windowTimes*w.least:
+		w.size = min(w.size+1/w.size, windowMost)
+	case now.Sub(w.shrunk) > windowPause:
+		w.size = max(w.size/2, windowLeast)
+		w.shrunk = now
+	}
+	for w.out--; w.out < int(w.size) && len(w.queue) > 0; w.out++ {
+		close(w.queue[0])
+		w.queue = w.queue[1:]
+	}
 }

@@ -7,7 +7,10 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/nixp2p/nixp2p/internal/nix"
@@ -405,4 +408,72 @@ func TestNewRefuses(t *testing.T) {
 	if _, err := New(Config{Netrc: "/nowhere/netrc"}); err == nil {
 		t.Error("netrc that is not there")
 	}
+}
+
+// TestWindow: late answers have fewer asked at a time, soon ones more again, and whoever leaves
+// while he waits takes nobody's place.
+func TestWindow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var w window
+		var most, now atomic.Int32
+		burst := func(n int, takes time.Duration) (took time.Duration, together int32) {
+			most.Store(0)
+			start := time.Now()
+			var all sync.WaitGroup
+			for range n {
+				all.Go(func() {
+					if err := w.enter(t.Context()); err != nil {
+						t.Error(err)
+						return
+					}
+					began := time.Now()
+					for k := now.Add(1); k > most.Load(); k = now.Load() {
+						most.Store(k)
+					}
+					<-time.After(takes)
+					now.Add(-1)
+					w.leave(time.Since(began), time.Now())
+				})
+			}
+			all.Wait()
+			return time.Since(start), most.Load()
+		}
+		if took, n := burst(640, 10*time.Millisecond); n != windowMost || took != 100*time.Millisecond {
+			t.Errorf("free line: %d at a time, %v", n, took)
+		}
+		burst(640, 2*time.Second)
+		if _, n := burst(60, 2*time.Second); n != windowLeast {
+			t.Errorf("full line: %d at a time", n)
+		}
+		left, leave := context.WithCancel(t.Context())
+		var all sync.WaitGroup
+		for range windowLeast {
+			_ = w.enter(t.Context())
+		}
+		for range 3 {
+			all.Go(func() {
+				if err := w.enter(left); err == nil {
+					t.Error("a place too many")
+				}
+			})
+		}
+		synctest.Wait()
+		leave()
+		all.Wait()
+		for range windowLeast {
+			w.leave(time.Millisecond, time.Now())
+		}
+		if w.out != 0 || len(w.queue) != 0 {
+			t.Errorf("%d places taken, %d wait", w.out, len(w.queue))
+		}
+		burst(4000, 10*time.Millisecond)
+		if _, n := burst(640, 10*time.Millisecond); n < windowMost/2 {
+			t.Errorf("free again: %d at a time", n)
+		}
+
+		w.size, w.least = 0, 0 // a cache that is slow by nature
+		if took, n := burst(256, 2*time.Second); n != windowMost || took != 8*time.Second {
+			t.Errorf("slow cache: %d at a time, %v", n, took)
+		}
+	})
 }

@@ -35,6 +35,7 @@ type mirror struct {
 
 	health
 	latency latency
+	window  window // of narinfos
 	said    atomic.Pointer[said]
 	asked   atomic.Int64
 	// mentioned keeps a message that would repeat with every request to one a time.

@@ -52,6 +52,7 @@ type Config struct {
 type timings struct {
 	connect  time.Duration // for TCP, names included
 	headers  time.Duration // of a narinfo, from the request on
+	late     time.Duration // of a narinfo, before it is asked for a second time; 0: it is not
 	first    time.Duration // until the headers of a NAR
 	stall    time.Duration // between two bytes
 	doubt    time.Duration // without an answer until it is tried whether the cache can be reached
@@ -67,7 +68,7 @@ type timings struct {
 }
 
 var defaults = timings{
-	connect: 2 * time.Second, headers: 5 * time.Second, first: 10 * time.Second, stall: 5 * time.Second, doubt: 500 * time.Millisecond, crawl: 10 * time.Second,
+	connect: 2 * time.Second, headers: 5 * time.Second, late: 1500 * time.Millisecond, first: 10 * time.Second, stall: 5 * time.Second, doubt: 500 * time.Millisecond, crawl: 10 * time.Second,
 	probe: 5 * time.Second, probing: 2 * time.Second, refresh: time.Hour,
 	hedge: 75 * time.Millisecond, backOff: 100 * time.Millisecond,
 	busyMost: time.Minute, busy: 5 * time.Second, convict: time.Hour,

@@ -40,6 +40,8 @@ const (
 	// settleTime is how long inventories may take to come.
 	settleTime = 4 * time.Second
 	timeout    = 10 * time.Second
+	// announceTime is how long a node may take to announce when it has learned for whom.
+	announceTime = 25 * time.Second
 )
 
 // Task is what a stranger does.
@@ -48,7 +50,7 @@ type Task struct {
 	Claim   []nix.StoreHash // paths that it says it has
 	Look    []nix.StoreHash // to be looked for in the target's inventory
 	Probes  []string        // request paths, each asked once, in this order
-	NARs    []nix.NarHash   // to be looked up in the DHT
+	NARs    []nix.NarHash   // to be looked up in the DHT; the last one is shared, and large
 	Lie     string          // directory of a cache: it says that it has all of it, and gives other bytes
 }
 
@@ -81,6 +83,8 @@ type stranger struct {
 	views map[peer.ID]*inventory.View
 	sizes map[peer.ID]int
 	tells map[peer.ID]bool // a session to it is open
+	hears map[network.Stream]bool
+	full  bool // no session is heard any more
 	asked []string
 	lies  *lies // nil: it has nothing
 }
@@ -105,7 +109,7 @@ func Run(ctx context.Context, in io.Reader, out io.Writer) error {
 		return err
 	}
 	defer h.Close()
-	s := &stranger{host: h, own: inventory.NewOwn(), views: map[peer.ID]*inventory.View{}, sizes: map[peer.ID]int{}, tells: map[peer.ID]bool{}}
+	s := &stranger{host: h, own: inventory.NewOwn(), views: map[peer.ID]*inventory.View{}, sizes: map[peer.ID]int{}, tells: map[peer.ID]bool{}, hears: map[network.Stream]bool{}}
 	if task.Lie != "" {
 		if s.lies, err = readLies(task.Lie); err != nil {
 			return err
@@ -179,12 +183,50 @@ func (s *stranger) work(ctx context.Context, d *dht.DHT, task *Task) (*Report, e
 		}
 		r.Answers = append(r.Answers, a)
 	}
+	if len(task.NARs) > 0 {
+		s.stopHearing()
+		// The last one is known to be announced, as soon as anything is.
+		for until := time.Now().Add(announceTime); time.Now().Before(until) && ctx.Err() == nil; {
+			if holders(ctx, d, task.NARs[len(task.NARs)-1]) > 0 {
+				break
+			}
+			select {
+			case <-time.After(time.Second):
+			case <-ctx.Done():
+			}
+		}
+	}
 	for _, nar := range task.NARs {
-		look, cancel := context.WithTimeout(ctx, timeout)
-		r.Holders = append(r.Holders, len(d.Find(look, nar)))
-		cancel()
+		r.Holders = append(r.Holders, holders(ctx, d, nar))
 	}
 	return r, nil
+}
+
+func holders(ctx context.Context, d *dht.DHT, nar nix.NarHash) int {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	return len(d.Find(ctx, nar))
+}
+
+// stopHearing takes no inventories any more, as a node does that has no room for more: nodes
+// announce in the DHT for such ones alone.
+func (s *stranger) stopHearing() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.full = true
+	for st := range s.hears {
+		_ = st.Reset()
+	}
+}
+
+// note keeps a session that others opened, so that stopHearing ends it. False: it is too late.
+func (s *stranger) note(st network.Stream) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.full {
+		s.hears[st] = true
+	}
+	return !s.full
 }
 
 // join connects and opens a session.
@@ -273,6 +315,9 @@ func (s *stranger) introduce(ctx context.Context, id peer.ID) (network.Stream, e
 // hear takes what another node tells of itself.
 func (s *stranger) hear(st network.Stream) {
 	defer st.Reset()
+	if !s.note(st) {
+		return
+	}
 	if _, err := st.Write(wire.AppendFrame(nil, wire.Challenge, swarmkey.Challenge())); err != nil {
 		return
 	}

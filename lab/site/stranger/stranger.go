@@ -84,7 +84,7 @@ type stranger struct {
 	sizes map[peer.ID]int
 	tells map[peer.ID]bool // a session to it is open
 	hears map[network.Stream]bool
-	full  bool // no session is heard any more
+	full  bool // no session is heard
 	asked []string
 	lies  *lies // nil: it has nothing
 }
@@ -184,7 +184,8 @@ func (s *stranger) work(ctx context.Context, d *dht.DHT, task *Task) (*Report, e
 		r.Answers = append(r.Answers, a)
 	}
 	if len(task.NARs) > 0 {
-		s.stopHearing()
+		s.hearing(false)
+		defer s.hearing(true)
 		// The last one is known to be announced, as soon as anything is.
 		for until := time.Now().Add(announceTime); time.Now().Before(until) && ctx.Err() == nil; {
 			if holders(ctx, d, task.NARs[len(task.NARs)-1]) > 0 {
@@ -208,18 +209,19 @@ func holders(ctx context.Context, d *dht.DHT, nar nix.NarHash) int {
 	return len(d.Find(ctx, nar))
 }
 
-// stopHearing takes no inventories any more, as a node does that has no room for more: nodes
-// announce in the DHT for such ones alone.
-func (s *stranger) stopHearing() {
+// hearing says whether inventories are taken. A node that has no room for more takes none, and
+// others announce in the DHT for such ones alone.
+func (s *stranger) hearing(on bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.full = true
+	s.full = !on
 	for st := range s.hears {
 		_ = st.Reset()
 	}
+	clear(s.hears)
 }
 
-// note keeps a session that others opened, so that stopHearing ends it. False: it is too late.
+// note keeps a session that others opened, so that it can be ended. False: none is wanted.
 func (s *stranger) note(st network.Stream) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -319,8 +319,7 @@ func (n *Node) Right(info *verify.Info, form nix.Form) (bytes io.Writer, proven 
 
 // Proven says that all bytes of this form were right, those that came from peers as well.
 func (n *Node) Proven(info *verify.Info, form nix.Form) {
-	peers, _ := n.trails.Guilty(standing.Stream{Nar: info.NarHash(), Form: form})
-	for _, p := range peers {
+	for _, p := range n.trails.Last(standing.Stream{Nar: info.NarHash(), Form: form}) {
 		n.vouched.Store(p, true)
 	}
 }

@@ -102,12 +102,16 @@ type way struct {
 }
 
 const (
-	shutFor  = time.Minute
-	mostShut = 1024
+	shutFor     = time.Minute
+	maxShutWays = 1024
+	// maxWays are made at a time: who answers as coordinator can name whom it likes.
+	maxWays = 64
 	// wayPatience is how long a coordinator is waited for that somebody is connected to and this
 	// node is not: a handshake takes milliseconds, but not where all machines start at once.
 	wayPatience = time.Second
 )
+
+var errManyWays = errors.New("too many nodes are being connected to")
 
 func (w *ways) isShut(key string) bool {
 	w.mu.Lock()
@@ -123,7 +127,8 @@ func (w *ways) young(id peer.ID) bool {
 	return u != nil && time.Since(u.began) < wayPatience
 }
 
-// take returns the way to a node; fresh tells that the caller has to make it.
+// take returns the way to a node, nil when too many are being made; fresh tells that the caller has
+// to make it.
 func (w *ways) take(id peer.ID) (u *way, fresh bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -132,6 +137,9 @@ func (w *ways) take(id peer.ID) (u *way, fresh bool) {
 	}
 	if w.under == nil {
 		w.under = make(map[peer.ID]*way)
+	}
+	if len(w.under) >= maxWays {
+		return nil, false
 	}
 	u = &way{began: time.Now(), done: make(chan struct{})}
 	w.under[id] = u
@@ -150,7 +158,7 @@ func (w *ways) end(id peer.ID, u *way, err error) {
 	}
 	now := time.Now()
 	for k, until := range w.shut {
-		if until.Before(now) || len(w.shut) >= mostShut {
+		if until.Before(now) || len(w.shut) >= maxShutWays {
 			delete(w.shut, k)
 		}
 	}
@@ -259,6 +267,9 @@ func (n *Node) reach(ctx context.Context, node lease.NodeID, addr string) (*remo
 // approach has a node connected to, and waits for it as long as ctx allows.
 func (n *Node) approach(ctx context.Context, h host.Host, id peer.ID, addr string) error {
 	u, fresh := n.ways.take(id)
+	if u == nil {
+		return errManyWays
+	}
 	if fresh {
 		to := peer.AddrInfo{ID: id}
 		for o := range n.neighbours {

@@ -4,9 +4,12 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"testing"
 	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/internal/nixtest"
@@ -270,5 +273,52 @@ func TestVouched(t *testing.T) {
 	b.Convict(second.Info(t, shareKey), nix.Raw, &verify.LieError{Reason: verify.ReasonHash, Err: errors.New("test")})
 	if b.Vouched(first.Info(t, shareKey), nix.Raw) {
 		t.Error("a liar is vouched for")
+	}
+}
+
+// TestGuests: who is connected beyond the number of peers stays while he is needed.
+func TestGuests(t *testing.T) {
+	n := start(t, newHolder(t), func(c *Config) { c.MaxPeers = 1 })
+	var guests []*remote
+	for range 5 {
+		g := join(t, newHolder(t), nil, n)
+		wait(t, "the guest", func() bool { return n.table.get(g.self) != nil && n.table.get(g.self).told.Load() })
+		guests = append(guests, n.table.get(g.self))
+	}
+	ago := func(d time.Duration) int64 { return time.Now().Add(-d).UnixNano() }
+	member, busy, idle, late, fresh := guests[0], guests[1], guests[2], guests[3], guests[4]
+	for _, g := range guests {
+		g.member.Store(g == member)
+		g.used.Store(ago(2 * guestTime))
+	}
+	defer busy.use()()
+	late.used.Store(ago(2 * houseTick)) // nobody needed it for long, and there are too many
+	fresh.use()()
+	n.sendHome(*n.host.Load(), guests)
+	wait(t, "two to go", func() bool { return n.table.get(idle.id) != idle && n.table.get(late.id) != late })
+	for name, g := range map[string]*remote{"member": member, "busy": busy, "fresh": fresh} {
+		if n.table.get(g.id) != g {
+			t.Errorf("%s was sent home", name)
+		}
+	}
+}
+
+// TestWays: many who want the same node wait for one connection, and whoever is named, only so many
+// are made at a time.
+func TestWays(t *testing.T) {
+	var w ways
+	first, fresh := w.take("a")
+	if second, again := w.take("a"); !fresh || again || second != first || !w.young("a") {
+		t.Error("two ways to the same node")
+	}
+	for i := range 2 * maxWays {
+		w.take(peer.ID(fmt.Sprint(i)))
+	}
+	if u, _ := w.take("b"); u != nil || len(w.under) != maxWays {
+		t.Errorf("%d ways at a time", len(w.under))
+	}
+	w.end("a", first, errNoHost)
+	if <-first.done; first.err == nil || !w.isShut(peer.ID("a").String()) || w.young("a") {
+		t.Error("a dead end is not remembered")
 	}
 }

@@ -62,7 +62,7 @@ type remote struct {
 func newRemote(id peer.ID) *remote {
 	r := &remote{id: id, key: id.String(), since: time.Now(), in: make(chan struct{}), end: func() {}}
 	r.heard()
-	r.use()()
+	r.used.Store(r.since.UnixNano())
 	return r
 }
 

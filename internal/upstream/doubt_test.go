@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"net"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/internal/nixtest"
+	"github.com/nixp2p/nixp2p/verify"
 )
 
 // line is a way to a cache that can be cut without a word: what was open stays open and silent,
@@ -156,6 +158,22 @@ func TestNarInfoShowsHealth(t *testing.T) {
 	b.mustInfo(p)
 }
 
+// coming has a NAR fetched meanwhile, and returns how that will have ended.
+func (b *bench) coming(info *verify.Info) <-chan error {
+	b.t.Helper()
+	claim, err := b.NAR(b.t.Context(), info, nix.Raw, 0)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	come := make(chan error, 1)
+	go func() {
+		_, err := io.Copy(io.Discard, claim.Body)
+		_ = claim.Body.Close()
+		come <- err
+	}()
+	return come
+}
+
 // TestCrowdedLine: while bytes come from a cache it is there, however long new connections take.
 func TestCrowdedLine(t *testing.T) {
 	p, large := nixtest.NewPath("hello", 100), nixtest.NewPath("large", 4<<20)
@@ -164,16 +182,7 @@ func TestCrowdedLine(t *testing.T) {
 	l := newLine()
 	b := open(t, doubting(l), u.URL())
 	info := b.mustInfo(large)
-	claim, err := b.NAR(t.Context(), info, nix.Raw, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer claim.Body.Close()
-	come := make(chan error, 1)
-	go func() {
-		_, err := io.Copy(io.Discard, claim.Body)
-		come <- err
-	}()
+	come := b.coming(info)
 	close(l.cut) // the open connection goes on being read
 	for range 4 {
 		ctx, cancel := context.WithTimeout(t.Context(), 700*time.Millisecond)
@@ -204,16 +213,7 @@ func TestQueue(t *testing.T) {
 	b := open(t, hasty, u.URL())
 	info := b.mustInfo(large)
 	u.Set(nixtest.NarInfo, nixtest.Fault{Delay: time.Second})
-	claim, err := b.NAR(t.Context(), info, nix.Raw, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer claim.Body.Close()
-	come := make(chan error, 1)
-	go func() {
-		_, err := io.Copy(io.Discard, claim.Body)
-		come <- err
-	}()
+	come := b.coming(info)
 	if _, err := b.Info(t.Context(), p.Hash()); err != nil || !b.Crowded() {
 		t.Errorf("full line: %v, crowded: %v", err, b.Crowded())
 	}
@@ -241,19 +241,9 @@ func TestQueuedNAR(t *testing.T) {
 		b := open(t, hasty, u.URL())
 		u.Set(nixtest.NarFile, append(slices.Clone(stalls), nixtest.Fault{Rate: 1 << 20})...)
 		info, other := b.mustInfo(p), b.mustInfo(large)
-		come := make(chan error, 1)
+		come := make(<-chan error)
 		if full {
-			claim, err := b.NAR(t.Context(), other, nix.Raw, 0)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer claim.Body.Close()
-			go func() {
-				_, err := io.Copy(io.Discard, claim.Body)
-				come <- err
-			}()
-		} else {
-			come <- nil
+			come = b.coming(other)
 		}
 		claim, err := b.NAR(t.Context(), info, nix.Raw, 0)
 		if err != nil {
@@ -264,8 +254,10 @@ func TestQueuedNAR(t *testing.T) {
 		if whole := err == nil && bytes.Equal(got, p.NAR); whole != full {
 			t.Errorf("full line: %v, %d of %d bytes, %v", full, len(got), len(p.NAR), err)
 		}
-		if err := <-come; err != nil {
-			t.Error(err)
+		if full {
+			if err := <-come; err != nil {
+				t.Error(err)
+			}
 		}
 	}
 }
@@ -289,5 +281,52 @@ func TestSecondQuestion(t *testing.T) {
 	u.Set(nixtest.NarInfo, nixtest.Fault{Status: http.StatusNotFound})
 	if _, err := b.Info(t.Context(), p.Hash()); !errors.Is(err, fs.ErrNotExist) || u.Requests(nixtest.NarInfo) != 4 {
 		t.Errorf("%v, asked %d times", err, u.Requests(nixtest.NarInfo))
+	}
+}
+
+// TestQueuedNARElsewhere: where another cache has it, nobody waits in the queue.
+func TestQueuedNARElsewhere(t *testing.T) {
+	const piece = 20 << 10
+	p, large := nixtest.NewPath("hello", 8*piece), nixtest.NewPath("large", 4<<20)
+	u, other := nixtest.NewUpstream(t, cache(nix.None, p, large)), nixtest.NewUpstream(t, cache(nix.None, p))
+	hello := func(r *http.Request) bool { return strings.Contains(r.URL.Path, p.NarHash().Nix32()) }
+	u.Set(nixtest.NarFile, nixtest.Fault{Only: hello, Do: nixtest.Hang, At: piece}, nixtest.Fault{Rate: 1 << 20})
+	b := open(t, hasty, u.URL(), other.URL())
+	come := b.coming(b.mustInfo(large))
+	claim, err := b.NAR(t.Context(), b.mustInfo(p), nix.Raw, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := io.ReadAll(claim.Body)
+	_ = claim.Body.Close()
+	if err != nil || !bytes.Equal(got, p.NAR) {
+		t.Errorf("%d of %d bytes, %v", len(got), len(p.NAR), err)
+	}
+	if n := u.Requests(nixtest.NarFile); n > 3 { // the large one, and this at most twice
+		t.Errorf("asked %d times where it stalls", n)
+	}
+	if err := <-come; err != nil {
+		t.Error(err)
+	}
+}
+
+// TestSlowIsAskedOnce: a cache that is slow by nature is not asked twice for everything.
+func TestSlowIsAskedOnce(t *testing.T) {
+	var paths []nixtest.Path
+	for i := range 16 {
+		paths = append(paths, nixtest.NewPath(fmt.Sprintf("path%d", i), 100))
+	}
+	u := nixtest.NewUpstream(t, cache(nix.None, paths...))
+	u.Set(nixtest.NarInfo, nixtest.Fault{Delay: 250 * time.Millisecond})
+	b := open(t, func(c *Config) { c.times.late = 200 * time.Millisecond }, u.URL())
+	for _, p := range paths[:10] {
+		b.mustInfo(p)
+	}
+	before := u.Requests(nixtest.NarInfo)
+	for _, p := range paths[10:] {
+		b.mustInfo(p)
+	}
+	if n := u.Requests(nixtest.NarInfo) - before; n != 6 {
+		t.Errorf("asked %d times for 6", n)
 	}
 }

@@ -111,8 +111,8 @@ func (u *Upstreams) hedge(m *mirror) time.Duration {
 	return u.times.hedge
 }
 
-// ask gets the narinfo for h from one cache. One that is very late is asked a second time
-// meanwhile: a connection that lost packets waits longer after each, and a fresh one does not.
+// ask gets the narinfo for h from one cache. One that is much later than usual is asked a second
+// time meanwhile: a connection that lost packets waits longer after each, a fresh one does not.
 func (u *Upstreams) ask(ctx context.Context, m *mirror, h nix.StoreHash) (*verify.Info, error) {
 	if u.times.late <= 0 {
 		return u.insist(ctx, m, h)
@@ -133,12 +133,12 @@ func (u *Upstreams) ask(ctx context.Context, m *mirror, h nix.StoreHash) (*verif
 		})
 	}
 	start()
-	timer := time.NewTimer(u.times.late)
+	timer := time.NewTimer(min(max(u.times.late, 2*m.latency.p90()), 2*u.times.late))
 	defer timer.Stop()
 	for running := 1; ; {
 		select {
 		case a := <-answers:
-			if running--; a.err == nil || running == 0 {
+			if running--; a.err == nil || errors.Is(a.err, fs.ErrNotExist) || running == 0 {
 				return a.info, a.err
 			}
 		case <-timer.C:
@@ -148,9 +148,9 @@ func (u *Upstreams) ask(ctx context.Context, m *mirror, h nix.StoreHash) (*verif
 	}
 }
 
-// insist asks one cache, and tries once more where that helps; while the
-// line is crowded as often as ctx allows, each time with more patience: what others are sent
-// shows that the answer is on its way, and to say that there is none would break a build.
+// insist asks one cache, and tries once more where that helps; while the line is crowded as often
+// as ctx allows, each time with more patience: what others are sent shows that the answer is on
+// its way, and to say that there is none would break a build.
 func (u *Upstreams) insist(ctx context.Context, m *mirror, h nix.StoreHash) (*verify.Info, error) {
 	var before error
 	for try := 0; ; try++ {
@@ -190,14 +190,15 @@ func (u *Upstreams) askOnce(ctx context.Context, m *mirror, h nix.StoreHash, wit
 	if err := m.window.enter(ctx); err != nil {
 		return nil, fmt.Errorf("%s: %w", m.name, err)
 	}
-	began := time.Now()
-	defer func() { m.window.leave(time.Since(began), time.Now()) }()
+	began, answered := time.Now(), false
+	defer func() { m.window.leave(time.Since(began), answered, time.Now()) }()
 	r, err := m.fetch(ctx, u, request{kind: kindNarInfo, question: h, at: m.at(h.String() + ".narinfo"), within: within})
 	if err != nil {
 		m.latency.atLeast(time.Since(began))
 		return nil, fmt.Errorf("%s: %w", m.name, err)
 	}
 	defer r.body.finish()
+	answered = true
 	switch r.status {
 	case http.StatusOK:
 	case http.StatusNotFound, http.StatusGone, http.StatusForbidden:
@@ -283,7 +284,7 @@ type window struct {
 }
 
 const (
-	windowMost  = 64 // more than a Nix asks at a time
+	windowMost  = 256 // ten Nix ask so many at a time
 	windowLeast = 6
 	// An answer is late that took longer than windowLate and windowTimes the shortest: a cache that
 	// is slow by nature gets no faster by being asked less.
@@ -320,19 +321,21 @@ func (w *window) enter(ctx context.Context) error {
 	return nil // its turn came at that moment
 }
 
-// leave gives the place back, after an answer or none in that time.
-func (w *window) leave(took time.Duration, now time.Time) {
+// leave gives the place back, after an answer or none in that time. One that was called off early,
+// or refused, says nothing.
+func (w *window) leave(took time.Duration, answered bool, now time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.least == 0 || took < w.least {
+	if answered && (w.least == 0 || took < w.least) {
 		w.least = took
 	}
+	late := took > windowLate+windowTimes*w.least
 	switch {
-	case took <= windowLate+windowTimes*w.least:
-		w.size = min(w.size+1/w.size, windowMost)
-	case now.Sub(w.shrunk) > windowPause:
-		w.size = max(w.size/2, windowLeast)
+	case late && now.Sub(w.shrunk) > windowPause:
+		w.size = max(min(w.size, float64(w.out))/2, windowLeast)
 		w.shrunk = now
+	case !late && answered:
+		w.size = min(w.size+1/w.size, windowMost)
 	}
 	for w.out--; w.out < int(w.size) && len(w.queue) > 0; w.out++ {
 		close(w.queue[0])

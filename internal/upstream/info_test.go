@@ -432,14 +432,19 @@ func TestWindow(t *testing.T) {
 					}
 					<-time.After(takes)
 					now.Add(-1)
-					w.leave(time.Since(began), time.Now())
+					w.leave(time.Since(began), true, time.Now())
 				})
 			}
 			all.Wait()
 			return time.Since(start), most.Load()
 		}
-		if took, n := burst(640, 10*time.Millisecond); n != windowMost || took != 100*time.Millisecond {
+		if took, n := burst(10*windowMost, 10*time.Millisecond); n != windowMost || took != 100*time.Millisecond {
 			t.Errorf("free line: %d at a time, %v", n, took)
+		}
+		w.leave(0, false, time.Now()) // called off at once: that is not how soon an answer can come
+		w.out++
+		if w.least != 10*time.Millisecond {
+			t.Errorf("least %v", w.least)
 		}
 		burst(640, 2*time.Second)
 		if _, n := burst(60, 2*time.Second); n != windowLeast {
@@ -461,18 +466,18 @@ func TestWindow(t *testing.T) {
 		leave()
 		all.Wait()
 		for range windowLeast {
-			w.leave(time.Millisecond, time.Now())
+			w.leave(time.Millisecond, true, time.Now())
 		}
 		if w.out != 0 || len(w.queue) != 0 {
 			t.Errorf("%d places taken, %d wait", w.out, len(w.queue))
 		}
-		burst(4000, 10*time.Millisecond)
-		if _, n := burst(640, 10*time.Millisecond); n < windowMost/2 {
+		burst(40_000, 10*time.Millisecond)
+		if _, n := burst(4*windowMost, 10*time.Millisecond); n < windowMost/2 {
 			t.Errorf("free again: %d at a time", n)
 		}
 
 		w.size, w.least = 0, 0 // a cache that is slow by nature
-		if took, n := burst(256, 2*time.Second); n != windowMost || took != 8*time.Second {
+		if took, n := burst(4*windowMost, 2*time.Second); n != windowMost || took != 8*time.Second {
 			t.Errorf("slow cache: %d at a time, %v", n, took)
 		}
 	})

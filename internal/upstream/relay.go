@@ -173,7 +173,7 @@ func (r *relay) giveUp(m *mirror, err error) {
 func (r *relay) strike(m *mirror, err error) error {
 	r.verdict.add(err)
 	switch stalled := errors.Is(err, errStalled); {
-	case stalled && m.crowded():
+	case stalled && m.crowded() && !r.elsewhere(m):
 		r.strikes[m]++
 		r.queued = true
 	case stalled:
@@ -207,7 +207,7 @@ func (r *relay) ask(ctx context.Context, m *mirror, p *place) error {
 	got, err := m.fetch(ctx, r.u, q)
 	if err != nil {
 		err = fmt.Errorf("%s: %w", m.name, err)
-		if errors.Is(err, errStalled) && !r.flowing && !m.crowded() {
+		if errors.Is(err, errStalled) && !r.flowing && (!m.crowded() || r.elsewhere(m)) {
 			r.giveUp(m, err)
 			return err
 		}
@@ -388,9 +388,14 @@ func (r *relay) crawls() bool {
 	if r.waited < r.u.times.crawl || r.slow[r.from] || float64(r.since) >= crawl*r.waited.Seconds() {
 		return false
 	}
+	return r.elsewhere(r.from)
+}
+
+// elsewhere tells whether another cache than from can be asked and may have the file.
+func (r *relay) elsewhere(from *mirror) bool {
 	may, _ := r.u.order()
 	for _, m := range may {
-		if m == r.from || r.slow[m] || r.strikes[m] >= strikesFirst || r.u.memory.convicted(m, r.info, r.form) {
+		if m == from || r.slow[m] || r.strikes[m] >= strikesFirst || r.u.memory.convicted(m, r.info, r.form) {
 			continue
 		}
 		if p, known := r.u.memory.place(m, r.info); !known || r.want(m, &p) {

@@ -148,6 +148,27 @@ func TestTrails(t *testing.T) {
 	trails.Ended(s)
 	guilty("x y", false)
 
+	last := func(want string) {
+		t.Helper()
+		if p := trails.Last(s); strings.Join(p, " ") != want {
+			t.Errorf("last: %q, want %q", p, want)
+		}
+	}
+	last("x y")
+	trails.Began(s, 90) // others gave what is between: who was there before is not forgotten
+	trails.Contributed(s, "z")
+	trails.Ended(s)
+	guilty("x y z", false)
+	last("z")
+	trails.Began(s, 0)
+	trails.Contributed(s, "b")
+	trails.Began(s, 0)
+	trails.Contributed(s, "c")
+	last("")
+	trails.Ended(s)
+	trails.Ended(s)
+
+	s.Form.File[0]++
 	trails.Began(s, 10) // somebody else sent the beginning
 	trails.Contributed(s, "d")
 	trails.Ended(s)

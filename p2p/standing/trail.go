@@ -22,9 +22,11 @@ type Stream struct {
 }
 
 type trail struct {
-	peers  []string
+	peers  []string // who may have a part in it
+	last   []string // of these, who gave the last stretch without a gap
 	given  []Given
 	part   bool // others sent the beginning
+	mixed  bool // several transfers at a time: nobody can tell whose bytes went where
 	active int
 	at     time.Time
 }
@@ -43,15 +45,18 @@ func (e *Trails) Began(k Stream, off int64) {
 		e.trails = make(map[Stream]*trail)
 	}
 	t := e.trails[k]
-	if t == nil || t.active == 0 && !t.goesOn(off) {
+	if t == nil || t.active == 0 && off == 0 {
 		if len(e.trails) >= maxTrails {
 			e.sweep()
 		}
 		t = &trail{part: off > 0}
 		e.trails[k] = t
-	} else if t.active > 0 {
-		t.part = t.part || off > 0
+	} else if t.active > 0 || !t.goesOn(off) {
+		// Others gave what is between, or both give at the same time: who was there before may
+		// have a part in this stream, or in another one that nobody judged.
+		t.part, t.last = t.part || off > 0, nil
 	}
+	t.mixed = t.mixed || t.active > 0
 	t.active++
 	t.at = time.Now()
 }
@@ -73,8 +78,15 @@ func (e *Trails) sweep() {
 func (e *Trails) Contributed(k Stream, peer string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if t := e.trails[k]; t != nil && !slices.Contains(t.peers, peer) {
+	t := e.trails[k]
+	if t == nil {
+		return
+	}
+	if !slices.Contains(t.peers, peer) {
 		t.peers = append(t.peers, peer)
+	}
+	if !slices.Contains(t.last, peer) {
+		t.last = append(t.last, peer)
 	}
 }
 
@@ -115,6 +127,17 @@ func (e *Trails) Ended(k Stream) {
 		t.active--
 		t.at = time.Now()
 	}
+}
+
+// Last returns who gave the last stretch without a gap: these gave right bytes when the stream was
+// right, which nobody knows of who was there before.
+func (e *Trails) Last(k Stream) []string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if t := e.trails[k]; t != nil && !t.mixed {
+		return slices.Clone(t.last)
+	}
+	return nil
 }
 
 // Guilty returns who contributed, and whether the only one sent everything.

@@ -213,7 +213,7 @@ func (h *Handler) text(w http.ResponseWriter, r *http.Request, text []byte) {
 
 func (h *Handler) nar(w http.ResponseWriter, r *http.Request, name nix.NARName) {
 	err := h.sendNAR(w, r, name)
-	var lie *verify.LieError
+	var lie *verify.InvalidError
 	if errors.As(err, &lie) && r.Context().Err() == nil {
 		// The only file of this name was wrong, and nothing of it has left: the same NAR may be
 		// had in another form, which has another length.

@@ -450,7 +450,7 @@ func TestRefused(t *testing.T) {
 		}
 		same(t, "a NAR that fails at once", answer(h, r), want)
 	}
-	for _, err := range []error{errSource, context.DeadlineExceeded, &verify.LieError{Reason: verify.ReasonHash, Err: errSource}} {
+	for _, err := range []error{errSource, context.DeadlineExceeded, &verify.InvalidError{Reason: verify.ReasonHash, Err: errSource}} {
 		f.err = err
 		same(t, "narinfo", answer(h, from(http.MethodGet, "/"+strings.Repeat("0", 32)+".narinfo", "")), want)
 		other := helloName

@@ -193,7 +193,7 @@ func BenchmarkNAR(b *testing.B) {
 	}
 }
 
-func drain(b *testing.B, claim *verify.Claim, buf []byte) {
+func drain(b *testing.B, claim *verify.Unverified, buf []byte) {
 	for {
 		_, err := claim.Body.Read(buf)
 		if err == io.EOF {

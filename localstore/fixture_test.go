@@ -238,7 +238,7 @@ func wantAbsent(t testing.TB, err error) {
 // wantUnavailable checks for the kind of error that says nothing about the path.
 func wantUnavailable(t testing.TB, err error) {
 	t.Helper()
-	var lie *verify.LieError
+	var lie *verify.InvalidError
 	if err == nil || errors.Is(err, io.EOF) || errors.Is(err, fs.ErrNotExist) || errors.As(err, &lie) {
 		t.Errorf("got error %v, want unavailable", err)
 	}

@@ -22,8 +22,8 @@ import (
 // info, else it is absent; so is every compressed form and what is in quarantine. The bytes
 // are read as they are asked for, from files that the garbage collector leaves alone until the
 // body is closed; nothing is hashed here. A path whose files cannot add up to the signed
-// size is quarantined and a *verify.LieError.
-func (s *Store) NAR(ctx context.Context, info *verify.Info, form nix.Form, off int64) (*verify.Claim, error) {
+// size is quarantined and a *verify.InvalidError.
+func (s *Store) NAR(ctx context.Context, info *verify.Info, form nix.Form, off int64) (*verify.Unverified, error) {
 	path := info.StorePath()
 	if !form.IsRaw() {
 		return nil, absent("nar", path)
@@ -60,7 +60,7 @@ func (s *Store) NAR(ctx context.Context, info *verify.Info, form nix.Form, off i
 		return nil, s.unreadable(path, id, t.stamp, walkErr)
 	}
 	s.bad.reading(path.Hash(), mark{id: id, stamp: t.stamp})
-	return &verify.Claim{Body: newBody(path, t, lay, off), Size: lay.size}, nil
+	return &verify.Unverified{Body: newBody(path, t, lay, off), Size: lay.size}, nil
 }
 
 var errSize = errors.New("size differs from that of its NAR")
@@ -91,7 +91,7 @@ func (s *Store) valid(ctx context.Context, p nix.StorePath, nar nix.NarHash) (id
 func (s *Store) unreadable(path nix.StorePath, id int64, found stamp, err error) error {
 	switch {
 	case errors.Is(err, errSize), errors.Is(err, errTooBig):
-		lie := &verify.LieError{Reason: verify.ReasonSize, Err: fmt.Errorf("localstore: nar %s: %w", path, err)}
+		lie := &verify.InvalidError{Reason: verify.ReasonSize, Err: fmt.Errorf("localstore: nar %s: %w", path, err)}
 		s.quarantine(path, mark{id: id, stamp: found}, lie)
 		return lie
 	case errors.Is(err, errKind), errors.Is(err, fs.ErrNotExist) && found == stamp{}:

@@ -257,7 +257,7 @@ func TestDamagedTree(t *testing.T) {
 			h := n.StorePath.Hash()
 			c.damage(t, w.physical(n.StorePath))
 			_, err := s.NAR(t.Context(), info, nix.Raw, 0)
-			var lie *verify.LieError
+			var lie *verify.InvalidError
 			if got := errors.As(err, &lie) && lie.Reason == verify.ReasonSize; got != c.size || err == nil {
 				t.Errorf("got %v, want a lie: %v", err, c.size)
 			}
@@ -469,7 +469,7 @@ func serveErr(t *testing.T, s *Store, info *verify.Info) error {
 }
 
 // serve reads a NAR as the resolver does and returns its lie.
-func serve(t *testing.T, s *Store, info *verify.Info) *verify.LieError {
+func serve(t *testing.T, s *Store, info *verify.Info) *verify.InvalidError {
 	t.Helper()
 	claim, err := s.NAR(t.Context(), info, nix.Raw, 0)
 	must(t, err)
@@ -479,7 +479,7 @@ func serve(t *testing.T, s *Store, info *verify.Info) *verify.LieError {
 	if err == nil {
 		err = proof.Check()
 	}
-	var lie *verify.LieError
+	var lie *verify.InvalidError
 	if err != nil && !errors.As(err, &lie) {
 		t.Fatal(err)
 	}

@@ -271,7 +271,7 @@ func (n *Node) medianRate(except *remote) float64 {
 // of them lied; of several each is avoided for this NAR, for one of them is innocent.
 func (n *Node) Convict(info *verify.Info, form nix.Form, err error) {
 	peers, alone := n.trails.Guilty(standing.Stream{Nar: info.NarHash(), Form: form})
-	var lie *verify.LieError
+	var lie *verify.InvalidError
 	switch {
 	case !errors.As(err, &lie):
 	case alone:
@@ -308,7 +308,7 @@ func (n *Node) Right(info *verify.Info, form nix.Form) (bytes io.Writer, proven 
 			n.log.Debug("peer passed on what it was given wrong", "peer", p, "nar", info.NarHash())
 		}
 		for _, p := range guilty {
-			n.convict(p, &verify.LieError{Reason: verify.ReasonHash, Err: fmt.Errorf("its part of NAR %s is not the right one", info.NarHash())})
+			n.convict(p, &verify.InvalidError{Reason: verify.ReasonHash, Err: fmt.Errorf("its part of NAR %s is not the right one", info.NarHash())})
 		}
 		for _, p := range innocent {
 			n.standing.Clear(p, info.NarHash())

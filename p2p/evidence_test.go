@@ -40,7 +40,7 @@ func TestLiarAmongContributors(t *testing.T) {
 		if err == nil {
 			err = proof.Check()
 		}
-		var lie *verify.LieError
+		var lie *verify.InvalidError
 		if !errors.As(err, &lie) {
 			t.Fatal(err)
 		}

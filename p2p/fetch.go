@@ -56,7 +56,7 @@ var errBusy = errors.New("p2p: the peers that have it are busy")
 // NAR fetches from peers that may share info's path, going on with another one where one
 // stalls, dies or is slow, at the same byte. A NAR that no share key signed is absent at
 // once, and nobody is asked.
-func (n *Node) NAR(ctx context.Context, info *verify.Info, form nix.Form, off int64) (*verify.Claim, error) {
+func (n *Node) NAR(ctx context.Context, info *verify.Info, form nix.Form, off int64) (*verify.Unverified, error) {
 	if !info.SignedByAny(n.cfg.ShareKeys) {
 		return nil, errNobody
 	}
@@ -68,7 +68,7 @@ func (n *Node) NAR(ctx context.Context, info *verify.Info, form nix.Form, off in
 type AtHand struct{ *Node }
 
 // NAR is that of Node, of what is at hand in this form.
-func (n AtHand) NAR(ctx context.Context, info *verify.Info, form nix.Form, off int64) (*verify.Claim, error) {
+func (n AtHand) NAR(ctx context.Context, info *verify.Info, form nix.Form, off int64) (*verify.Unverified, error) {
 	if !info.SignedByAny(n.cfg.ShareKeys) {
 		return nil, errNobody
 	}
@@ -86,12 +86,12 @@ func (n *Node) newFetch(info *verify.Info, form nix.Form, off int64) *fetch {
 }
 
 // claim opens the fetch.
-func (f *fetch) claim(ctx context.Context) (*verify.Claim, error) {
+func (f *fetch) claim(ctx context.Context) (*verify.Unverified, error) {
 	if err := f.begin(ctx); err != nil {
 		return nil, err
 	}
 	f.n.trails.Began(f.name(), f.at)
-	return &verify.Claim{Body: f.stream(ctx), Size: f.size}, nil
+	return &verify.Unverified{Body: f.stream(ctx), Size: f.size}, nil
 }
 
 // fetch is one NAR from peers, one of them at a time.
@@ -165,7 +165,7 @@ func (f *fetch) tryAll(ctx context.Context) (busy bool, err error) {
 			delete(r.asked, o.peer)
 		}
 		var full *busyError
-		var lie *verify.LieError
+		var lie *verify.InvalidError
 		switch {
 		case o.err == nil:
 			f.from, f.size = o.src, o.size
@@ -439,7 +439,7 @@ func (f opening) accept(resp *http.Response, r *remote) (size int64, squeezed bo
 		return fail("does not say how much comes")
 	case f.form.IsRaw() && size != f.info.NarSize():
 		// The size is signed; whoever has this NAR knows it.
-		return 0, false, &verify.LieError{Reason: verify.ReasonSize, Err: fmt.Errorf("a NAR of %d bytes where %d are signed", size, f.info.NarSize())}
+		return 0, false, &verify.InvalidError{Reason: verify.ReasonSize, Err: fmt.Errorf("a NAR of %d bytes where %d are signed", size, f.info.NarSize())}
 	case f.size != 0 && size != f.size:
 		return fail("%d bytes where another peer has %d", size, f.size)
 	}

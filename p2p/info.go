@@ -102,7 +102,7 @@ func (n *Node) askAll(ctx context.Context, peers []*remote, h nix.StoreHash, q n
 		hedge.Reset(n.hedge.After())
 	}
 	ask(false)
-	var lie *verify.LieError
+	var lie *verify.InvalidError
 	var failed error
 	var later *LaterError
 	for out > 0 && later == nil {
@@ -111,7 +111,7 @@ func (n *Node) askAll(ctx context.Context, peers []*remote, h nix.StoreHash, q n
 			ask(true)
 		case a := <-answers:
 			out--
-			var lied *verify.LieError
+			var lied *verify.InvalidError
 			switch {
 			case a.err == nil:
 				n.passOver(lie)
@@ -154,7 +154,7 @@ func (e *LaterError) Error() string {
 func (e *LaterError) Instead() *verify.Info { return e.info }
 
 // passOver counts a lie that is not returned: the one that is counts the caller.
-func (n *Node) passOver(lie *verify.LieError) {
+func (n *Node) passOver(lie *verify.InvalidError) {
 	if lie != nil {
 		n.cfg.Metrics.VerifyFailures.WithLabelValues(n.Name(), string(lie.Reason)).Inc()
 	}
@@ -178,7 +178,7 @@ func (n *Node) askInfo(ctx context.Context, r *remote, h nix.StoreHash, q nix.Qu
 		return nil, err
 	}
 	info, err := n.prove(text, h)
-	var lie *verify.LieError
+	var lie *verify.InvalidError
 	if errors.As(err, &lie) {
 		n.convict(r.key, lie)
 	}
@@ -193,12 +193,12 @@ func (n *Node) askInfo(ctx context.Context, r *remote, h nix.StoreHash, q nix.Qu
 func (n *Node) prove(text []byte, h nix.StoreHash) (*verify.Info, error) {
 	ni, err := nix.ParseNarInfo(text)
 	if err != nil {
-		return nil, &verify.LieError{Reason: verify.ReasonCorrupt, Err: err}
+		return nil, &verify.InvalidError{Reason: verify.ReasonCorrupt, Err: err}
 	}
 	// What no key signed is not for a peer to say: from peers NARs come raw.
 	ni.Compression, ni.FileHash, ni.FileSize = nix.None, nix.FileHash(ni.NarHash), ni.NarSize
 	info, err := n.cfg.Keys.OpenNarInfo(ni, h)
-	var lie *verify.LieError
+	var lie *verify.InvalidError
 	if errors.As(err, &lie) && lie.Reason == verify.ReasonUnsigned {
 		return nil, errNobody
 	}
@@ -308,7 +308,7 @@ func (b *answerBody) Close() error {
 }
 
 // convict remembers a liar.
-func (n *Node) convict(key string, lie *verify.LieError) {
+func (n *Node) convict(key string, lie *verify.InvalidError) {
 	n.log.Warn("peer lied", "peer", key, "err", lie)
 	n.vouched.Delete(key)
 	n.trouble(key, "lied and is not asked any more", lie)

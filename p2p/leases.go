@@ -409,7 +409,7 @@ func (f *Following) Name() string { return f.l.n.Name() }
 
 // NAR opens the first of the nodes that gives the form from byte off on. Those that are busy
 // are waited for.
-func (f *Following) NAR(ctx context.Context, info *verify.Info, form nix.Form, off int64) (*verify.Claim, error) {
+func (f *Following) NAR(ctx context.Context, info *verify.Info, form nix.Form, off int64) (*verify.Unverified, error) {
 	n := f.l.n
 	f.fetch = n.newFetch(info, form, off)
 	f.fetch.gives = f.l.From

@@ -270,7 +270,7 @@ func TestVouched(t *testing.T) {
 		}
 		b.Proven(info, nix.Raw)
 	}
-	b.Convict(second.Info(t, shareKey), nix.Raw, &verify.LieError{Reason: verify.ReasonHash, Err: errors.New("test")})
+	b.Convict(second.Info(t, shareKey), nix.Raw, &verify.InvalidError{Reason: verify.ReasonHash, Err: errors.New("test")})
 	if b.Vouched(first.Info(t, shareKey), nix.Raw) {
 		t.Error("a liar is vouched for")
 	}

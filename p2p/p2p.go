@@ -53,7 +53,7 @@ type Holder interface {
 	// progress grow as it does. A body that also has a method Have() int64 says with it how
 	// many bytes of the form are there so far, one with About() (storePath, source string)
 	// what they are, for people.
-	NAR(ctx context.Context, nar nix.NarHash, form nix.Form, off int64) (*verify.Claim, error)
+	NAR(ctx context.Context, nar nix.NarHash, form nix.Form, off int64) (*verify.Unverified, error)
 	// Held lists everything that is shared now.
 	Held(ctx context.Context) iter.Seq[Held]
 }

@@ -72,7 +72,7 @@ func (h *holder) Info(_ context.Context, q nix.Question) (*verify.Info, error) {
 	return nil, fs.ErrNotExist
 }
 
-func (h *holder) NAR(_ context.Context, nar nix.NarHash, form nix.Form, off int64) (*verify.Claim, error) {
+func (h *holder) NAR(_ context.Context, nar nix.NarHash, form nix.Form, off int64) (*verify.Unverified, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.asked++
@@ -87,9 +87,9 @@ func (h *holder) NAR(_ context.Context, nar nix.NarHash, form nix.Form, off int6
 		off = int64(len(b))
 	}
 	if h.body != nil {
-		return &verify.Claim{Body: h.body(b, off), Size: int64(len(b))}, nil
+		return &verify.Unverified{Body: h.body(b, off), Size: int64(len(b))}, nil
 	}
-	return &verify.Claim{Body: io.NopCloser(bytes.NewReader(b[off:])), Size: int64(len(b))}, nil
+	return &verify.Unverified{Body: io.NopCloser(bytes.NewReader(b[off:])), Size: int64(len(b))}, nil
 }
 
 func (h *holder) Held(context.Context) iter.Seq[Held] {

@@ -62,7 +62,7 @@ func proven(t testing.TB, n *testNode, info *verify.Info) error {
 	if err == nil {
 		err = p.Check()
 	}
-	var lie *verify.LieError
+	var lie *verify.InvalidError
 	if errors.As(err, &lie) {
 		n.Convict(info, nix.Raw, lie)
 	}
@@ -191,7 +191,7 @@ func TestWrongNarinfos(t *testing.T) {
 			n := join(t, nil, nil, bad)
 			wait(t, "the inventory", func() bool { return n.Positive(path.Hash()) })
 			_, err := n.Info(t.Context(), path.Hash())
-			var lie *verify.LieError
+			var lie *verify.InvalidError
 			if errors.As(err, &lie) != c.lied || err == nil {
 				t.Errorf("%v", err)
 			}
@@ -279,7 +279,7 @@ func TestStall(t *testing.T) {
 		t.Errorf("took %v", d)
 	}
 	// Two contributed: nobody is convicted when the bytes turn out wrong, both are avoided.
-	n.Convict(path.Info(t, shareKey), nix.Raw, &verify.LieError{Reason: verify.ReasonHash, Err: errors.New("wrong")})
+	n.Convict(path.Info(t, shareKey), nix.Raw, &verify.InvalidError{Reason: verify.ReasonHash, Err: errors.New("wrong")})
 	if liar(n, stalls) || liar(n, good) {
 		t.Error("one of two contributors is convicted")
 	}

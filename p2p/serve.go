@@ -277,7 +277,7 @@ func (n *Node) Uploads() []Upload {
 }
 
 // send writes left bytes of the claim, as they are or compressed.
-func (u *upload) send(ctx context.Context, claim *verify.Claim, left int64, squeeze bool) error {
+func (u *upload) send(ctx context.Context, claim *verify.Unverified, left int64, squeeze bool) error {
 	buf := pieces.Get().(*[piece]byte)
 	defer pieces.Put(buf)
 	out := func(b []byte) error { return u.write(ctx, b) }

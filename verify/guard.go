@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// Hold says how much of a stream a Guard keeps back while it is not yet proven.
-type Hold struct {
+// Holdback says how much of a stream a Guard keeps back while it is not yet proven.
+type Holdback struct {
 	// Ahead: a stream of at most this many bytes is proven whole before its first byte
 	// leaves. It is kept in memory meanwhile.
 	Ahead int64
@@ -21,11 +21,11 @@ type Hold struct {
 	Narrow bool
 	// Known tells that the stream was proven before: its bytes are compared with those, not
 	// hashed again, and none leaves that was not compared. Ahead and Tail do not matter then.
-	Known *Print
+	Known *BlockSums
 }
 
 // Memory returns how many bytes a Guard for a stream of size bytes takes.
-func (h Hold) Memory(size int64) int64 {
+func (h Holdback) Memory(size int64) int64 {
 	back, room := h.window(size)
 	if size <= back+room {
 		return roundUp(size)
@@ -34,7 +34,7 @@ func (h Hold) Memory(size int64) int64 {
 }
 
 // window returns how much is held back, and the room beside it.
-func (h Hold) window(size int64) (back, room int64) {
+func (h Holdback) window(size int64) (back, room int64) {
 	switch {
 	case h.Known != nil:
 		return printBlock, narrowSlack
@@ -71,8 +71,8 @@ const (
 var ErrReaderGone = errors.New("the reader has gone")
 
 // Guard passes a stream from one goroutine that fills it to one that drains it, and keeps
-// back the part that Hold names until the whole is proven. Filling (read and hash) and
-// draining (write) overlap. Its memory is bounded by Hold, whatever the size of the stream.
+// back the part that Holdback names until the whole is proven. Filling (read and hash) and
+// draining (write) overlap. Its memory is bounded by Holdback, whatever the size of the stream.
 type Guard struct {
 	proof judge // the filler's
 	size  int64
@@ -93,7 +93,7 @@ type Guard struct {
 }
 
 // NewGuard returns a Guard for a stream that must turn out to be want.
-func NewGuard(want Want, hold Hold) *Guard {
+func NewGuard(want Want, hold Holdback) *Guard {
 	g := &Guard{
 		size:   want.Size,
 		toFill: make(chan struct{}, 1), toDrain: make(chan struct{}, 1),
@@ -126,7 +126,7 @@ func (g *Guard) Offset() int64 {
 
 // Fill reads src to its end. It may be called again with another source that goes on at
 // Offset. It returns nil when src ended, whether or not the stream is complete; the error of
-// src, unless the stream is complete; a *LieError when src goes on past the size; or
+// src, unless the stream is complete; a *InvalidError when src goes on past the size; or
 // ErrReaderGone.
 func (g *Guard) Fill(src io.Reader) error {
 	empty := 0

@@ -59,7 +59,7 @@ func (w *received) Write(p []byte) (int, error) {
 }
 
 // pass runs a Guard between fill and dst as its users do, and returns both verdicts.
-func pass(want Want, hold Hold, dst io.Writer, fill func(g *Guard) error) (filler, drainer error) {
+func pass(want Want, hold Holdback, dst io.Writer, fill func(g *Guard) error) (filler, drainer error) {
 	g := NewGuard(want, hold)
 	var wg sync.WaitGroup
 	wg.Go(func() { filler = g.End(fill(g)) })
@@ -116,7 +116,7 @@ func breakThenGoOn(g *Guard, data []byte, second io.Reader) error {
 
 // matches tells whether err is what a behaviour wants.
 func matches(err error, want any) bool {
-	var lie *LieError
+	var lie *InvalidError
 	isLie := errors.As(err, &lie)
 	switch want := want.(type) {
 	case nil:
@@ -135,7 +135,7 @@ func TestGuard(t *testing.T) {
 	for _, size := range []int{1, shrunkTail, TailSize - 1, TailSize, TailSize + 1, 3 * TailSize, 64<<20 + 1} {
 		data := noise()[:size]
 		want := wantOf(data)
-		holds := []Hold{
+		holds := []Holdback{
 			{Ahead: 64 << 20, AheadFor: patience / 2}, {}, {Ahead: int64(size)}, {Ahead: int64(size - 1)}, {Tail: shrunkTail}, {Tail: 3*TailSize + 5},
 		}
 		behaviours := behaviours
@@ -159,7 +159,7 @@ func TestGuard(t *testing.T) {
 	}
 }
 
-func checkReceived(t *testing.T, name string, dst *received, hold Hold, good bool) {
+func checkReceived(t *testing.T, name string, dst *received, hold Holdback, good bool) {
 	t.Helper()
 	size := len(dst.want)
 	tail := int(hold.Tail)
@@ -186,14 +186,14 @@ func TestGuardPieces(t *testing.T) {
 		"random reads":  func() io.Reader { return &randomReader{bytes.NewReader(data), random} },
 	} {
 		dst := &received{want: data}
-		filler, drainer := pass(wantOf(data), Hold{}, dst, func(g *Guard) error { return g.Fill(src()) })
+		filler, drainer := pass(wantOf(data), Holdback{}, dst, func(g *Guard) error { return g.Fill(src()) })
 		if filler != nil || drainer != nil || dst.n != len(data) || dst.wrong {
 			t.Errorf("%s: %v, %v, %d bytes, wrong %v", name, filler, drainer, dst.n, dst.wrong)
 		}
 	}
 	small := data[:5000]
 	dst := &received{want: small}
-	filler, _ := pass(wantOf(small), Hold{Tail: 10}, dst, func(g *Guard) error { return g.Fill(iotest.OneByteReader(bytes.NewReader(small))) })
+	filler, _ := pass(wantOf(small), Holdback{Tail: 10}, dst, func(g *Guard) error { return g.Fill(iotest.OneByteReader(bytes.NewReader(small))) })
 	if filler != nil || dst.n != len(small) || dst.wrong {
 		t.Errorf("byte by byte: %v, %d bytes, wrong %v", filler, dst.n, dst.wrong)
 	}
@@ -212,7 +212,7 @@ func (r *randomReader) Read(p []byte) (int, error) {
 func TestGuardEmpty(t *testing.T) {
 	for _, b := range [][]byte{nil, {0}} {
 		var dst bytes.Buffer
-		filler, drainer := pass(wantOf(nil), Hold{}, &dst, func(g *Guard) error { return g.Fill(bytes.NewReader(b)) })
+		filler, drainer := pass(wantOf(nil), Holdback{}, &dst, func(g *Guard) error { return g.Fill(bytes.NewReader(b)) })
 		if (filler == nil) != (b == nil) || drainer != filler || dst.Len() > 0 { //nolint:errorlint // the same one
 			t.Errorf("%v: %v, %v, %d bytes", b, filler, drainer, dst.Len())
 		}
@@ -236,7 +236,7 @@ func (r *hesitant) Read(p []byte) (int, error) {
 func TestGuardSourceSpins(t *testing.T) {
 	data := noise()[:300]
 	for times, want := range map[int]error{1: nil, 99: nil, 1 << 40: io.ErrNoProgress} {
-		filler, _ := pass(wantOf(data), Hold{}, io.Discard, func(g *Guard) error {
+		filler, _ := pass(wantOf(data), Holdback{}, io.Discard, func(g *Guard) error {
 			return g.Fill(&hesitant{r: bytes.NewReader(data), times: times})
 		})
 		if !errors.Is(filler, want) {
@@ -261,7 +261,7 @@ func (w *leaving) Write(p []byte) (int, error) {
 func TestGuardReaderGone(t *testing.T) {
 	data := noise()[:8*TailSize]
 	for _, stay := range []int{0, 100, TailSize, 5 * TailSize} {
-		filler, drainer := pass(wantOf(data), Hold{}, &leaving{stay}, func(g *Guard) error {
+		filler, drainer := pass(wantOf(data), Holdback{}, &leaving{stay}, func(g *Guard) error {
 			err := g.Fill(bytes.NewReader(data))
 			if errors.Is(err, ErrReaderGone) {
 				if again := g.Fill(bytes.NewReader(data)); !errors.Is(again, ErrReaderGone) {
@@ -283,7 +283,7 @@ func (panicking) Write([]byte) (int, error) { panic(errClient) }
 // TestGuardReaderPanics: servers end a response by a panic.
 func TestGuardReaderPanics(t *testing.T) {
 	data := noise()[:8*TailSize]
-	g := NewGuard(wantOf(data), Hold{})
+	g := NewGuard(wantOf(data), Holdback{})
 	filled := make(chan error)
 	go func() { filled <- g.End(g.Fill(bytes.NewReader(data))) }()
 	func() {
@@ -306,7 +306,7 @@ func TestGuardConcurrent(t *testing.T) {
 		wg.Go(func() {
 			for j := range 6 {
 				data := noise()[i*1000 : i*1000+(j+1)*700_000]
-				hold := Hold{Ahead: int64(i%3) * 2 << 20}
+				hold := Holdback{Ahead: int64(i%3) * 2 << 20}
 				dst := &received{want: data}
 				b := behaviours[(i+j)%len(behaviours)]
 				filler, drainer := pass(wantOf(data), hold, dst, func(g *Guard) error { return b.fill(g, data) })
@@ -326,7 +326,7 @@ func TestProof(t *testing.T) {
 	if _, err := p.Write(data[:999]); err != nil || p.Offset() != 999 {
 		t.Fatal(err, p.Offset())
 	}
-	var lie *LieError
+	var lie *InvalidError
 	if err := p.Check(); !errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, &lie) {
 		t.Errorf("short: %v", err)
 	}
@@ -354,7 +354,7 @@ func BenchmarkGuard(b *testing.B) {
 	for _, size := range []int{10 << 10, 1 << 20, 64 << 20} {
 		data := noise()[:size]
 		want := wantOf(data)
-		for name, hold := range map[string]Hold{"tail": {}, "ahead": {Ahead: 64 << 20}} {
+		for name, hold := range map[string]Holdback{"tail": {}, "ahead": {Ahead: 64 << 20}} {
 			b.Run(fmt.Sprintf("%s-%dKiB", name, size>>10), func(b *testing.B) {
 				b.SetBytes(int64(size))
 				b.ReportAllocs()

@@ -48,11 +48,11 @@ func (k *Keys) Has(name string) bool { _, ok := k.byName[name]; return ok }
 // junk beside it do not void it. An unsigned content-addressed path is refused: its claim
 // could be checked only with the NAR at hand.
 //
-// Every refusal is a *LieError: the text is not the answer, whoever sent it.
+// Every refusal is a *InvalidError: the text is not the answer, whoever sent it.
 func (k *Keys) Open(text []byte, want nix.StoreHash) (*Info, error) {
 	n, err := nix.ParseNarInfo(text)
 	if err != nil {
-		return nil, &LieError{Reason: ReasonCorrupt, Err: err}
+		return nil, &InvalidError{Reason: ReasonCorrupt, Err: err}
 	}
 	return k.OpenNarInfo(n, want)
 }
@@ -61,7 +61,7 @@ func (k *Keys) Open(text []byte, want nix.StoreHash) (*Info, error) {
 // row of the Nix database. It takes ownership of n.
 func (k *Keys) OpenNarInfo(n *nix.NarInfo, want nix.StoreHash) (*Info, error) {
 	if got := n.StorePath.Hash(); got != want {
-		return nil, &LieError{Reason: ReasonWrongPath, Err: fmt.Errorf("asked for %s, got %s", want, n.StorePath)}
+		return nil, &InvalidError{Reason: ReasonWrongPath, Err: fmt.Errorf("asked for %s, got %s", want, n.StorePath)}
 	}
 	fingerprint := n.Fingerprint()
 	var signers []string
@@ -83,7 +83,7 @@ func (k *Keys) OpenNarInfo(n *nix.NarInfo, want nix.StoreHash) (*Info, error) {
 		if forged {
 			reason, why = ReasonBadSignature, errBadSignature
 		}
-		return nil, &LieError{Reason: reason, Err: fmt.Errorf("%s: %w", n.StorePath, why)}
+		return nil, &InvalidError{Reason: reason, Err: fmt.Errorf("%s: %w", n.StorePath, why)}
 	}
 	return &Info{n: *n, signers: signers}, nil
 }

@@ -53,9 +53,9 @@ func reasonOf(t *testing.T, err error) verify.Reason {
 	if err == nil {
 		return ""
 	}
-	var lie *verify.LieError
+	var lie *verify.InvalidError
 	if !errors.As(err, &lie) {
-		t.Fatalf("not a LieError: %v", err)
+		t.Fatalf("not a InvalidError: %v", err)
 	}
 	return lie.Reason
 }
@@ -259,7 +259,7 @@ func checkOffer(t *testing.T, keys *verify.Keys, info *verify.Info, offered nix.
 
 func TestLieError(t *testing.T) {
 	cause := errors.New("cause")
-	err := fmt.Errorf("peer x: %w", &verify.LieError{Reason: verify.ReasonHash, Err: cause})
+	err := fmt.Errorf("peer x: %w", &verify.InvalidError{Reason: verify.ReasonHash, Err: cause})
 	if !errors.Is(err, cause) || err.Error() != "peer x: lied: hash: cause" {
 		t.Errorf("%v", err)
 	}

@@ -15,14 +15,14 @@ const (
 	ReasonEncoding     Reason = "encoding"      // a file that is not what its compression says
 )
 
-// LieError says that a source said something wrong: neither that it has nothing (an error that
+// InvalidError says that a source said something wrong: neither that it has nothing (an error that
 // wraps fs.ErrNotExist) nor that it could not say (any other error).
-type LieError struct {
+type InvalidError struct {
 	Reason Reason
 	Err    error
 }
 
-func (e *LieError) Error() string { return "lied: " + string(e.Reason) + ": " + e.Err.Error() }
+func (e *InvalidError) Error() string { return "lied: " + string(e.Reason) + ": " + e.Err.Error() }
 
 // Unwrap returns what was wrong in detail.
-func (e *LieError) Unwrap() error { return e.Err }
+func (e *InvalidError) Unwrap() error { return e.Err }

@@ -51,22 +51,22 @@ func TestGuardPatience(t *testing.T) {
 		name          string
 		size, sent    int // bytes in all, and before the source stalls
 		stall         time.Duration
-		hold          Hold
+		hold          Holdback
 		first         time.Duration // when the client must hear something
 		before, after int           // bytes that it has when the source stops stalling and turns bad: at least, at most
 	}{
-		{"small, short stall", 900 << 10, 500 << 10, patience - 1, Hold{}, 0, 0, 0},
-		{"small, long stall", 900 << 10, 500 << 10, patience + 1, Hold{}, patience, 436 << 10, 436 << 10},
-		{"nearly all sent", 900 << 10, 900<<10 - 1, patience + 1, Hold{}, patience, 836<<10 - 1, 836<<10 - 1},
-		{"large, tail only", 3 * mib, 2 * mib, patience - 1, Hold{}, 0, mib, mib},
-		{"large, long stall", 3 * mib, 2 * mib, patience + 1, Hold{}, 0, 2*mib - 64<<10, 2*mib - 64<<10},
-		{"ahead, long stall", 3 * mib, 2 * mib, patience + 1, Hold{Ahead: 3 * mib}, patience, 2*mib - 64<<10, 2*mib - 64<<10},
-		{"ahead, short stall", 3 * mib, 2 * mib, patience - 1, Hold{Ahead: 3 * mib}, 0, 0, 0},
-		{"ahead for a second, stall", 3 * mib, 2 * mib, 2 * time.Second, Hold{Ahead: 64 * mib, AheadFor: time.Second}, time.Second, mib, mib},
-		{"ahead for a second, no stall", 3 * mib, 2 * mib, time.Second - 1, Hold{Ahead: 64 * mib, AheadFor: time.Second}, 0, 0, 0},
-		{"ahead for a second, long stall", 3 * mib, 2 * mib, patience + 2*time.Second, Hold{Ahead: 64 * mib, AheadFor: time.Second}, time.Second, 2*mib - 64<<10, 2*mib - 64<<10},
-		{"small, ahead for a second", 900 << 10, 500 << 10, 2 * time.Second, Hold{Ahead: 64 * mib, AheadFor: time.Second}, 0, 0, 0},
-		{"ahead for longer than patience", 3 * mib, 2 * mib, patience + 1, Hold{Ahead: 64 * mib, AheadFor: time.Hour}, patience, 2*mib - 64<<10, 2*mib - 64<<10},
+		{"small, short stall", 900 << 10, 500 << 10, patience - 1, Holdback{}, 0, 0, 0},
+		{"small, long stall", 900 << 10, 500 << 10, patience + 1, Holdback{}, patience, 436 << 10, 436 << 10},
+		{"nearly all sent", 900 << 10, 900<<10 - 1, patience + 1, Holdback{}, patience, 836<<10 - 1, 836<<10 - 1},
+		{"large, tail only", 3 * mib, 2 * mib, patience - 1, Holdback{}, 0, mib, mib},
+		{"large, long stall", 3 * mib, 2 * mib, patience + 1, Holdback{}, 0, 2*mib - 64<<10, 2*mib - 64<<10},
+		{"ahead, long stall", 3 * mib, 2 * mib, patience + 1, Holdback{Ahead: 3 * mib}, patience, 2*mib - 64<<10, 2*mib - 64<<10},
+		{"ahead, short stall", 3 * mib, 2 * mib, patience - 1, Holdback{Ahead: 3 * mib}, 0, 0, 0},
+		{"ahead for a second, stall", 3 * mib, 2 * mib, 2 * time.Second, Holdback{Ahead: 64 * mib, AheadFor: time.Second}, time.Second, mib, mib},
+		{"ahead for a second, no stall", 3 * mib, 2 * mib, time.Second - 1, Holdback{Ahead: 64 * mib, AheadFor: time.Second}, 0, 0, 0},
+		{"ahead for a second, long stall", 3 * mib, 2 * mib, patience + 2*time.Second, Holdback{Ahead: 64 * mib, AheadFor: time.Second}, time.Second, 2*mib - 64<<10, 2*mib - 64<<10},
+		{"small, ahead for a second", 900 << 10, 500 << 10, 2 * time.Second, Holdback{Ahead: 64 * mib, AheadFor: time.Second}, 0, 0, 0},
+		{"ahead for longer than patience", 3 * mib, 2 * mib, patience + 1, Holdback{Ahead: 64 * mib, AheadFor: time.Hour}, patience, 2*mib - 64<<10, 2*mib - 64<<10},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -99,7 +99,7 @@ func TestGuardPatience(t *testing.T) {
 }
 
 // checkStalled looks how much a client has when its source breaks after a stall.
-func checkStalled(t *testing.T, data []byte, sent int, stall time.Duration, hold Hold, least, most int) {
+func checkStalled(t *testing.T, data []byte, sent int, stall time.Duration, hold Holdback, least, most int) {
 	t.Helper()
 	dst := &received{want: data}
 	filler, _ := pass(wantOf(data), hold, dst, func(g *Guard) error {
@@ -127,7 +127,7 @@ func TestGuardSlowReader(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		data := noise()[:8<<20]
 		dst := &slowWriter{received{want: data}, 30 * time.Second}
-		g := NewGuard(wantOf(data), Hold{})
+		g := NewGuard(wantOf(data), Holdback{})
 		filled := make(chan error, 1)
 		go func() { filled <- g.End(g.Fill(&flipped{b: data, at: len(data) - 1})) }()
 		drained := make(chan error, 1)
@@ -154,7 +154,7 @@ func TestGuardTrickle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		data := noise()[:3<<20]
 		dst := &received{want: data}
-		filler, _ := pass(wantOf(data), Hold{}, dst, func(g *Guard) error {
+		filler, _ := pass(wantOf(data), Holdback{}, dst, func(g *Guard) error {
 			for at, n := 0, TailSize+1; at < len(data)-1; at, n = at+n, 100_000 {
 				if err := g.Fill(bytes.NewReader(data[at:min(at+n, len(data)-1)])); err != nil {
 					return err
@@ -173,7 +173,7 @@ func TestGuardTrickle(t *testing.T) {
 func TestGuardReaderGoneWhileFull(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		data := noise()[:8<<20]
-		g := NewGuard(wantOf(data), Hold{})
+		g := NewGuard(wantOf(data), Holdback{})
 		filled := make(chan error, 1)
 		go func() { filled <- g.End(g.Fill(bytes.NewReader(data))) }()
 		synctest.Wait()

@@ -6,10 +6,10 @@ import (
 	"io"
 )
 
-// Print is a Proof that remembers what has passed, so that the same bytes need not be hashed
-// again when they are read once more: a Guard compares them, see Hold.Known. What it keeps are
+// BlockSums is a Proof that remembers what has passed, so that the same bytes need not be hashed
+// again when they are read once more: a Guard compares them, see Holdback.Known. What it keeps are
 // short sums under a secret of this process: nobody can make other bytes with the same.
-type Print struct {
+type BlockSums struct {
 	*Proof
 	block blockSum
 	sums  []uint64
@@ -18,13 +18,13 @@ type Print struct {
 // printBlock is what has one sum.
 const printBlock = blockSize
 
-// NewPrint returns a Print that has seen nothing.
-func NewPrint(want Want) *Print {
-	return &Print{Proof: NewProof(want)}
+// NewBlockSums returns a BlockSums that has seen nothing.
+func NewBlockSums(want Want) *BlockSums {
+	return &BlockSums{Proof: NewProof(want)}
 }
 
 // Write takes the next bytes. Errors as Proof's.
-func (p *Print) Write(b []byte) (int, error) {
+func (p *BlockSums) Write(b []byte) (int, error) {
 	n, err := p.Proof.Write(b)
 	if err == nil {
 		_ = p.block.add(b, p.n == p.want.Size, func(sum uint64) error {
@@ -37,14 +37,14 @@ func (p *Print) Write(b []byte) (int, error) {
 
 // again returns the judge of the same bytes read once more. The first bytes must have been
 // proven by Check.
-func (p *Print) again() judge {
+func (p *BlockSums) again() judge {
 	a := &again{p: p, left: p.sums}
 	a.block.h.SetSeed(p.block.h.Seed())
 	return a
 }
 
 type again struct {
-	p     *Print
+	p     *BlockSums
 	block blockSum
 	left  []uint64 // sums of the blocks to come
 	n     int64
@@ -52,12 +52,12 @@ type again struct {
 
 func (a *again) Write(b []byte) (int, error) {
 	if int64(len(b)) > a.p.want.Size-a.n {
-		return 0, &LieError{Reason: ReasonSize, Err: errOtherBytes}
+		return 0, &InvalidError{Reason: ReasonSize, Err: errOtherBytes}
 	}
 	a.n += int64(len(b))
 	err := a.block.add(b, a.n == a.p.want.Size, func(sum uint64) error {
 		if a.left[0] != sum {
-			return &LieError{Reason: ReasonHash, Err: errOtherBytes}
+			return &InvalidError{Reason: ReasonHash, Err: errOtherBytes}
 		}
 		a.left = a.left[1:]
 		return nil

@@ -10,9 +10,9 @@ import (
 	"testing/iotest"
 )
 
-func printOf(t testing.TB, b []byte) *Print {
+func printOf(t testing.TB, b []byte) *BlockSums {
 	t.Helper()
-	p := NewPrint(wantOf(b))
+	p := NewBlockSums(wantOf(b))
 	// In pieces that are not those of the second time.
 	if _, err := io.CopyBuffer(struct{ io.Writer }{p}, struct{ io.Reader }{bytes.NewReader(b)}, make([]byte, 100_001)); err != nil {
 		t.Fatal(err)
@@ -27,7 +27,7 @@ func printOf(t testing.TB, b []byte) *Print {
 func TestKnown(t *testing.T) {
 	for _, size := range []int{1, 1000, printBlock - 1, printBlock, printBlock + 1, 5*printBlock + 17} {
 		data := noise()[:size]
-		hold := Hold{Known: printOf(t, data)}
+		hold := Holdback{Known: printOf(t, data)}
 		for _, b := range behaviours {
 			dst := &received{want: data}
 			filler, drainer := pass(wantOf(data), hold, dst, func(g *Guard) error { return b.fill(g, data) })
@@ -48,7 +48,7 @@ func TestKnown(t *testing.T) {
 		for at := 0; at < size; at += size/7 + 1 {
 			dst := &received{want: data}
 			_, err := pass(wantOf(data), hold, dst, func(g *Guard) error { return g.Fill(&flipped{b: data, at: at}) })
-			var lie *LieError
+			var lie *InvalidError
 			if !errors.As(err, &lie) || dst.wrong || dst.n > at {
 				t.Errorf("byte %d of %d is wrong: %d came, wrong %v, %v", at, size, dst.n, dst.wrong, err)
 			}
@@ -59,7 +59,7 @@ func TestKnown(t *testing.T) {
 // TestKnownStreams: the window is small whatever the size of the stream.
 func TestKnownStreams(t *testing.T) {
 	data := noise()
-	hold := Hold{Known: printOf(t, data)}
+	hold := Holdback{Known: printOf(t, data)}
 	if m := hold.Memory(int64(len(data))); m > 3*printBlock {
 		t.Errorf("takes %d bytes", m)
 	}
@@ -69,11 +69,11 @@ func TestKnownStreams(t *testing.T) {
 	}
 }
 
-// TestMemory: what a Hold says that a Guard takes is the most that it takes.
+// TestMemory: what a Holdback says that a Guard takes is the most that it takes.
 func TestMemory(t *testing.T) {
 	for _, size := range []int{1, 5000, blockSize, blockSize + 1, TailSize, 3<<20 + 1} {
 		data := noise()[:size]
-		for _, h := range []Hold{{}, {Ahead: 64 << 20}, {Narrow: true}, {Tail: 10}, {Known: printOf(t, data)}} {
+		for _, h := range []Holdback{{}, {Ahead: 64 << 20}, {Narrow: true}, {Tail: 10}, {Known: printOf(t, data)}} {
 			g := NewGuard(wantOf(data), h)
 			most := 0
 			count := func() {
@@ -106,7 +106,7 @@ func (w writer) Write(p []byte) (int, error) { return w(p) }
 
 func BenchmarkPrint(b *testing.B) {
 	data := noise()[:64<<20]
-	want, known := wantOf(data), Hold{Known: printOf(b, data)}
+	want, known := wantOf(data), Holdback{Known: printOf(b, data)}
 	b.Run(fmt.Sprintf("first-%dMiB", len(data)>>20), func(b *testing.B) {
 		b.SetBytes(int64(len(data)))
 		for b.Loop() {

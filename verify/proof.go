@@ -25,9 +25,9 @@ func (i *Info) Want(form nix.Form, fileSize int64) Want {
 	return Want{fileSize, form.File}
 }
 
-// Claim is what a source says are the bytes of a NAR in some form, from some offset on.
+// Unverified is what a source says are the bytes of a NAR in some form, from some offset on.
 // Nothing in it is proven. The receiver closes Body.
-type Claim struct {
+type Unverified struct {
 	Body io.ReadCloser
 	Size int64 // of the whole form in bytes, whatever the offset
 }
@@ -45,23 +45,23 @@ func NewProof(want Want) *Proof { return &Proof{want: want, h: sha256.New()} }
 // Offset returns how many bytes have passed.
 func (p *Proof) Offset() int64 { return p.n }
 
-// Write takes the next bytes. Going on past the size is a *LieError and takes nothing.
+// Write takes the next bytes. Going on past the size is a *InvalidError and takes nothing.
 func (p *Proof) Write(b []byte) (int, error) {
 	if int64(len(b)) > p.want.Size-p.n {
-		return 0, &LieError{Reason: ReasonSize, Err: fmt.Errorf("more than %d bytes", p.want.Size)}
+		return 0, &InvalidError{Reason: ReasonSize, Err: fmt.Errorf("more than %d bytes", p.want.Size)}
 	}
 	p.n += int64(len(b))
 	return p.h.Write(b)
 }
 
 // Check judges when the source has ended: fewer bytes than the size are
-// io.ErrUnexpectedEOF, for a cut says nothing about honesty; a wrong hash is a *LieError.
+// io.ErrUnexpectedEOF, for a cut says nothing about honesty; a wrong hash is a *InvalidError.
 func (p *Proof) Check() error {
 	if p.n < p.want.Size {
 		return fmt.Errorf("%d of %d bytes: %w", p.n, p.want.Size, io.ErrUnexpectedEOF)
 	}
 	if got := [sha256.Size]byte(p.h.Sum(nil)); got != p.want.Hash {
-		return &LieError{Reason: ReasonHash, Err: fmt.Errorf("want %s, got %s", nix.NarHash(p.want.Hash), nix.NarHash(got))}
+		return &InvalidError{Reason: ReasonHash, Err: fmt.Errorf("want %s, got %s", nix.NarHash(p.want.Hash), nix.NarHash(got))}
 	}
 	return nil
 }

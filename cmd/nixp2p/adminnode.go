@@ -129,7 +129,7 @@ func (a *adminNode) Trim(limit int64) (any, error) {
 // answerOf says for people and programs what a source said.
 func answerOf(f resolve.Finding) admin.Answer {
 	ans := admin.Answer{Source: f.Source, Result: admin.Has, TookMS: milliseconds(f.Took)}
-	var lie *verify.LieError
+	var lie *verify.InvalidError
 	switch {
 	case f.Err == nil:
 		ans.StorePath, ans.NarHash, ans.NarSize = f.Info.StorePath().String(), f.Info.NarHash().String(), f.Info.NarSize()

@@ -75,7 +75,7 @@ func (h *holder) HasRaw(ctx context.Context, nar nix.NarHash) bool {
 
 // NAR gives the bytes, of the store or the cache as the resolver would give them to Nix,
 // verified, or of a download as it grows. Nothing is asked of the network.
-func (h *holder) NAR(ctx context.Context, nar nix.NarHash, form nix.Form, off int64) (*verify.Claim, error) {
+func (h *holder) NAR(ctx context.Context, nar nix.NarHash, form nix.Form, off int64) (*verify.Unverified, error) {
 	info := h.shared(ctx, nar)
 	if info == nil {
 		return nil, errNotShared
@@ -84,9 +84,9 @@ func (h *holder) NAR(ctx context.Context, nar nix.NarHash, form nix.Form, off in
 		if d := h.cache.Downloading(nar, form); d != nil {
 			body := growing{d.Share(off), info.StorePath()}
 			if h.resolver.Decoding(nar, form, d.Size()) {
-				return &verify.Claim{Body: decoding{body, func() {}}, Size: d.Size()}, nil
+				return &verify.Unverified{Body: decoding{body, func() {}}, Size: d.Size()}, nil
 			}
-			return &verify.Claim{Body: body, Size: d.Size()}, nil
+			return &verify.Unverified{Body: body, Size: d.Size()}, nil
 		}
 	}
 	name := nix.NARName{Store: info.StorePath().Hash(), Nar: nar, Form: form}
@@ -103,10 +103,10 @@ func (h *holder) NAR(ctx context.Context, nar nix.NarHash, form nix.Form, off in
 	if h.cache != nil {
 		// It is being decoded from another form, for all who ask.
 		if d := h.cache.Downloading(nar, form); d != nil {
-			return &verify.Claim{Body: decoding{growing{d.Share(off), info.StorePath()}, n.Close}, Size: d.Size()}, nil
+			return &verify.Unverified{Body: decoding{growing{d.Share(off), info.StorePath()}, n.Close}, Size: d.Size()}, nil
 		}
 	}
-	return &verify.Claim{Body: pipe(ctx, n, off), Size: n.Size()}, nil
+	return &verify.Unverified{Body: pipe(ctx, n, off), Size: n.Size()}, nil
 }
 
 // decoding is a growing that depends on nobody: how much there is so far says nothing.

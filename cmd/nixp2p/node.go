@@ -285,7 +285,7 @@ func (a agreement) Next(ctx context.Context) (resolve.NARSource, context.Context
 // named is the nodes that a coordinator named.
 type named struct{ *p2p.Following }
 
-func (s named) NAR(ctx context.Context, info *verify.Info, form nix.Form, off int64) (*verify.Claim, error) {
+func (s named) NAR(ctx context.Context, info *verify.Info, form nix.Form, off int64) (*verify.Unverified, error) {
 	claim, err := s.Following.NAR(ctx, info, form, off)
 	var other *p2p.OtherFormError
 	if errors.As(err, &other) {

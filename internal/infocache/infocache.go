@@ -214,7 +214,7 @@ func (c *Cache) Info(ctx context.Context, h nix.StoreHash) (*verify.Info, error)
 // refused counts a text that the keys do not open. A key that was removed from the
 // configuration is no lie, all else is.
 func (c *Cache) refused(h nix.StoreHash, err error) {
-	var lie *verify.LieError
+	var lie *verify.InvalidError
 	if !errors.As(err, &lie) || lie.Reason == verify.ReasonUnsigned {
 		c.log.Debug("a remembered narinfo has no trusted signature any more", "source", name, "store_hash", h.String())
 		return

@@ -29,7 +29,7 @@ var errDropped = errors.New("was damaged")
 // NAR returns the bytes of a form from byte off on, if it is here as a whole; raw is decoded
 // from a file if need be. An entry from before the start is hashed first; what is wrong is
 // dropped, as if it had never been here. The error wraps fs.ErrNotExist when there is none.
-func (c *Cache) NAR(ctx context.Context, info *verify.Info, form nix.Form, off int64) (*verify.Claim, error) {
+func (c *Cache) NAR(ctx context.Context, info *verify.Info, form nix.Form, off int64) (*verify.Unverified, error) {
 	for {
 		e := c.choose(info.NarHash(), form)
 		if e == nil {
@@ -64,7 +64,7 @@ func (c *Cache) choose(nar nix.NarHash, form nix.Form) *entry {
 	return best
 }
 
-func (c *Cache) claim(ctx context.Context, e *entry, info *verify.Info, form nix.Form, off int64) (*verify.Claim, error) {
+func (c *Cache) claim(ctx context.Context, e *entry, info *verify.Info, form nix.Form, off int64) (*verify.Unverified, error) {
 	decode := e.form != form
 	size := e.size
 	if decode || form.IsRaw() {
@@ -88,7 +88,7 @@ func (c *Cache) claim(ctx context.Context, e *entry, info *verify.Info, form nix
 			_ = body.Close()
 			return nil, err
 		}
-		return &verify.Claim{Body: body, Size: size}, nil
+		return &verify.Unverified{Body: body, Size: size}, nil
 	}
 	dec, err := newDecoder(body)
 	if err != nil {
@@ -101,7 +101,7 @@ func (c *Cache) claim(ctx context.Context, e *entry, info *verify.Info, form nix
 		}
 		return nil, err
 	}
-	return &verify.Claim{Body: dec, Size: size}, nil
+	return &verify.Unverified{Body: dec, Size: size}, nil
 }
 
 // openEntry opens the file of e for a caller who closes it and then calls release. An entry
@@ -233,7 +233,7 @@ func prove(ctx context.Context, e *entry, f *os.File) error {
 
 // convict drops an entry whose bytes are wrong, and counts it.
 func (c *Cache) convict(e *entry, err error) {
-	var lie *verify.LieError
+	var lie *verify.InvalidError
 	if !c.discard(e, err) || !errors.As(err, &lie) {
 		return
 	}
@@ -243,7 +243,7 @@ func (c *Cache) convict(e *entry, err error) {
 }
 
 func isLie(err error) bool {
-	var lie *verify.LieError
+	var lie *verify.InvalidError
 	return errors.As(err, &lie)
 }
 
@@ -356,7 +356,7 @@ func (d *decoder) Read(p []byte) (int, error) {
 	n, err := d.dec.Read(p)
 	e := d.src.e
 	if errors.Is(err, compress.ErrCorrupt) || errors.Is(err, io.ErrUnexpectedEOF) && d.src.at == e.size {
-		err = &verify.LieError{Reason: verify.ReasonEncoding, Err: err}
+		err = &verify.InvalidError{Reason: verify.ReasonEncoding, Err: err}
 		d.src.c.convict(e, err)
 	}
 	return n, err

@@ -455,7 +455,7 @@ func TestProveCancelled(t *testing.T) {
 func TestConvict(t *testing.T) {
 	m := metrics.New()
 	c := open(t, Config{Dir: t.TempDir(), Metrics: m})
-	lie := &verify.LieError{Reason: verify.ReasonHash, Err: errors.New("wrong")}
+	lie := &verify.InvalidError{Reason: verify.ReasonHash, Err: errors.New("wrong")}
 	raw, file, other := rawNAR(t, "a", 100), fileNAR(t, "a", 100, nix.XZ), rawNAR(t, "b", 100)
 	put(t, c, raw)
 	put(t, c, file)

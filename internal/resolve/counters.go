@@ -43,7 +43,7 @@ func (c *counters) info(k *known, err error) {
 	c.m.NarinfoRequests.WithLabelValues(source, result).Inc()
 }
 
-func (c *counters) lie(source string, lie *verify.LieError) {
+func (c *counters) lie(source string, lie *verify.InvalidError) {
 	c.m.VerifyFailures.WithLabelValues(source, string(lie.Reason)).Inc()
 }
 

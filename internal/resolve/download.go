@@ -202,7 +202,7 @@ func (r *Resolver) closeDownloads() {
 // fill fetches d and takes it out of the list when it has ended.
 func (r *Resolver) fill(ctx context.Context, d *download, c choice) {
 	into := &spoolSink{
-		r: r, info: d.info, form: d.key.form, proof: verify.NewPrint(d.info.Want(d.key.form, d.key.size)),
+		r: r, info: d.info, form: d.key.form, proof: verify.NewBlockSums(d.info.Want(d.key.form, d.key.size)),
 	}
 	p := &pouring{
 		r: r, info: d.info, form: d.key.form, size: d.key.size, sources: c.far, backup: c.backup,
@@ -355,7 +355,7 @@ type spoolSink struct {
 	r        *Resolver
 	info     *verify.Info
 	form     nix.Form
-	proof    *verify.Print
+	proof    *verify.BlockSums
 	buf      []byte
 	lease    Lease // nil when there is none
 	peers    bool  // some bytes came from peers

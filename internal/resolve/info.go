@@ -353,7 +353,7 @@ func (r *Resolver) bestForm(info *verify.Info) nix.Form {
 // blame counts and logs a lie; it passes the error on. Sources that look at several answers
 // count those that they pass over themselves.
 func (r *Resolver) blame(source string, h nix.StoreHash, err error) error {
-	var lie *verify.LieError
+	var lie *verify.InvalidError
 	if errors.As(err, &lie) && source != upstreamName {
 		r.count.lie(source, lie)
 		r.cfg.Trouble(source, "gave a wrong narinfo, which was refused", "", err)

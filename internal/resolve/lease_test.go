@@ -193,7 +193,7 @@ func TestLeaseOtherForm(t *testing.T) {
 
 type otherForm struct{ *sourcetest.Fake }
 
-func (otherForm) NAR(context.Context, *verify.Info, nix.Form, int64) (*verify.Claim, error) {
+func (otherForm) NAR(context.Context, *verify.Info, nix.Form, int64) (*verify.Unverified, error) {
 	return nil, &resolve.OtherFormError{}
 }
 

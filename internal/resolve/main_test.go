@@ -179,5 +179,5 @@ func until(t *testing.T, what string, ok func() bool) {
 
 // lie is an error of a source that said something wrong.
 func lie() error {
-	return &verify.LieError{Reason: verify.ReasonBadSignature, Err: io.ErrNoProgress}
+	return &verify.InvalidError{Reason: verify.ReasonBadSignature, Err: io.ErrNoProgress}
 }

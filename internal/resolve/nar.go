@@ -40,13 +40,13 @@ type NAR struct {
 	wrap     nix.Compression // the stored container around a raw NAR, or ""
 
 	choice  choice
-	claim   *verify.Claim // opened, of near[0]
-	d       *download     // joined, when the bytes come from afar
-	began   bool          // d, for others to join
-	giver   atomic.Value  // string: who is giving, when d is nil
-	useless []NARSource   // near sources that failed here
-	out     *section      // what is sent
-	alone   bool          // others fetch it in a form that is of no use here
+	claim   *verify.Unverified // opened, of near[0]
+	d       *download          // joined, when the bytes come from afar
+	began   bool               // d, for others to join
+	giver   atomic.Value       // string: who is giving, when d is nil
+	useless []NARSource        // near sources that failed here
+	out     *section           // what is sent
+	alone   bool               // others fetch it in a form that is of no use here
 	// insist: the client has the beginning of this form, and only others lied about its end.
 	insist bool
 }

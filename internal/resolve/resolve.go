@@ -20,7 +20,7 @@ import (
 )
 
 // InfoSource says who has a path. An error that wraps fs.ErrNotExist means that it has not,
-// a *verify.LieError that it said something wrong, any other that it could not say.
+// a *verify.InvalidError that it said something wrong, any other that it could not say.
 type InfoSource interface {
 	Name() string // the label in metrics: store, disk, peer, upstream
 	Info(ctx context.Context, h nix.StoreHash) (*verify.Info, error)
@@ -32,7 +32,7 @@ type NARSource interface {
 	// NAR returns the bytes of info's NAR in exactly this form, from byte off of the form
 	// on. Errors are of the three kinds of InfoSource. The body is bound to ctx to its end:
 	// a Read that waits returns when ctx ends.
-	NAR(ctx context.Context, info *verify.Info, form nix.Form, off int64) (*verify.Claim, error)
+	NAR(ctx context.Context, info *verify.Info, form nix.Form, off int64) (*verify.Unverified, error)
 	// Convict says that this source alone sent all bytes and that they were wrong. What it
 	// does for it, it has done on return: the next thing that it is asked may be the same NAR.
 	Convict(info *verify.Info, form nix.Form, err error)
@@ -212,7 +212,7 @@ type Resolver struct {
 	log     *slog.Logger
 	count   counters
 	infos   *lru.Cache[nix.StoreHash, *known]
-	prints  *lru.Cache[printKey, *verify.Print]
+	prints  *lru.Cache[printKey, *verify.BlockSums]
 	misses  *expiring[nix.StoreHash]
 	hidden  *expiring[nix.StoreHash] // misses of those who see only what is shared
 	flights flights
@@ -254,7 +254,7 @@ func New(cfg Config) (*Resolver, error) {
 	if err != nil {
 		return nil, err
 	}
-	prints, err := lru.New[printKey, *verify.Print](memoryPrints)
+	prints, err := lru.New[printKey, *verify.BlockSums](memoryPrints)
 	if err != nil {
 		return nil, err
 	}

@@ -60,7 +60,7 @@ type pouring struct {
 // and blames for wrong bytes: a source that sent all of them is convicted, several are
 // avoided for this NAR. first is a claim of sources[0] that is open already, or nil. Who was
 // served by the stream tries anew only when pour has returned: then the guilty are known.
-func (p *pouring) pour(ctx context.Context, into sink, first *verify.Claim) error {
+func (p *pouring) pour(ctx context.Context, into sink, first *verify.Unverified) error {
 	if j := p.r.jury(); j != nil {
 		p.copies, p.proven = j.Right(p.info, p.form)
 	}
@@ -111,7 +111,7 @@ func (p *pouring) agree(ctx context.Context, into sink, upstream NARSource) (ove
 
 // take fills the sink from one source for its turn, from claim if that is open. Over: the
 // stream has ended, with this verdict.
-func (p *pouring) take(ctx, turn context.Context, into sink, s NARSource, claim *verify.Claim) (over bool, verdict error) {
+func (p *pouring) take(ctx, turn context.Context, into sink, s NARSource, claim *verify.Unverified) (over bool, verdict error) {
 	if claim == nil {
 		var err error
 		if claim, err = p.r.ask(turn, s, p.info, p.form, p.size, into.Offset()); err != nil {
@@ -142,7 +142,7 @@ func (p *pouring) take(ctx, turn context.Context, into sink, s NARSource, claim 
 		p.contributed(s)
 	}
 	var mine *receiverError
-	var lie *verify.LieError
+	var lie *verify.InvalidError
 	switch {
 	case errors.Is(err, verify.ErrReaderGone) || errors.As(err, &mine):
 		return true, p.end(into, err)
@@ -190,13 +190,13 @@ func (p *pouring) end(into sink, err error) error {
 }
 
 func isLie(err error) bool {
-	var lie *verify.LieError
+	var lie *verify.InvalidError
 	return errors.As(err, &lie)
 }
 
 // ask opens a form of a NAR at one source. size is the form's size in bytes, 0 when only the
 // source knows it. A lie is blamed on the source.
-func (r *Resolver) ask(ctx context.Context, s NARSource, info *verify.Info, form nix.Form, size, off int64) (*verify.Claim, error) {
+func (r *Resolver) ask(ctx context.Context, s NARSource, info *verify.Info, form nix.Form, size, off int64) (*verify.Unverified, error) {
 	claim, err := s.NAR(ctx, info, form, off)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", s.Name(), r.blameNAR(s, info, form, err))
@@ -208,7 +208,7 @@ func (r *Resolver) ask(ctx context.Context, s NARSource, info *verify.Info, form
 	err = fmt.Errorf("%s: %s of %d bytes, not %d", s.Name(), form, claim.Size, size)
 	switch {
 	case form.IsRaw():
-		err = r.blameNAR(s, info, form, &verify.LieError{Reason: verify.ReasonSize, Err: err})
+		err = r.blameNAR(s, info, form, &verify.InvalidError{Reason: verify.ReasonSize, Err: err})
 	case s.Name() == upstreamName:
 		// Nobody signed the size of a file.
 		r.disbelieve(info, form)
@@ -264,7 +264,7 @@ func (p *pouring) blame(contributors []NARSource, err error) {
 
 // blameNAR convicts s of a lie about a NAR and passes the error on.
 func (r *Resolver) blameNAR(s NARSource, info *verify.Info, form nix.Form, err error) error {
-	var lie *verify.LieError
+	var lie *verify.InvalidError
 	if errors.As(err, &lie) {
 		if s.Name() != cacheName { // which counts what it drops
 			r.count.lie(s.Name(), lie)
@@ -291,7 +291,7 @@ func (r *Resolver) disbelieve(info *verify.Info, form nix.Form) {
 const badFileFor = 24 * time.Hour
 
 // direct streams from the opened near source, and those after it, through a Guard.
-func (n *NAR) direct(ctx context.Context, w io.Writer, claim *verify.Claim) error {
+func (n *NAR) direct(ctx context.Context, w io.Writer, claim *verify.Unverified) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	hold, release, err := n.hold(ctx)
@@ -322,7 +322,7 @@ func (n *NAR) direct(ctx context.Context, w io.Writer, claim *verify.Claim) erro
 
 // hold says how much is proven before it leaves, by where the bytes come from, and takes the
 // memory for that.
-func (n *NAR) hold(ctx context.Context) (h verify.Hold, release func(), err error) {
+func (n *NAR) hold(ctx context.Context) (h verify.Holdback, release func(), err error) {
 	near := n.choice.near[0]
 	if n.r.cfg.Cache != nil && near == NARSource(n.r.cfg.Cache) {
 		h.Known, _ = n.r.prints.Get(printKey{n.info.NarHash(), n.form})
@@ -332,21 +332,21 @@ func (n *NAR) hold(ctx context.Context) (h verify.Hold, release func(), err erro
 		return h, func() {}, nil
 	case n.formSize > storeAhead:
 	case n.r.cfg.Store != nil && near == NARSource(n.r.cfg.Store):
-		h = verify.Hold{Ahead: storeAhead}
+		h = verify.Holdback{Ahead: storeAhead}
 		if release, ok := n.r.mayHold(h.Memory(n.formSize)); ok {
 			return h, release, nil
 		}
 		// Too much is held in memory already: read twice instead.
-		h = verify.Hold{}
+		h = verify.Holdback{}
 		h.Known, err = n.prove(ctx, near)
 		return h, func() {}, err
 	case near.Name() == peerName:
-		h = verify.Hold{Ahead: peerAhead, AheadFor: peerWait}
+		h = verify.Holdback{Ahead: peerAhead, AheadFor: peerWait}
 		if release, ok := n.r.mayHold(h.Memory(n.formSize)); ok {
 			return h, release, nil
 		}
 	}
-	h = verify.Hold{}
+	h = verify.Holdback{}
 	release, ok := n.r.mayHold(h.Memory(n.formSize))
 	h.Narrow = !ok
 	return h, release, nil
@@ -362,13 +362,13 @@ func (r *Resolver) mayHold(bytes int64) (release func(), ok bool) {
 }
 
 // prove hashes what s has, without keeping it.
-func (n *NAR) prove(ctx context.Context, s NARSource) (*verify.Print, error) {
+func (n *NAR) prove(ctx context.Context, s NARSource) (*verify.BlockSums, error) {
 	claim, err := n.r.ask(ctx, s, n.info, n.form, n.formSize, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer claim.Body.Close()
-	proof := verify.NewPrint(n.info.Want(n.form, n.formSize))
+	proof := verify.NewBlockSums(n.info.Want(n.form, n.formSize))
 	buf, release := n.r.buffer()
 	defer release()
 	_, err = io.CopyBuffer(struct{ io.Writer }{proof}, struct{ io.Reader }{claim.Body}, buf)

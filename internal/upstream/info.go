@@ -22,7 +22,7 @@ const (
 )
 
 // Info returns the narinfo that the caches have for h. Its errors: wraps fs.ErrNotExist when
-// every cache said that it has none; a *verify.LieError when none has it and one lied;
+// every cache said that it has none; a *verify.InvalidError when none has it and one lied;
 // any other when one could not say.
 func (u *Upstreams) Info(ctx context.Context, h nix.StoreHash) (*verify.Info, error) {
 	info, err := u.info(ctx, h)
@@ -225,7 +225,7 @@ func (u *Upstreams) askOnce(ctx context.Context, m *mirror, h nix.StoreHash, wit
 
 // lied counts a wrong narinfo.
 func (u *Upstreams) lied(m *mirror, h nix.StoreHash, err error) error {
-	var lie *verify.LieError
+	var lie *verify.InvalidError
 	if !errors.As(err, &lie) {
 		return err
 	}
@@ -247,7 +247,7 @@ type verdict struct {
 }
 
 func (v *verdict) add(err error) {
-	var lie *verify.LieError
+	var lie *verify.InvalidError
 	switch {
 	case errors.As(err, &lie):
 		v.lie = err

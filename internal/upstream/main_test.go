@@ -152,7 +152,7 @@ func (b *bench) count(name string, values ...string) float64 {
 
 // kindOf names which of the three kinds an error is.
 func kindOf(err error) string {
-	var lie *verify.LieError
+	var lie *verify.InvalidError
 	switch {
 	case err == nil:
 		return "ok"

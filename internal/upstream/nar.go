@@ -22,7 +22,7 @@ import (
 // The body goes on with the same or another cache where one stops, and fails when none
 // can go on. ctx governs it to its end. It may be closed at any time. Errors, also those of
 // the body: as Info's.
-func (u *Upstreams) NAR(ctx context.Context, info *verify.Info, form nix.Form, off int64) (*verify.Claim, error) {
+func (u *Upstreams) NAR(ctx context.Context, info *verify.Info, form nix.Form, off int64) (*verify.Unverified, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	claim, err := u.nar(ctx, cancel, info, form, off)
 	if err != nil {
@@ -32,7 +32,7 @@ func (u *Upstreams) NAR(ctx context.Context, info *verify.Info, form nix.Form, o
 	return claim, nil
 }
 
-func (u *Upstreams) nar(ctx context.Context, cancel func(), info *verify.Info, form nix.Form, off int64) (*verify.Claim, error) {
+func (u *Upstreams) nar(ctx context.Context, cancel func(), info *verify.Info, form nix.Form, off int64) (*verify.Unverified, error) {
 	if off < 0 {
 		return nil, fmt.Errorf("offset %d", off)
 	}
@@ -52,14 +52,14 @@ func (u *Upstreams) nar(ctx context.Context, cancel func(), info *verify.Info, f
 			return nil, fmt.Errorf("offset %d of %d", off, info.NarSize())
 		case off == info.NarSize():
 			cancel()
-			return &verify.Claim{Body: http.NoBody, Size: off}, nil
+			return &verify.Unverified{Body: http.NoBody, Size: off}, nil
 		}
 		b := &unpacked{u: u, info: info, pos: off, cancel: cancel, tried: map[any]bool{}}
 		b.open = func() error { return b.choose(ctx) }
 		if err := b.open(); err != nil {
 			return nil, err
 		}
-		return &verify.Claim{Body: b, Size: info.NarSize()}, nil
+		return &verify.Unverified{Body: b, Size: info.NarSize()}, nil
 	}
 	want := func(_ *mirror, p *place) bool { return p.compression == form.Compression && p.file == form.File }
 	r := u.newRelay(ctx, cancel, info, form, want)
@@ -71,7 +71,7 @@ func (u *Upstreams) nar(ctx context.Context, cancel func(), info *verify.Info, f
 		_ = r.Close()
 		return nil, fmt.Errorf("offset %d of %d", off, r.size)
 	}
-	return &verify.Claim{Body: r, Size: r.size}, nil
+	return &verify.Unverified{Body: r, Size: r.size}, nil
 }
 
 var errOtherNAR = fmt.Errorf("another NAR: %w", fs.ErrNotExist)
@@ -272,7 +272,7 @@ func (b *unpacked) end() error {
 	b.file.last = true
 	var one [1]byte
 	if n, _ := io.ReadFull(b.src, one[:]); n > 0 {
-		return &verify.LieError{Reason: verify.ReasonSize, Err: fmt.Errorf("decodes to more than %d bytes", b.info.NarSize())}
+		return &verify.InvalidError{Reason: verify.ReasonSize, Err: fmt.Errorf("decodes to more than %d bytes", b.info.NarSize())}
 	}
 	return io.EOF
 }
@@ -287,9 +287,9 @@ func (b *unpacked) fault(err error) error {
 		return err
 	case errors.Is(err, io.EOF):
 		err = fmt.Errorf("decodes to %d of %d bytes", b.pos-b.skip, b.info.NarSize())
-		return &verify.LieError{Reason: verify.ReasonSize, Err: err}
+		return &verify.InvalidError{Reason: verify.ReasonSize, Err: err}
 	case errors.Is(err, compress.ErrCorrupt), errors.Is(err, io.ErrUnexpectedEOF):
-		return &verify.LieError{Reason: verify.ReasonEncoding, Err: err}
+		return &verify.InvalidError{Reason: verify.ReasonEncoding, Err: err}
 	}
 	return err
 }

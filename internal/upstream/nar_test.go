@@ -321,7 +321,7 @@ func TestNARLies(t *testing.T) {
 // TestConvict: who sent a NAR wrong is not asked for it for an hour; the others are.
 func TestConvict(t *testing.T) {
 	p := nixtest.NewPath("hello", 100_000)
-	wrong := &verify.LieError{Reason: verify.ReasonHash, Err: errors.New("wrong")}
+	wrong := &verify.InvalidError{Reason: verify.ReasonHash, Err: errors.New("wrong")}
 	bad, good := nixtest.NewUpstream(t, cache(nix.Zstd, p)), nixtest.NewUpstream(t, cache(nix.Zstd, p))
 	b := open(t, nil, bad.URL(), good.URL())
 	info, form := b.mustInfo(p), fileForm(t, bad, p)

@@ -310,14 +310,14 @@ func (r *relay) measure(m *mirror, p *place, whole int64) error {
 	}
 	switch {
 	case !r.strict && r.size > r.most:
-		err := &verify.LieError{Reason: verify.ReasonSize, Err: fmt.Errorf("file of %d bytes for a NAR of %d", r.size, r.info.NarSize())}
+		err := &verify.InvalidError{Reason: verify.ReasonSize, Err: fmt.Errorf("file of %d bytes for a NAR of %d", r.size, r.info.NarSize())}
 		r.giveUp(m, fmt.Errorf("%s: %w", m.name, err))
 		r.size = -1
 		return err
 	case whole < 0 || whole == r.size:
 		return nil
 	case whole > r.size:
-		err := &verify.LieError{Reason: verify.ReasonSize, Err: fmt.Errorf("%d bytes instead of %d", whole, r.size)}
+		err := &verify.InvalidError{Reason: verify.ReasonSize, Err: fmt.Errorf("%d bytes instead of %d", whole, r.size)}
 		r.giveUp(m, fmt.Errorf("%s: %w", m.name, err))
 		return err
 	}
@@ -364,7 +364,7 @@ func (r *relay) read(p []byte) (int, error) {
 		r.pos += int64(n)
 		switch {
 		case r.size < 0 && r.pos > r.most:
-			return 0, &verify.LieError{Reason: verify.ReasonSize, Err: fmt.Errorf("file of more than %d bytes", r.most)}
+			return 0, &verify.InvalidError{Reason: verify.ReasonSize, Err: fmt.Errorf("file of more than %d bytes", r.most)}
 		case errors.Is(err, io.EOF) && r.size < 0 && r.skip == 0:
 			r.size = r.pos
 		case err != nil && r.pos != r.size:
@@ -451,7 +451,7 @@ func (r *relay) end() error {
 		n, err := r.src.Read(one[:])
 		switch {
 		case n > 0:
-			return &verify.LieError{Reason: verify.ReasonSize, Err: fmt.Errorf("%s: more than %d bytes", r.from.name, r.size)}
+			return &verify.InvalidError{Reason: verify.ReasonSize, Err: fmt.Errorf("%s: more than %d bytes", r.from.name, r.size)}
 		case err != nil:
 			return io.EOF
 		}

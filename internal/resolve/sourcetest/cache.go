@@ -86,7 +86,7 @@ func (c *Cache) Held(nar nix.NarHash) (raw bool, files []nix.Form) {
 }
 
 // NAR gives a form that is there, and raw made of another.
-func (c *Cache) NAR(ctx context.Context, info *verify.Info, form nix.Form, off int64) (*verify.Claim, error) {
+func (c *Cache) NAR(ctx context.Context, info *verify.Info, form nix.Form, off int64) (*verify.Unverified, error) {
 	claim, err := c.Fake.NAR(ctx, info, form, off)
 	_, files := c.Held(info.NarHash())
 	if err == nil || !errors.Is(err, fs.ErrNotExist) || !form.IsRaw() || len(files) == 0 {
@@ -102,7 +102,7 @@ func (c *Cache) NAR(ctx context.Context, info *verify.Info, form nix.Form, off i
 	if _, err := io.CopyN(io.Discard, dec, off); err != nil {
 		return nil, errors.Join(err, dec.Close(), claim.Body.Close())
 	}
-	return &verify.Claim{Body: &decoded{dec, claim.Body}, Size: info.NarSize()}, nil
+	return &verify.Unverified{Body: &decoded{dec, claim.Body}, Size: info.NarSize()}, nil
 }
 
 type decoded struct {

@@ -236,7 +236,7 @@ func (f *Fake) Info(ctx context.Context, h nix.StoreHash) (*verify.Info, error) 
 }
 
 // NAR gives a form of a NAR that was added.
-func (f *Fake) NAR(ctx context.Context, info *verify.Info, form nix.Form, off int64) (*verify.Claim, error) {
+func (f *Fake) NAR(ctx context.Context, info *verify.Info, form nix.Form, off int64) (*verify.Unverified, error) {
 	f.mu.Lock()
 	on := f.onNAR
 	f.mu.Unlock()
@@ -270,7 +270,7 @@ func (f *Fake) NAR(ctx context.Context, info *verify.Info, form nix.Form, off in
 		}
 	}
 	f.faults = kept
-	return &verify.Claim{Body: r, Size: int64(len(b))}, nil
+	return &verify.Unverified{Body: r, Size: int64(len(b))}, nil
 }
 
 // Convict records the verdict, and drops what was wrong.
@@ -421,7 +421,7 @@ func (b *body) act(fault Fault) (int, error, bool) {
 	case End:
 		return 0, io.EOF, true
 	case Misread:
-		return 0, &verify.LieError{Reason: verify.ReasonEncoding, Err: errors.New("sourcetest: not what it says")}, true
+		return 0, &verify.InvalidError{Reason: verify.ReasonEncoding, Err: errors.New("sourcetest: not what it says")}, true
 	case Wait:
 		until = fault.Until
 	}

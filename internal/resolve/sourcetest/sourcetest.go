@@ -122,7 +122,7 @@ func (s *suite) proof(t *testing.T, p nixtest.Path) *verify.Info {
 }
 
 func isLie(err error) bool {
-	var lie *verify.LieError
+	var lie *verify.InvalidError
 	return errors.As(err, &lie)
 }
 
@@ -315,11 +315,11 @@ func (s *suite) concurrent(t *testing.T) {
 // convict: a source that was convicted says no, or gives the right bytes from elsewhere.
 func (s *suite) convict(t *testing.T) {
 	for _, b := range s.blobs(t) {
-		s.NARs.Convict(b.info, b.form, &verify.LieError{Reason: verify.ReasonHash, Err: errors.New("as the test says")})
+		s.NARs.Convict(b.info, b.form, &verify.InvalidError{Reason: verify.ReasonHash, Err: errors.New("as the test says")})
 		got, err := s.read(t.Context(), b, 0)
 		if err == nil && !bytes.Equal(got, b.bytes) || err != nil && !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("%s %s after Convict: %d bytes, error %v", b.path.StorePath.Base(), b.form, len(got), err)
 		}
 	}
-	s.NARs.Convict(s.Absent.Info(t, s.Key), nix.Raw, &verify.LieError{Reason: verify.ReasonHash, Err: errors.New("of what it has not")})
+	s.NARs.Convict(s.Absent.Info(t, s.Key), nix.Raw, &verify.InvalidError{Reason: verify.ReasonHash, Err: errors.New("of what it has not")})
 }

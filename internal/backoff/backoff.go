@@ -1,0 +1,122 @@
+// Package backoff says what is left alone, and until when: a set whose entries expire, a
+// delay that doubles with each failure, and a breaker for a service that is down. It takes
+// the time from the time package, so that tests with testing/synctest control it.
+package backoff
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Set has keys until they expire. It holds at most a fixed number: beyond that the entry
+// that was added first is dropped. It is safe for concurrent use.
+type Set[K comparable] struct {
+	mu    sync.Mutex
+	most  int
+	until map[K]time.Time
+	order []K // as added; may have keys that are gone
+}
+
+// NewSet returns an empty set of at most most keys.
+func NewSet[K comparable](most int) *Set[K] {
+	return &Set[K]{most: most, until: make(map[K]time.Time)}
+}
+
+// Add puts k in for d. A key that is there gets the new time.
+func (s *Set[K]) Add(k K, d time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, ok := s.until[k]; !ok {
+		s.order = append(s.order, k)
+	}
+	s.until[k] = time.Now().Add(d)
+	for len(s.until) > s.most {
+		delete(s.until, s.order[0])
+		s.order = s.order[1:]
+	}
+	if len(s.order) > 2*s.most+16 {
+		s.compact()
+	}
+}
+
+// compact drops what is gone from order.
+func (s *Set[K]) compact() {
+	seen := make(map[K]bool, len(s.until))
+	kept := s.order[:0]
+	for _, k := range s.order {
+		if _, ok := s.until[k]; ok && !seen[k] {
+			seen[k] = true
+			kept = append(kept, k)
+		}
+	}
+	s.order = kept
+}
+
+// Has reports whether k is in the set and has not expired.
+func (s *Set[K]) Has(k K) bool {
+	_, ok := s.Until(k)
+	return ok
+}
+
+// Until returns when k expires, and whether it is in the set.
+func (s *Set[K]) Until(k K) (time.Time, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t, ok := s.until[k]
+	if ok && !time.Now().Before(t) {
+		delete(s.until, k)
+		return time.Time{}, false
+	}
+	return t, ok
+}
+
+// Remove takes k out.
+func (s *Set[K]) Remove(k K) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.until, k)
+}
+
+// Len returns how many keys are held, expired ones included.
+func (s *Set[K]) Len() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.until)
+}
+
+// Delay is an exponential backoff for one thing. The zero value is ready to use with First
+// and Most set; it is safe for concurrent use.
+type Delay struct {
+	First, Most time.Duration
+
+	failures atomic.Int32
+	until    atomic.Int64 // Unix nanoseconds
+}
+
+// Fail notes a failure and returns for how long the thing is now left alone: First, then
+// twice as long each time, at most Most.
+func (d *Delay) Fail() time.Duration {
+	n := min(d.failures.Add(1)-1, 30)
+	wait := d.First << n
+	if wait > d.Most || wait <= 0 {
+		wait = d.Most
+	}
+	d.until.Store(time.Now().Add(wait).UnixNano())
+	return wait
+}
+
+// Pause leaves the thing alone for wait, whatever happened before.
+func (d *Delay) Pause(wait time.Duration) { d.until.Store(time.Now().Add(wait).UnixNano()) }
+
+// Succeed forgets all failures.
+func (d *Delay) Succeed() {
+	d.failures.Store(0)
+	d.until.Store(0)
+}
+
+// Ready reports whether the thing may be tried.
+func (d *Delay) Ready() bool { return time.Now().UnixNano() >= d.until.Load() }
+
+// Failures returns how many failures there were since the last success.
+func (d *Delay) Failures() int { return int(d.failures.Load()) }

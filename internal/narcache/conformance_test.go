@@ -58,7 +58,7 @@ func TestConformance(t *testing.T) {
 type joined struct{ *Download }
 
 func (j joined) Reader(off int64) sourcetest.Reader { return j.Download.Reader(off) }
-func (j joined) Filled() sourcetest.Reader          { return j.Download.Filled() }
+func (j joined) ReadBack() sourcetest.Reader          { return j.Download.ReadBack() }
 
 func TestDownloadConformance(t *testing.T) {
 	sourcetest.RunDownloads(t, func(t *testing.T) sourcetest.Downloads {
@@ -71,7 +71,7 @@ func TestDownloadConformance(t *testing.T) {
 				}
 				return joined{d}, nil
 			},
-			Held: c.Held,
+			HeldForms: c.HeldForms,
 		}
 	})
 }

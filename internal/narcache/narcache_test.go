@@ -134,7 +134,7 @@ func get(t testing.TB, c *Cache, n nar, form nix.Form, off int64) []byte {
 }
 
 func has(c *Cache, n nar) bool {
-	raw, files := c.Held(n.info.NarHash())
+	raw, files := c.HeldForms(n.info.NarHash())
 	if n.form.IsRaw() {
 		return raw
 	}
@@ -460,15 +460,15 @@ func TestConvict(t *testing.T) {
 	put(t, c, raw)
 	put(t, c, file)
 	put(t, c, other)
-	c.Convict(raw.info, nix.Raw, lie)
+	c.Invalid(raw.info, nix.Raw, lie)
 	if has(c, raw) || !has(c, file) || !has(c, other) {
 		t.Error("raw: the wrong one went")
 	}
-	c.Convict(raw.info, nix.Raw, lie) // which was decoded from the file
+	c.Invalid(raw.info, nix.Raw, lie) // which was decoded from the file
 	if has(c, file) || !has(c, other) {
 		t.Error("decoded: the wrong one went")
 	}
-	c.Convict(other.info, nix.Raw, nil)
+	c.Invalid(other.info, nix.Raw, nil)
 	if has(c, other) || c.Usage() != 0 {
 		t.Error("without blame: did not go")
 	}

@@ -40,16 +40,16 @@ type Reader struct {
 // the error of Abort after that.
 func (d *Download) Reader(off int64) *Reader { return d.reader(off, true) }
 
-// Share is Reader for another machine: it waits for what is doubted as for what is still to come.
-func (d *Download) Share(off int64) *Reader {
+// PeerReader is Reader for another machine: it waits for what is doubted as for what is still to come.
+func (d *Download) PeerReader(off int64) *Reader {
 	r := d.reader(off, true)
 	r.others = true
 	return r
 }
 
-// Filled returns a reader of what was written so far, the tail included: unproven bytes, for the
+// ReadBack returns a reader of what was written so far, the tail included: unproven bytes, for the
 // filler's own eyes. It ends where writing is.
-func (d *Download) Filled() *Reader { return d.reader(0, false) }
+func (d *Download) ReadBack() *Reader { return d.reader(0, false) }
 
 func (d *Download) reader(off int64, follow bool) *Reader {
 	r := &Reader{d: d, follow: follow, off: off, hold: verify.TailSize, closed: make(chan struct{})}

@@ -126,7 +126,7 @@ func TestTooLarge(t *testing.T) {
 	busy.Abort(nil)
 }
 
-// TestBoundAlways has many goroutines fill, follow, read, abort and convict while the disk is
+// TestBoundAlways has many goroutines fill, follow, read, abort and blame while the disk is
 // measured.
 func TestBoundAlways(t *testing.T) {
 	const size = 6*mib + dirBytes
@@ -206,7 +206,7 @@ func TestBoundAlways(t *testing.T) {
 func useOnce(t *testing.T, c *Cache, n nar) bool {
 	switch rand.IntN(8) {
 	case 0:
-		c.Convict(n.info, n.form, nil)
+		c.Invalid(n.info, n.form, nil)
 	case 1, 2:
 		claim, err := c.NAR(t.Context(), n.info, n.form, 0)
 		if errors.Is(err, fs.ErrNotExist) {

@@ -1,5 +1,5 @@
 // Package inventory holds what machines tell each other of what they share: a binary fuse
-// filter of everything, then lists of changes. An Own is this machine's side, a View what
+// filter of everything, then lists of changes. A Local is this machine's side, a Remote what
 // one peer has told. It knows no network and no peers, and it does not believe a positive:
 // that is confirmed with the peer.
 package inventory

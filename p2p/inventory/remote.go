@@ -17,19 +17,19 @@ const (
 	// MaxDeltaBytes bounds a list of changes on the wire.
 	MaxDeltaBytes = deltaHead + 8*maxDelta
 
-	// minDrift lets small sets change without a new filter each time.
-	minDrift = 4 << 10
+	// minChanges lets small sets change without a new filter each time.
+	minChanges = 4 << 10
 )
 
-// softDrift is how many changes a set of n collects before it is worth a new filter.
-func softDrift(n int) int { return max(minDrift, n/20) }
+// softLimit is how many changes a set of n collects before it is worth a new filter.
+func softLimit(n int) int { return max(minChanges, n/20) }
 
-// hardDrift is how many it may collect at most, however quickly they come.
-func hardDrift(n int) int { return 2 * softDrift(n) }
+// hardLimit is how many it may collect at most, however quickly they come.
+func hardLimit(n int) int { return 2 * softLimit(n) }
 
 var (
-	errDelta = errors.New("inventory: not a list of changes")
-	errDrift = errors.New("inventory: more changes than a new filter would take")
+	errDelta   = errors.New("inventory: not a list of changes")
+	errTooMany = errors.New("inventory: more changes than a new filter would take")
 )
 
 // appendDelta encodes changes: version, number of keys added and removed, the keys.
@@ -62,13 +62,13 @@ func parseDelta(b []byte) (added, removed []Key, err error) {
 	return keys[:na], keys[na:], nil
 }
 
-// View is what one peer has told of itself. It is safe for concurrent use. The zero value
+// Remote is what one peer has told of itself. It is safe for concurrent use. The zero value
 // knows nothing.
-type View struct {
+type Remote struct {
 	// What is asked thousands of times a second for each peer takes no lock while there
 	// are no changes since the filter.
-	filter atomic.Pointer[filter]
-	drift  atomic.Int64 // len(changed)
+	filter  atomic.Pointer[filter]
+	changes atomic.Int64 // len(changed)
 
 	mu      sync.RWMutex
 	changed map[Key]bool // since the filter: true for added
@@ -77,7 +77,7 @@ type View struct {
 
 // Full takes a filter from the wire in place of all that was known. A refusal leaves the
 // view as it was.
-func (v *View) Full(b []byte) error {
+func (v *Remote) Full(b []byte) error {
 	f, err := parseFilter(b)
 	if err != nil {
 		return err
@@ -86,13 +86,13 @@ func (v *View) Full(b []byte) error {
 	defer v.mu.Unlock()
 	v.filter.Store(&f)
 	v.changed, v.count = nil, f.count
-	v.drift.Store(0)
+	v.changes.Store(0)
 	return nil
 }
 
 // Delta takes a list of changes from the wire. A peer that sends changes without end, where
 // an honest one would have sent a new filter, is refused: what it makes us keep is bounded.
-func (v *View) Delta(b []byte) error {
+func (v *Remote) Delta(b []byte) error {
 	added, removed, err := parseDelta(b)
 	if err != nil {
 		return err
@@ -103,8 +103,8 @@ func (v *View) Delta(b []byte) error {
 	if f == nil {
 		return fmt.Errorf("%w: before the first filter", errDelta)
 	}
-	if len(v.changed)+len(added)+len(removed) > hardDrift(f.count)+maxDelta {
-		return errDrift
+	if len(v.changed)+len(added)+len(removed) > hardLimit(f.count)+maxDelta {
+		return errTooMany
 	}
 	if v.changed == nil {
 		v.changed = make(map[Key]bool, len(added)+len(removed))
@@ -121,18 +121,18 @@ func (v *View) Delta(b []byte) error {
 		}
 		v.changed[k] = false
 	}
-	v.drift.Store(int64(len(v.changed)))
+	v.changes.Store(int64(len(v.changed)))
 	return nil
 }
 
-// Has tells whether the peer may share what k stands for. One in some 65,000 of what it has
+// Has reports whether the peer may share what k stands for. One in some 65,000 of what it has
 // not is a false positive.
-func (v *View) Has(k Key) bool {
+func (v *Remote) Has(k Key) bool {
 	f := v.filter.Load()
 	if f == nil {
 		return false
 	}
-	if v.drift.Load() == 0 {
+	if v.changes.Load() == 0 {
 		return f.has(k)
 	}
 	v.mu.RLock()
@@ -140,7 +140,7 @@ func (v *View) Has(k Key) bool {
 	return v.has(f, k)
 }
 
-func (v *View) has(f *filter, k Key) bool {
+func (v *Remote) has(f *filter, k Key) bool {
 	if added, ok := v.changed[k]; ok {
 		return added
 	}
@@ -148,20 +148,20 @@ func (v *View) has(f *filter, k Key) bool {
 }
 
 // Count returns about how many paths the peer says it shares.
-func (v *View) Count() int {
+func (v *Remote) Count() int {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
 	return max(v.count, 0)
 }
 
 // Bytes returns about how much memory the view takes.
-func (v *View) Bytes() int {
+func (v *Remote) Bytes() int {
 	f := v.filter.Load()
 	if f == nil {
 		return 0
 	}
-	return f.bytes() + 32*int(v.drift.Load())
+	return f.bytes() + 32*int(v.changes.Load())
 }
 
-// Told tells whether a filter has come.
-func (v *View) Told() bool { return v.filter.Load() != nil }
+// Loaded reports whether a filter has come.
+func (v *Remote) Loaded() bool { return v.filter.Load() != nil }

@@ -1,7 +1,6 @@
-// Package nixconf knows how this machine's Nix is set up: it reads nix.conf as Nix does, asks
-// an installed Nix for its effective settings, and makes and takes back the one change that
-// points Nix at a node. Whatever else stands in the file stays, byte for byte. It asks nothing
-// over the network, and touches no file but nix.conf and the backup beside it.
+// Package nixconf reads how this machine's Nix is configured: from nix.conf, as Nix reads it, and
+// from an installed Nix. It writes one thing: a file nixp2p.conf next to nix.conf, and the line
+// that includes it.
 package nixconf
 
 import (
@@ -14,14 +13,14 @@ import (
 	"strings"
 )
 
-// maxIncludes is how deep files may include each other. Nix has no bound: a file that includes
-// itself ends it.
+// maxIncludes is how deep files may include each other. Nix has no bound and crashes on a file
+// that includes itself.
 const maxIncludes = 16
 
 // maxFile bounds a configuration file; real ones have some kilobytes.
 const maxFile = 4 << 20
 
-// A SyntaxError is a line that Nix refuses, and with it every command.
+// A SyntaxError is a line because of which every Nix command fails.
 type SyntaxError struct {
 	File string
 	Line int // from 1
@@ -30,45 +29,18 @@ type SyntaxError struct {
 
 func (e *SyntaxError) Error() string { return fmt.Sprintf("%s:%d: %s", e.File, e.Line, e.Why) }
 
-// token is a word of a line and where it begins.
-type token struct {
-	text string
-	at   int
-}
-
-// split cuts a line into words: a # ends it wherever it stands, there are no quotes, and no
-// line goes on in the next one.
-func split(line string) (words []token) {
-	line, _, _ = strings.Cut(line, "#")
-	for at := 0; at < len(line); {
-		rest := line[at:]
-		skip := len(rest) - len(strings.TrimLeft(rest, " \t\n\r"))
-		at += skip
-		n := strings.IndexAny(line[at:], " \t\n\r")
-		if n < 0 {
-			n = len(line) - at
-		}
-		if n > 0 {
-			words = append(words, token{line[at : at+n], at})
-		}
-		at += n
-	}
-	return words
-}
-
-// statement is a line that says something: it sets name, or includes another file.
+// statement is a line that sets name or includes another file.
 type statement struct {
-	file   string
 	line   int // from 1
 	name   string
-	extra  bool // the values are added to what was there
+	extra  bool // the values are added to the earlier ones
 	values []string
 
-	include string // path of a file
-	must    bool   // which has to exist
+	include  string // path of a file
+	required bool   // Nix refuses the configuration if that file is missing
 }
 
-// aliases are old names of settings that count here.
+// aliases are old names of settings that matter here.
 var aliases = map[string]string{
 	"binary-caches":            "substituters",
 	"trusted-binary-caches":    "trusted-substituters",
@@ -77,7 +49,7 @@ var aliases = map[string]string{
 	"build-use-substitutes":    "substitute",
 }
 
-// canonical returns the present name of a setting, and whether "extra-" stood before it.
+// canonical returns the current name of a setting, and reports whether it had the prefix "extra-".
 func canonical(name string) (string, bool) {
 	name, extra := strings.CutPrefix(name, "extra-")
 	if now, ok := aliases[name]; ok {
@@ -86,43 +58,48 @@ func canonical(name string) (string, bool) {
 	return name, extra
 }
 
-// parse reads one file without those that it includes.
+// words splits a line: a # ends it wherever it is, there are no quotes, and a line does not
+// continue in the next one.
+func words(line string) []string {
+	line, _, _ = strings.Cut(line, "#")
+	return strings.FieldsFunc(line, func(r rune) bool { return strings.ContainsRune(" \t\n\r", r) })
+}
+
+// parse reads one file without the files that it includes.
 func parse(file, content string) (all []statement, err error) {
 	n := 0
 	for line := range strings.Lines(content) {
 		n++
-		words := split(line)
+		words := words(line)
 		if len(words) == 0 {
 			continue
 		}
 		refuse := func(why string) ([]statement, error) { return nil, &SyntaxError{file, n, why} }
-		s := statement{file: file, line: n}
-		switch first := words[0].text; {
+		s := statement{line: n}
+		switch first := words[0]; {
 		case len(words) < 2:
 			return refuse(fmt.Sprintf("%q is neither a setting nor an include", first))
 		case first == "include" || first == "!include":
 			if len(words) != 2 {
 				return refuse("an include takes one file, without spaces in its name")
 			}
-			s.include, s.must = words[1].text, first == "include"
+			s.include, s.required = words[1], first == "include"
 			if !filepath.IsAbs(s.include) {
 				s.include = filepath.Join(filepath.Dir(file), s.include)
 			}
-		case words[1].text != "=":
+		case words[1] != "=":
 			return refuse(fmt.Sprintf("no = between spaces after %q", first))
 		default:
 			s.name, s.extra = canonical(first)
-			for _, w := range words[2:] {
-				s.values = append(s.values, w.text)
-			}
+			s.values = words[2:]
 		}
 		all = append(all, s)
 	}
 	return all, nil
 }
 
-// flatten reads a file and those that it includes, in the order in which Nix takes them over.
-func flatten(file, content string, depth int) (all []statement, err error) {
+// flatten reads a file and the files that it includes, in the order in which Nix applies them.
+func flatten(read func(string) ([]byte, error), file, content string, depth int) (all []statement, err error) {
 	own, err := parse(file, content)
 	if err != nil {
 		return nil, err
@@ -135,17 +112,14 @@ func flatten(file, content string, depth int) (all []statement, err error) {
 		if depth == maxIncludes {
 			return nil, &SyntaxError{file, s.line, "files include each other too deeply"}
 		}
-		if _, err := os.Lstat(s.include); err != nil {
-			if s.must {
-				return nil, &SyntaxError{file, s.line, "the included file " + s.include + " is not there"}
-			}
-			continue
+		text, err := read(s.include)
+		if errors.Is(err, fs.ErrNotExist) && s.required {
+			return nil, &SyntaxError{file, s.line, "the included file " + s.include + " does not exist"}
 		}
-		text, err := readFile(s.include)
 		if err != nil {
-			continue // Nix goes on, too, when it may not read it
+			continue // as Nix does if it may not read the file
 		}
-		more, err := flatten(s.include, string(text), depth+1)
+		more, err := flatten(read, s.include, string(text), depth+1)
 		if err != nil {
 			return nil, err
 		}
@@ -161,19 +135,19 @@ func readFile(name string) ([]byte, error) {
 		return nil, err
 	}
 	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s: is no regular file", name)
+		return nil, fmt.Errorf("%s: is not a regular file", name)
 	}
 	if info.Size() > maxFile {
-		return nil, fmt.Errorf("%s: has %d bytes: that is no nix.conf", name, info.Size())
+		return nil, fmt.Errorf("%s: has %d bytes, too many for a nix.conf", name, info.Size())
 	}
 	return os.ReadFile(name)
 }
 
-// Places are where Nix looks for its settings: nix.conf(5).
+// Places are where Nix looks for its settings, see nix.conf(5).
 type Places struct {
 	System string   // the file of the machine; $NIX_CONF_DIR/nix.conf
-	User   []string // those of the user, the first counting most
-	Inline string   // the text in $NIX_CONFIG, which counts more than all files
+	User   []string // the files of the user; an earlier one overrides a later one
+	Inline string   // the text in $NIX_CONFIG, which overrides all files
 }
 
 // Look finds the places in an environment.
@@ -202,8 +176,8 @@ func Look(getenv func(string) string) Places {
 	return p
 }
 
-// Read works out the settings from the files. Files that are not there or may not be read say
-// nothing.
+// Read computes the settings from all places. Files that do not exist or may not be read are
+// skipped.
 func (p Places) Read() (Settings, error) {
 	s := Defaults()
 	files := slices.Clone(p.User)
@@ -213,13 +187,12 @@ func (p Places) Read() (Settings, error) {
 			return s, err
 		}
 	}
-	all, err := flatten("NIX_CONFIG", p.Inline, 0)
+	all, err := flatten(readFile, "NIX_CONFIG", p.Inline, 0)
 	s.apply(all)
 	return s, err
 }
 
-// ReadSystem works out the settings from the machine's file alone, which is what the Nix
-// daemon goes by.
+// ReadSystem computes the settings from the machine's file alone: those of the Nix daemon.
 func (p Places) ReadSystem() (Settings, error) {
 	s := Defaults()
 	return s, s.read(p.System)
@@ -233,7 +206,7 @@ func (s *Settings) read(name string) error {
 	if err != nil {
 		return err
 	}
-	all, err := flatten(name, string(text), 0)
+	all, err := flatten(readFile, name, string(text), 0)
 	s.apply(all)
 	return err
 }

@@ -52,7 +52,7 @@ func plan(t *testing.T, name string, want Want) *Plan {
 
 func undo(t *testing.T, name string) *Plan {
 	t.Helper()
-	p, err := NewUndo(name, "")
+	p, err := NewUndo(name, "", "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,7 +89,7 @@ func listOf(t *testing.T, dir string) []string {
 	return names
 }
 
-// What stands in a file stays, the URL comes to it, and undoing gives the same bytes back.
+// Nothing in the file changes, one line is added, and undo restores the bytes.
 func TestSetup(t *testing.T) {
 	const official = DefaultSubstituter
 	for _, tt := range []struct {
@@ -98,32 +98,32 @@ func TestSetup(t *testing.T) {
 		want  []string // substituters
 		notes int
 	}{
-		{"empty", []string{"nix.conf", ""}, []string{node, official}, 0},
-		{"comments alone", []string{"nix.conf", "# substituters = https://x\n"}, []string{node, official}, 0},
-		{"other settings", []string{"nix.conf", "sandbox = true\n"}, []string{node, official}, 0},
-		{"no end of line", []string{"nix.conf", "sandbox = true"}, []string{node, official}, 0},
-		{"a list", []string{"nix.conf", "substituters = https://a https://b # both\n"}, []string{node, "https://a", "https://b"}, 0},
-		{"a list without end of line", []string{"nix.conf", "substituters = https://a https://b"}, []string{node, "https://a", "https://b"}, 0},
-		{"spaces and tabs", []string{"nix.conf", "  substituters\t=\t https://a  https://b \t\n"}, []string{node, "https://a", "https://b"}, 0},
-		{"repeated", []string{"nix.conf", "substituters = https://a\nsubstituters = https://b\n"}, []string{node, "https://b"}, 0},
-		{"the old name", []string{"nix.conf", "substituters = https://a\nbinary-caches = https://b\n"}, []string{node, "https://b"}, 0},
-		{"added to", []string{"nix.conf", "extra-substituters = https://a\n"}, []string{node, official, "https://a"}, 0},
-		{"added to before and after", []string{"nix.conf", "extra-substituters = https://a\nsubstituters = https://b\nextra-substituters = https://c"}, []string{node, "https://b", "https://c"}, 0},
+		{"empty", []string{"nix.conf", ""}, []string{official, node}, 0},
+		{"comments alone", []string{"nix.conf", "# substituters = https://x\n"}, []string{official, node}, 0},
+		{"other settings", []string{"nix.conf", "sandbox = true\n"}, []string{official, node}, 0},
+		{"no end of line", []string{"nix.conf", "sandbox = true"}, []string{official, node}, 0},
+		{"a list", []string{"nix.conf", "substituters = https://a https://b # both\n"}, []string{"https://a", "https://b", node}, 0},
+		{"a list without end of line", []string{"nix.conf", "substituters = https://a https://b"}, []string{"https://a", "https://b", node}, 0},
+		{"spaces and tabs", []string{"nix.conf", "  substituters\t=\t https://a  https://b \t\n"}, []string{"https://a", "https://b", node}, 0},
+		{"repeated", []string{"nix.conf", "substituters = https://a\nsubstituters = https://b\n"}, []string{"https://b", node}, 0},
+		{"the old name", []string{"nix.conf", "substituters = https://a\nbinary-caches = https://b\n"}, []string{"https://b", node}, 0},
+		{"added to", []string{"nix.conf", "extra-substituters = https://a\n"}, []string{official, "https://a", node}, 0},
+		{"added to before and after", []string{"nix.conf", "extra-substituters = https://a\nsubstituters = https://b\nextra-substituters = https://c"}, []string{"https://b", "https://c", node}, 0},
 		{"an empty list", []string{"nix.conf", "substituters =\n"}, []string{node}, 1},
 		{"an empty list and a comment", []string{"nix.conf", "substituters =# none\n"}, []string{node}, 1},
-		{"Windows", []string{"nix.conf", "sandbox = true\r\nsubstituters = https://a\r\n"}, []string{node, "https://a"}, 0},
-		{"Windows without end of line", []string{"nix.conf", "sandbox = true\r\nsubstituters = https://a"}, []string{node, "https://a"}, 0},
-		{"Windows, half an end of line", []string{"nix.conf", "sandbox = true\r\nsubstituters = https://a\r"}, []string{node, "https://a"}, 0},
-		{"a byte order mark", []string{"nix.conf", "\ufeffsandbox = true\n"}, []string{node, official}, 0},
-		{"not UTF-8", []string{"nix.conf", "# \xff\xfe\x00\nsandbox = true\n"}, []string{node, official}, 0},
-		{"included", []string{"nix.conf", "include more.conf\n", "more.conf", "cores = 2\n"}, []string{node, official}, 0},
-		{"list is included", []string{"nix.conf", "sandbox = true\n!include more.conf\n", "more.conf", "substituters = https://a\n"}, []string{"https://a", node}, 1},
-		{"list is included and replaced", []string{"nix.conf", "!include more.conf\nsubstituters = https://b\n", "more.conf", "substituters = https://a\n"}, []string{node, "https://b"}, 0},
-		{"list is replaced by an included one", []string{"nix.conf", "substituters = https://b\ninclude more.conf\n", "more.conf", "substituters = https://a\n"}, []string{"https://a", node}, 1},
-		{"included adds", []string{"nix.conf", "include more.conf\n", "more.conf", "extra-substituters = https://a\n"}, []string{node, official, "https://a"}, 0},
-		{"included is not there", []string{"nix.conf", "!include more.conf\n"}, []string{node, official}, 0},
-		{"of Determinate Nix", []string{"nix.conf", "extra-substituters = https://a\n!include nix.custom.conf\n"}, []string{node, official, "https://a"}, 1},
-		{"user's bounds", []string{"nix.conf", "connect-timeout = 30\nfallback = false\n"}, []string{node, official}, 0},
+		{"Windows", []string{"nix.conf", "sandbox = true\r\nsubstituters = https://a\r\n"}, []string{"https://a", node}, 0},
+		{"Windows without end of line", []string{"nix.conf", "sandbox = true\r\nsubstituters = https://a"}, []string{"https://a", node}, 0},
+		{"Windows, half an end of line", []string{"nix.conf", "sandbox = true\r\nsubstituters = https://a\r"}, []string{"https://a", node}, 0},
+		{"a byte order mark", []string{"nix.conf", "\ufeffsandbox = true\n"}, []string{official, node}, 0},
+		{"not UTF-8", []string{"nix.conf", "# \xff\xfe\x00\nsandbox = true\n"}, []string{official, node}, 0},
+		{"included", []string{"nix.conf", "include more.conf\n", "more.conf", "cores = 2\n"}, []string{official, node}, 0},
+		{"list is included", []string{"nix.conf", "sandbox = true\n!include more.conf\n", "more.conf", "substituters = https://a\n"}, []string{"https://a", node}, 0},
+		{"list is included and replaced", []string{"nix.conf", "!include more.conf\nsubstituters = https://b\n", "more.conf", "substituters = https://a\n"}, []string{"https://b", node}, 0},
+		{"list is replaced by an included one", []string{"nix.conf", "substituters = https://b\ninclude more.conf\n", "more.conf", "substituters = https://a\n"}, []string{"https://a", node}, 0},
+		{"included adds", []string{"nix.conf", "include more.conf\n", "more.conf", "extra-substituters = https://a\n"}, []string{official, "https://a", node}, 0},
+		{"included is not there", []string{"nix.conf", "!include more.conf\n"}, []string{official, node}, 0},
+		{"of Determinate Nix", []string{"nix.conf", "extra-substituters = https://a\n!include nix.custom.conf\n"}, []string{official, "https://a", node}, 1},
+		{"user's limits", []string{"nix.conf", "connect-timeout = 30\nfallback = false\n"}, []string{official, node}, 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			name := write(t, tt.files...)
@@ -140,14 +140,14 @@ func TestSetup(t *testing.T) {
 			if !slices.Equal(s.Substituters, tt.want) {
 				t.Errorf("substituters %q, want %q:\n%s", s.Substituters, tt.want, read(t, name))
 			}
-			if given := tt.name == "user's bounds"; s.ConnectTimeout != map[bool]int64{true: 30, false: 5}[given] || s.Fallback == given {
+			if given := tt.name == "user's limits"; s.ConnectTimeout != map[bool]int64{true: 30, false: 5}[given] || s.Fallback == given {
 				t.Errorf("connect-timeout %d, fallback %t", s.ConnectTimeout, s.Fallback)
 			}
 			if info, err := os.Stat(name); err != nil || info.Mode().Perm() != 0o640 {
 				t.Errorf("mode %v (%v)", info.Mode(), err)
 			}
-			if got := read(t, p.Backup); got != tt.files[1] {
-				t.Errorf("backup %q", got)
+			if got := strings.ReplaceAll(read(t, name), includeLine, ""); strings.TrimRight(got, "\n") != strings.TrimRight(tt.files[1], "\n") {
+				t.Errorf("more than a line is added: %q", got)
 			}
 			if again := plan(t, name, want); !again.Nothing() || len(again.Edits) > 0 {
 				t.Errorf("the second time %+v", again.Edits)
@@ -174,7 +174,7 @@ func TestSetupMissing(t *testing.T) {
 			t.Error("something to undo")
 		}
 		makeIt(t, plan(t, name, want))
-		if s := settings(t, name); !slices.Equal(s.Substituters, []string{node, DefaultSubstituter}) {
+		if s := settings(t, name); !slices.Equal(s.Substituters, []string{DefaultSubstituter, node}) {
 			t.Errorf("substituters %q", s.Substituters)
 		}
 		if !plan(t, name, want).Nothing() {
@@ -206,7 +206,7 @@ func TestSetupNothingToDo(t *testing.T) {
 	} {
 		name := write(t, "nix.conf", text)
 		p := plan(t, name, want)
-		if !p.Nothing() || p.Backup != "" || len(p.Edits) > 0 {
+		if !p.Nothing() || len(p.Edits) > 0 {
 			t.Errorf("%q: %+v", text, p)
 		}
 		makeIt(t, p)
@@ -222,35 +222,16 @@ func TestSetupNothingToDo(t *testing.T) {
 	}
 }
 
-// A user's file counts after the machine's: a list named in it would replace that one.
-func TestSetupAddsToOthers(t *testing.T) {
-	name := write(t, "nix.conf", "sandbox = true\n")
-	w := want
-	w.UserFiles = []string{name}
-	custom := write(t, "nix.custom.conf", "")
-	for _, name := range []string{name, custom} {
-		makeIt(t, plan(t, name, w))
-		text := read(t, name)
-		if !strings.Contains(text, "\nextra-substituters = "+node+"\n") || strings.Contains(text, "\nsubstituters") {
-			t.Errorf("%s", text)
-		}
-		makeIt(t, undo(t, name))
-	}
-}
-
-// The address of the node changed: the earlier change goes, the backup stays what it was.
+// The address of the node changed: only our own file does.
 func TestSetupOtherAddress(t *testing.T) {
 	const old = "substituters = https://a"
 	name := write(t, "nix.conf", old)
 	makeIt(t, plan(t, name, want))
-	p := plan(t, name, Want{URL: "http://127.0.0.1:1234"})
-	makeIt(t, p)
+	before := read(t, name)
+	makeIt(t, plan(t, name, Want{URL: "http://127.0.0.1:1234"}))
 	s := settings(t, name)
-	if !slices.Equal(s.Substituters, []string{"http://127.0.0.1:1234", "https://a"}) || s.Fallback {
+	if !slices.Equal(s.Substituters, []string{"https://a", "http://127.0.0.1:1234"}) || s.Fallback || read(t, name) != before {
 		t.Errorf("%+v", s)
-	}
-	if got := read(t, p.Backup); got != old {
-		t.Errorf("backup %q", got)
 	}
 	makeIt(t, undo(t, name))
 	if got := read(t, name); got != old {
@@ -258,60 +239,59 @@ func TestSetupOtherAddress(t *testing.T) {
 	}
 }
 
-// What is changed after the setup stays, or the undoing is refused.
+// The line is put where it counts again if a later line replaces the list.
+func TestSetupAgain(t *testing.T) {
+	name := write(t, "nix.conf", "cores = 2\n")
+	makeIt(t, plan(t, name, want))
+	text := read(t, name) + "substituters = https://b\n"
+	if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	makeIt(t, plan(t, name, want))
+	if s := settings(t, name); !s.Uses(node) {
+		t.Errorf("%+v:\n%s", s, read(t, name))
+	}
+	// A line that is effective stays where somebody put it.
+	moved := includeLine + "\ncores = 2\n"
+	if err := os.WriteFile(name, []byte(moved), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	makeIt(t, plan(t, name, want))
+	if got := read(t, name); got != moved {
+		t.Errorf("%q", got)
+	}
+}
+
+// Undo always removes the node, whatever was edited, and nothing else.
 func TestUndoAfterChange(t *testing.T) {
 	const old = "sandbox = true\nsubstituters = https://a\ncores = 2"
 	for _, tt := range []struct {
 		name   string
 		change func(string) string
-		want   string // "" is refused
+		want   string
 	}{
-		{"line added behind", func(s string) string { return s + "cores = 3\n" }, "sandbox = true\nsubstituters = https://a\ncores = 2\ncores = 3\n"},
-		{"line changed before", func(s string) string { return strings.Replace(s, "true", "false", 1) }, "sandbox = false\nsubstituters = https://a\ncores = 2"},
-		{"cache added", func(s string) string { return strings.Replace(s, "https://a", "https://a https://b", 1) }, "sandbox = true\nsubstituters = https://a https://b\ncores = 2"},
-		{"cache put in front", func(s string) string { return strings.Replace(s, node, "https://b "+node, 1) }, "sandbox = true\nsubstituters = https://b https://a\ncores = 2"},
-		{"other cache taken out", func(s string) string { return strings.Replace(s, " https://a", "", 1) }, "sandbox = true\nsubstituters =\ncores = 2"},
-		{"URL taken out", func(s string) string { return strings.Replace(s, node+" ", "", 1) }, old},
-		{"backup gone", func(s string) string { return s }, old},
-		{"setting in the block changed", func(s string) string { return strings.Replace(s, "connect-timeout = 5", "connect-timeout = 9", 1) }, ""},
-		{"line put into the block", func(s string) string { return strings.Replace(s, "connect-timeout", "cores = 1\nconnect-timeout", 1) }, ""},
-		{"end taken out", func(s string) string { return strings.Replace(s, endLine, "", 1) }, ""},
-		{"beginning taken out", func(s string) string { return strings.Replace(s, beginLine, "", 1) }, ""},
-		{"second line taken out", func(s string) string { return strings.Replace(s, metaMark, "# {", 1) }, ""},
-		{"block twice", func(s string) string { return s + s }, ""},
+		{"line added", func(s string) string { return s + "\ncores = 3\n" }, old + "\ncores = 3\n"},
+		{"line changed", func(s string) string { return strings.Replace(s, "true", "false", 1) }, strings.Replace(old, "true", "false", 1)},
+		{"line repeated", func(s string) string { return s + "\n" + includeLine + "\n" }, old + "\n"},
+		{"line edited", func(s string) string { return strings.Replace(s, "!include ", "include   ./", 1) + " # ours" }, old},
+		{"line removed", func(string) string { return old }, old},
+		{"URL added", func(s string) string { return strings.Replace(s, "= https://a", "= https://a "+node+"/ # b", 1) }, strings.Replace(old, "https://a", "https://a # b", 1)},
+		{"URL put first", func(s string) string { return strings.Replace(s, "= https://a", "= "+node+" https://a", 1) }, old},
+		{"list with the URL alone", func(s string) string { return "trusted-substituters = " + node + "\n" + s }, old},
+		{"similar URL", func(s string) string { return strings.Replace(s, "https://a", "https://a "+node+"0", 1) }, strings.Replace(old, "https://a", "https://a "+node+"0", 1)},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			name := write(t, "nix.conf", old)
-			p := plan(t, name, want)
-			makeIt(t, p)
-			changed := tt.change(read(t, name))
-			if err := os.WriteFile(name, []byte(changed), 0o600); err != nil {
+			makeIt(t, plan(t, name, want))
+			if err := os.WriteFile(name, []byte(tt.change(read(t, name))), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			if tt.name == "backup gone" {
-				_ = os.Remove(p.Backup)
-			}
-			u, err := NewUndo(name, "")
-			if tt.want == "" {
-				var c *ChangedError
-				if !errors.As(err, &c) || c.Line == 0 || read(t, name) != changed {
-					t.Errorf("%v", err)
-				}
-				if _, err := NewPlan(name, Want{URL: "http://127.0.0.1:1"}); !errors.As(err, &c) {
-					t.Errorf("planned over it: %v", err)
-				}
-				return
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-			makeIt(t, u)
+			makeIt(t, undo(t, name))
 			if got := read(t, name); got != tt.want {
 				t.Errorf("%q, want %q", got, tt.want)
 			}
-			_, err = os.Stat(p.Backup)
-			if kept := err == nil; kept != (tt.want != old) || kept != (len(u.Notes) > 0) {
-				t.Errorf("backup kept: %t, notes %q", kept, u.Notes)
+			if got := listOf(t, filepath.Dir(name)); len(got) != 1 {
+				t.Errorf("left behind: %q", got)
 			}
 		})
 	}
@@ -324,6 +304,93 @@ func TestUndoAfterChange(t *testing.T) {
 	makeIt(t, undo(t, name))
 	if got := read(t, name); got != "cores = 2\n" {
 		t.Errorf("%q", got)
+	}
+	// Our own file is gone, and the URL is known from the configuration.
+	name = write(t, "nix.conf", "extra-substituters = "+node+" https://a\n!include nixp2p.conf\n")
+	p, err := NewUndo(name, node, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	makeIt(t, p)
+	if got := read(t, name); got != "extra-substituters = https://a\n" {
+		t.Errorf("%q", got)
+	}
+	// What is in somebody else's file is said.
+	name = write(t, "nix.conf", "include more.conf\n", "more.conf", "extra-substituters = "+node+"\n")
+	if p, err := NewUndo(name, node, ""); err != nil || !p.Nothing() || len(p.Notes) != 1 {
+		t.Errorf("%+v %v", p, err)
+	}
+}
+
+// The block that version 0.1.0 wrote goes, edited or not.
+func TestLegacyBlock(t *testing.T) {
+	const (
+		begin  = "# nixp2p setup: begin. `nixp2p setup --undo` takes this block out; change nothing in it.\n"
+		meta   = `# nixp2p setup: {"url":"` + node + `","edited":true,"backup":"nix.conf.before-nixp2p","sum":"01234567"}` + "\n"
+		bounds = "connect-timeout = 5\nfallback = true\n"
+		end    = "# nixp2p setup: end\n"
+	)
+	for _, tt := range []struct{ text, backup, want string }{
+		{"substituters = " + node + " https://a\n" + begin + meta + bounds + end, "substituters = https://a", "substituters = https://a"},
+		{begin + meta + "substituters = " + node + " " + DefaultSubstituter + "\n" + bounds + end + "cores = 2\n", "cores = 2\n", "cores = 2\n"},
+		{begin + meta + "substituters = " + node + " https://b " + DefaultSubstituter + "\n" + bounds + end, "", "substituters = https://b " + DefaultSubstituter + "\n"},
+		{begin + meta + "connect-timeout = 50\ncores = 1\n" + end + bounds, "", "connect-timeout = 50\ncores = 1\n" + bounds},
+	} {
+		for _, again := range []bool{false, true} {
+			name := write(t, "nix.conf", tt.text, "nix.conf.before-nixp2p", tt.backup)
+			if again {
+				makeIt(t, plan(t, name, want))
+				if s := settings(t, name); !s.Uses(node) || strings.Contains(read(t, name), legacyMark) {
+					t.Errorf("%+v: %s", s, read(t, name))
+				}
+				if err := os.Remove(filepath.Join(filepath.Dir(name), "nix.conf.before-nixp2p")); err != nil {
+					t.Fatal(err)
+				}
+			}
+			makeIt(t, undo(t, name))
+			if got := read(t, name); got != tt.want && strings.TrimRight(got, "\n") != strings.TrimRight(tt.want, "\n") {
+				t.Errorf("%q became %q, want %q", tt.text, got, tt.want)
+			}
+			if _, err := os.Stat(filepath.Join(filepath.Dir(name), "nix.conf.before-nixp2p")); (err == nil) != (tt.backup == "" && !again) {
+				t.Errorf("%q: backup %v", tt.text, err)
+			}
+		}
+	}
+}
+
+// Root runs no program that another user could have put there.
+func TestOwnedByRoot(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("skipped: only root can give files away")
+	}
+	dir := t.TempDir()
+	at := func(name string) string { return filepath.Join(dir, name) }
+	for _, name := range []string{"root/bin", "user/bin", "open"} {
+		if err := os.MkdirAll(at(name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, err := range []error{
+		os.WriteFile(at("root/bin/nix"), []byte("#!/bin/sh\necho nix 2.34.0\n"), 0o755), //nolint:gosec // it is to be run
+		os.WriteFile(at("user/bin/nix"), []byte("#!/bin/sh\necho nix 2.34.0\n"), 0o755), //nolint:gosec // it is to be run
+		os.Symlink(at("root/bin/nix"), at("user/link")), os.Symlink("../user/link", at("root/link")),
+		os.Symlink("../root/bin", at("root/dir")), os.Symlink(at("root/bin/nix"), at("open/nix")),
+		os.Chown(at("user"), 65534, 65534), os.Chmod(at("open"), 0o777), //nolint:gosec // on purpose
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, want := range map[string]bool{
+		"root/bin/nix": true, "root/dir/nix": true, "user/bin/nix": false, "user/link": false, "root/link": false, "open/nix": false, "root/none": false,
+	} {
+		if got := ownedByRoot(at(name)); got != want {
+			t.Errorf("%s: %t", name, got)
+		}
+	}
+	t.Setenv("PATH", at("user/bin"))
+	if n, err := Find(t.Context(), func(string) string { return "" }); err == nil && strings.HasPrefix(n.Path, dir) {
+		t.Errorf("ran %s", n.Path)
 	}
 }
 
@@ -351,7 +418,7 @@ func TestLinks(t *testing.T) {
 		if _, err := NewPlan(name, w); !errors.As(err, &m) {
 			t.Errorf("%s: %v", name, err)
 		}
-		if _, err := NewUndo(name, store); !errors.As(err, &m) {
+		if _, err := NewUndo(name, "", store); !errors.As(err, &m) {
 			t.Errorf("undo of %s: %v", name, err)
 		}
 	}
@@ -370,7 +437,7 @@ func TestLinks(t *testing.T) {
 	if target, err := os.Readlink(name); err != nil || target != real {
 		t.Errorf("no link any more: %v", err)
 	}
-	if !strings.Contains(read(t, real), node) {
+	if !strings.Contains(read(t, real), includeLine) || !strings.Contains(read(t, filepath.Join(filepath.Dir(name), OwnFile)), node) {
 		t.Error("the file behind the link is not changed")
 	}
 	makeIt(t, undo(t, name))
@@ -412,11 +479,8 @@ func TestMeanwhile(t *testing.T) {
 			t.Errorf("left behind: %s", f)
 		}
 	}
-	// The backup that the failed one wrote is not taken for this one's.
-	p = plan(t, name, want)
-	makeIt(t, p)
-	if read(t, p.Backup) != "cores = 3\n" {
-		t.Errorf("backup %q", read(t, p.Backup))
+	if got := listOf(t, filepath.Dir(name)); len(got) != 1 {
+		t.Errorf("left behind: %q", got)
 	}
 	missing := filepath.Join(t.TempDir(), "nix.conf")
 	p = plan(t, missing, want)
@@ -438,14 +502,19 @@ func TestOwner(t *testing.T) {
 	}
 	p := plan(t, name, want)
 	makeIt(t, p)
-	for _, f := range []string{name, p.Backup} {
-		info, err := os.Stat(f)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if st, ok := info.Sys().(*syscall.Stat_t); ok && (st.Uid != 65534 || st.Gid != 12345) {
-			t.Errorf("%s belongs to %d:%d", f, st.Uid, st.Gid)
-		}
+	info, err := os.Stat(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if st, ok := info.Sys().(*syscall.Stat_t); ok && (st.Uid != 65534 || st.Gid != 12345) {
+		t.Errorf("it belongs to %d:%d", st.Uid, st.Gid)
+	}
+	link := filepath.Join(t.TempDir(), "nix.conf")
+	if err := errors.Join(os.Symlink(name, link), os.Lchown(link, 65534, 65534)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := NewPlan(link, want); err == nil || !strings.Contains(err.Error(), "another user") {
+		t.Errorf("a link of another user: %v", err)
 	}
 }
 
@@ -509,48 +578,33 @@ func TestVersions(t *testing.T) {
 	}
 }
 
-func TestDiff(t *testing.T) {
-	for _, tt := range []struct{ old, now, want string }{
-		{"", "", "[]"},
-		{"a\nb\n", "a\nb", "[]"},
-		{"a\n", "x\na\n", "[{1 [] [x]}]"},
-		{"a\nb\nc\n", "a\nB\nc\nd\n", "[{2 [b] [B]} {4 [] [d]}]"},
-		{"a\nb\nc\n", "c\n", "[{1 [a b] []}]"},
-		{"a\nx\nb\ny\n", "a\nb\n", "[{2 [x] []} {4 [y] []}]"},
-	} {
-		if got := fmt.Sprint(diff(tt.old, tt.now)); got != tt.want {
-			t.Errorf("%q to %q: %s, want %s", tt.old, tt.now, got, tt.want)
-		}
-	}
-}
-
-// FuzzSetup: whatever stands in a file, it stays, and undoing gives the same bytes back.
+// FuzzSetup: whatever is in a file, it stays, and undo restores the bytes.
 func FuzzSetup(f *testing.F) {
-	for _, text := range []string{"", "a", "a = b", "substituters = x\r\n# y", "substituters =", "extra-substituters = x\n", "binary-caches=", "a\r", "substituters = " + node + " x", beginLine} {
+	for _, text := range []string{"", "a", "a = b", "substituters = x\r\n# y", "substituters =", "extra-substituters = x\n", "binary-caches=", "a\r", "\n\n", "\n", "substituters = x"} {
 		f.Add(text)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
-		if strings.Contains(text, "include") {
+		if removeInclude(text) != text {
 			t.Skip()
 		}
-		const name = "/nowhere/nix.conf"
-		lines := slices.Collect(strings.Lines(text))
-		old, _, found, err := strip(name, lines)
-		if err != nil || found {
-			return
+		now := addInclude(text)
+		if !strings.HasPrefix(now, text) || strings.Count(now, includeLine) != strings.Count(text, includeLine)+1 {
+			t.Errorf("%q became %q", text, now)
 		}
-		p := &Plan{File: name}
-		now, err := p.change(name, old, mark{URL: node}, want)
-		var syntax *SyntaxError
-		if errors.As(err, &syntax) {
-			return
+		if back := removeInclude(now); back != text {
+			t.Errorf("%q became %q became %q", text, now, back)
 		}
+		// Nix reads what it read before, and then our line.
+		before, err := parse("/x/nix.conf", text)
 		if err != nil {
-			t.Fatal(err)
+			return
 		}
-		back, _, _, err := strip(name, slices.Collect(strings.Lines(now)))
-		if got := strings.Join(back, ""); err != nil || got != text {
-			t.Errorf("%q became %q became %q (%v)", text, now, got, err)
+		after, err := parse("/x/nix.conf", now)
+		if err != nil || len(after) != len(before)+1 || after[len(before)].include != "/x/"+OwnFile {
+			t.Errorf("%q: %v %v", now, after, err)
+		}
+		if got := removeURLs(text, []string{"http://127.0.0.1:7654", ""}); !strings.Contains(text, "7654") && got != text {
+			t.Errorf("%q became %q", text, got)
 		}
 	})
 }

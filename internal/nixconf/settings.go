@@ -8,24 +8,26 @@ import (
 	"strings"
 )
 
-// DefaultSubstituter is the list of substituters that nobody set.
+// DefaultSubstituter is Nix's list of substituters if none is set.
 const DefaultSubstituter = "https://cache.nixos.org/"
 
-// Settings are those that decide whether and how Nix asks a cache.
+// Settings are the settings that decide whether and how Nix uses a cache.
 type Settings struct {
 	Substituters        []string
-	TrustedSubstituters []string // which any user may turn on
+	TrustedSubstituters []string // any user may turn these on
 	TrustedPublicKeys   []string
 	TrustedUsers        []string // names, and @GROUP
 	AllowedUsers        []string // the same, and * for all
-	ConnectTimeout      int64    // seconds; 0: no bound of its own
-	NegativeTTL         int64    // seconds for which an absence is remembered
+	ConnectTimeout      int64    // seconds; 0: no limit
+	NegativeTTL         int64    // seconds for which a miss is remembered
 	Fallback            bool
 	Substitute          bool
 	RequireSigs         bool
+	NetrcFile           string // credentials for caches; "" is the default, netrc next to nix.conf
+	CACertFile          string // setting ssl-cert-file; "" is Nix's own choice
 }
 
-// Defaults are the settings of a Nix that was told nothing.
+// Defaults are the settings of a Nix without configuration.
 func Defaults() Settings {
 	return Settings{
 		Substituters:      []string{DefaultSubstituter},
@@ -38,7 +40,7 @@ func Defaults() Settings {
 	}
 }
 
-// fields maps the names of settings to where their values go: *[]string, *int64 or *bool.
+// fields maps the names of settings to the fields that hold them: *[]string, *string, *int64 or *bool.
 func (s *Settings) fields() map[string]any {
 	return map[string]any{
 		"substituters":               &s.Substituters,
@@ -51,11 +53,13 @@ func (s *Settings) fields() map[string]any {
 		"fallback":                   &s.Fallback,
 		"substitute":                 &s.Substitute,
 		"require-sigs":               &s.RequireSigs,
+		"netrc-file":                 &s.NetrcFile,
+		"ssl-cert-file":              &s.CACertFile,
 	}
 }
 
-// apply takes statements over, one after the other: a list replaces the one before it unless
-// "extra-" says that it is added. Values that Nix would refuse are left out.
+// apply applies statements in order: a list replaces the one before it, unless "extra-" adds to
+// it. Values that Nix would refuse are skipped.
 func (s *Settings) apply(all []statement) {
 	fields := s.fields()
 	for _, st := range all {
@@ -65,6 +69,8 @@ func (s *Settings) apply(all []statement) {
 				*f = nil
 			}
 			*f = append(*f, st.values...)
+		case *string:
+			*f = strings.Join(st.values, " ")
 		case *int64:
 			if n, err := strconv.ParseInt(strings.Join(st.values, " "), 10, 64); err == nil {
 				*f = n
@@ -101,8 +107,8 @@ func parseShown(text []byte) (Settings, error) {
 	return s, nil
 }
 
-// SameCache tells whether two URLs of substituters mean the same place to Nix, which leaves
-// parameters and a slash at the end aside.
+// SameCache reports whether two URLs of substituters mean the same cache to Nix, which ignores
+// parameters and a slash at the end.
 func SameCache(a, b string) bool { return bare(a) == bare(b) }
 
 func bare(url string) string {
@@ -110,7 +116,7 @@ func bare(url string) string {
 	return strings.TrimRight(url, "/")
 }
 
-// Uses tells whether the cache is among the substituters.
+// Uses reports whether the cache is among the substituters.
 func (s *Settings) Uses(url string) bool { return lists(s.Substituters, url) }
 
 func lists(urls []string, url string) bool {

@@ -79,7 +79,7 @@ func (b *Book) Blame(peer, reason string, d time.Duration) {
 	}
 }
 
-// blame puts x in and returns all that are kept.
+// blame puts x in and returns what is to be saved.
 func (b *Book) blame(x Blamed) []Blamed {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -94,6 +94,9 @@ func (b *Book) blame(x Blamed) []Blamed {
 		}
 	}
 	b.blamed[x.Peer] = x
+	if b.saved == nil {
+		return nil
+	}
 	return b.sorted()
 }
 

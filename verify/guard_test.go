@@ -23,7 +23,7 @@ var noise = sync.OnceValue(func() []byte {
 	return b
 })
 
-func wantOf(b []byte) Want { return Want{int64(len(b)), sha256.Sum256(b)} }
+func wantOf(b []byte) Digest { return Digest{int64(len(b)), sha256.Sum256(b)} }
 
 // flipped reads b with one bit of byte at flipped.
 type flipped struct {
@@ -59,7 +59,7 @@ func (w *received) Write(p []byte) (int, error) {
 }
 
 // pass runs a Guard between fill and dst as its users do, and returns both verdicts.
-func pass(want Want, hold Holdback, dst io.Writer, fill func(g *Guard) error) (filler, drainer error) {
+func pass(want Digest, hold Holdback, dst io.Writer, fill func(g *Guard) error) (filler, drainer error) {
 	g := NewGuard(want, hold)
 	var wg sync.WaitGroup
 	wg.Go(func() { filler = g.End(fill(g)) })
@@ -136,7 +136,7 @@ func TestGuard(t *testing.T) {
 		data := noise()[:size]
 		want := wantOf(data)
 		holds := []Holdback{
-			{Ahead: 64 << 20, AheadFor: patience / 2}, {}, {Ahead: int64(size)}, {Ahead: int64(size - 1)}, {Tail: shrunkTail}, {Tail: 3*TailSize + 5},
+			{VerifyFirst: 64 << 20, VerifyFor: patience / 2}, {}, {VerifyFirst: int64(size)}, {VerifyFirst: int64(size - 1)}, {Tail: shrunkTail}, {Tail: 3*TailSize + 5},
 		}
 		behaviours := behaviours
 		if size > 64<<20 { // enough to see that it is not kept whole
@@ -169,7 +169,7 @@ func checkReceived(t *testing.T, name string, dst *received, hold Holdback, good
 	switch {
 	case good && (dst.n != size || dst.wrong):
 		t.Errorf("%s: %d bytes left, wrong %v", name, dst.n, dst.wrong)
-	case !good && int64(size) <= hold.Ahead && dst.n > 0:
+	case !good && int64(size) <= hold.VerifyFirst && dst.n > 0:
 		t.Errorf("%s: %d bytes left before the proof", name, dst.n)
 	case !good && dst.n > max(0, size-tail):
 		t.Errorf("%s: %d bytes left, of the tail too", name, dst.n)
@@ -306,7 +306,7 @@ func TestGuardConcurrent(t *testing.T) {
 		wg.Go(func() {
 			for j := range 6 {
 				data := noise()[i*1000 : i*1000+(j+1)*700_000]
-				hold := Holdback{Ahead: int64(i%3) * 2 << 20}
+				hold := Holdback{VerifyFirst: int64(i%3) * 2 << 20}
 				dst := &received{want: data}
 				b := behaviours[(i+j)%len(behaviours)]
 				filler, drainer := pass(wantOf(data), hold, dst, func(g *Guard) error { return b.fill(g, data) })
@@ -354,7 +354,7 @@ func BenchmarkGuard(b *testing.B) {
 	for _, size := range []int{10 << 10, 1 << 20, 64 << 20} {
 		data := noise()[:size]
 		want := wantOf(data)
-		for name, hold := range map[string]Holdback{"tail": {}, "ahead": {Ahead: 64 << 20}} {
+		for name, hold := range map[string]Holdback{"tail": {}, "ahead": {VerifyFirst: 64 << 20}} {
 			b.Run(fmt.Sprintf("%s-%dKiB", name, size>>10), func(b *testing.B) {
 				b.SetBytes(int64(size))
 				b.ReportAllocs()

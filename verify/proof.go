@@ -9,20 +9,20 @@ import (
 	"github.com/nixp2p/nixp2p/internal/nix"
 )
 
-// Want says what bytes must turn out to be.
-type Want struct {
+// Digest says what bytes must turn out to be.
+type Digest struct {
 	Size int64 // bytes, exactly
 	Hash [sha256.Size]byte
 }
 
-// Want returns what the bytes of i in the given form must be: the signed NarSize and
-// NarHash for raw; for a file its FileHash and size, which no key signed and which are
-// worth what the upstream that named them is worth. fileSize is used for files only.
-func (i *Info) Want(form nix.Form, fileSize int64) Want {
+// Digest returns what the bytes of i in the given form must be: the signed NarSize and
+// NarHash for raw; for a file its FileHash and size, which no key signed: a file that matches is
+// the one that was named, and may still hold another NAR. fileSize is used for files only.
+func (i *Info) Digest(form nix.Form, fileSize int64) Digest {
 	if form.IsRaw() {
-		return Want{i.n.NarSize, i.n.NarHash}
+		return Digest{i.n.NarSize, i.n.NarHash}
 	}
-	return Want{fileSize, form.File}
+	return Digest{fileSize, form.File}
 }
 
 // Unverified is what a source says are the bytes of a NAR in some form, from some offset on.
@@ -34,18 +34,18 @@ type Unverified struct {
 
 // Proof hashes bytes as they pass. It is not safe for concurrent use.
 type Proof struct {
-	want Want
+	want Digest
 	n    int64
 	h    hash.Hash
 }
 
 // NewProof returns a Proof that has seen nothing.
-func NewProof(want Want) *Proof { return &Proof{want: want, h: sha256.New()} }
+func NewProof(want Digest) *Proof { return &Proof{want: want, h: sha256.New()} }
 
 // Offset returns how many bytes have passed.
 func (p *Proof) Offset() int64 { return p.n }
 
-// Write takes the next bytes. Going on past the size is a *InvalidError and takes nothing.
+// Write takes the next bytes. Going on past the size is an *InvalidError and takes nothing.
 func (p *Proof) Write(b []byte) (int, error) {
 	if int64(len(b)) > p.want.Size-p.n {
 		return 0, &InvalidError{Reason: ReasonSize, Err: fmt.Errorf("more than %d bytes", p.want.Size)}
@@ -54,8 +54,8 @@ func (p *Proof) Write(b []byte) (int, error) {
 	return p.h.Write(b)
 }
 
-// Check judges when the source has ended: fewer bytes than the size are
-// io.ErrUnexpectedEOF, for a cut says nothing about honesty; a wrong hash is a *InvalidError.
+// Check compares size and hash when the source has ended. Fewer bytes than the size are
+// io.ErrUnexpectedEOF, because anything may have cut the stream; a wrong hash is an *InvalidError.
 func (p *Proof) Check() error {
 	if p.n < p.want.Size {
 		return fmt.Errorf("%d of %d bytes: %w", p.n, p.want.Size, io.ErrUnexpectedEOF)
@@ -65,3 +65,8 @@ func (p *Proof) Check() error {
 	}
 	return nil
 }
+
+// Want is the old name of Digest.
+//
+// Deprecated: to be removed when its users have changed.
+type Want = Digest

@@ -2,6 +2,7 @@ package nix
 
 import (
 	"bytes"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"slices"
@@ -9,39 +10,40 @@ import (
 	"strings"
 )
 
-// Limits of a narinfo. The largest real one known has 3,691 references in 200 KB and two
-// signatures; every signature costs a public-key operation, so their number is what
-// a hostile cache would turn up.
+// MaxNarInfo is the size in bytes of the largest narinfo text that is read. The largest real
+// one known has 3,691 references in 200 KB.
+const MaxNarInfo = 1 << 20
+
 const (
-	MaxNarInfo = 1 << 20 // bytes of text
-	maxSigs    = 64
+	// maxURL bounds what is kept of a line that no signature covers.
+	maxURL = 2 << 10
+	// maxCAs: each CA line costs a hash over the references.
+	maxCAs = 8
+	// textOverhead is more than all lines but References, Sig and CA take together.
+	textOverhead = 1<<10 + maxURL
 )
 
-// NarInfo is the content of a narinfo text. Nothing in it is believed: package verify
-// makes proof of it. URL, Compression, FileHash, FileSize and Deriver are not covered
-// by signatures.
+// NarInfo is the content of a narinfo text. Nothing in it is verified: package verify does
+// that. Signatures cover StorePath, NarHash, NarSize and References. CA is not signed, but the
+// store path follows from it or not.
 type NarInfo struct {
 	StorePath   StorePath
-	URL         string
-	Compression Compression // never empty: what the text leaves out is Bzip2
+	URL         string      // "" when absent: without it the next three mean nothing
+	Compression Compression // as in the text, perhaps unknown; Bzip2 when absent
 	FileHash    FileHash    // zero when absent
 	FileSize    int64       // bytes; 0 when absent
 	NarHash     NarHash
 	NarSize     int64       // bytes, > 0
 	References  []StorePath // sorted by base name, no two equal
-	Deriver     StorePath   // zero when absent or unknown
 	Sigs        []Signature // well-formed ones, in the order of the text
-	CA          string      // "" when absent
-	DroppedSigs int         // malformed Sig lines left out
+	CA          string      // "" when absent or when StorePath does not follow from it
 }
 
 var errNarInfo = errors.New("corrupt narinfo")
 
-// ParseNarInfo reads the text as the strictest Nix does, so that what is passed on is
-// accepted by every Nix: each line is "Key: value" ended by a newline, an empty value
-// keeps its space, no control characters. Unknown keys are skipped, the last of a
-// repeated scalar counts, malformed Sig lines are left out: Nix 2.34 and later refuse
-// the whole narinfo for one of them.
+// ParseNarInfo reads a narinfo text. What is signed must be well-formed. Everything else is
+// left out if it is malformed or unknown, because no source may void by an unsigned line what a
+// key has signed. The last of a repeated scalar counts, as in Nix.
 func ParseNarInfo(text []byte) (*NarInfo, error) {
 	n, err := parseNarInfo(text)
 	if err != nil {
@@ -54,8 +56,7 @@ func parseNarInfo(text []byte) (*NarInfo, error) {
 	if len(text) > MaxNarInfo {
 		return nil, fmt.Errorf("%d bytes, at most %d", len(text), MaxNarInfo)
 	}
-	n := &NarInfo{Compression: Bzip2}
-	var seen narInfoSeen
+	p := narInfoParser{n: &NarInfo{Compression: Bzip2}}
 	for len(text) > 0 {
 		end := bytes.IndexByte(text, '\n')
 		if end < 0 {
@@ -63,120 +64,139 @@ func parseNarInfo(text []byte) (*NarInfo, error) {
 		}
 		line := text[:end]
 		text = text[end+1:]
-		if i := bytes.IndexFunc(line, func(r rune) bool { return r < ' ' || r == 0x7f }); i >= 0 {
-			return nil, fmt.Errorf("control character %q", line[i])
-		}
 		key, value, ok := bytes.Cut(line, []byte(":"))
-		if value, ok = bytes.CutPrefix(value, []byte(" ")); !ok {
-			return nil, fmt.Errorf("line %q is not \"Key: value\"", clip(string(line)))
+		if !ok {
+			continue
 		}
-		if err := n.set(string(key), string(value), &seen); err != nil {
+		// Nix takes the byte behind the colon for the space, whatever it is.
+		if err := p.set(string(key), string(value[min(1, len(value)):])); err != nil {
 			return nil, fmt.Errorf("%s: %w", clip(string(key)), err)
 		}
 	}
-	return n, n.complete()
+	return p.n, p.complete()
 }
 
-// narInfoSeen remembers the keys that Nix allows only once.
-type narInfoSeen struct{ refs, ca bool }
+type narInfoParser struct {
+	n    *NarInfo
+	refs bool // References were given
+	cas  []string
+}
 
-// set takes one line. The order of cases is the order in which Nix writes them.
-func (n *NarInfo) set(key, value string, seen *narInfoSeen) (err error) {
+// set takes one line. Only signed fields can be wrong.
+func (p *narInfoParser) set(key, value string) (err error) {
+	n := p.n
 	switch key {
 	case "StorePath":
 		n.StorePath, err = ParseStorePath(value)
-	case "URL":
-		n.URL = value
-	case "Compression":
-		n.Compression, err = parseCompression(value)
-	case "FileHash":
-		n.FileHash, err = ParseFileHash(value)
-	case "FileSize":
-		n.FileSize, err = parseSize(value)
 	case "NarHash":
 		n.NarHash, err = ParseNarHash(value)
 	case "NarSize":
 		n.NarSize, err = parseSize(value)
 	case "References":
-		err = n.setReferences(value, seen)
-	case "Deriver":
-		n.Deriver, err = parseDeriver(value)
+		err = p.setReferences(value)
 	case "Sig":
-		err = n.addSig(value)
-	case "CA":
-		if seen.ca {
-			return errors.New("given twice")
+		// A malformed line voids itself, not its neighbours.
+		if sig, err := ParseSignature(value); err == nil {
+			n.Sigs = append(n.Sigs, sig)
 		}
-		seen.ca = true
-		n.CA, err = parseCA(value)
+	case "CA":
+		if len(p.cas) <= maxCAs {
+			p.cas = append(p.cas, value)
+		}
+	default:
+		p.hint(key, value)
 	}
 	return err
 }
 
-func (n *NarInfo) complete() error {
+// hint takes a line that says where the file is and what it is like.
+func (p *narInfoParser) hint(key, value string) {
+	n := p.n
+	switch key {
+	case "URL":
+		n.URL = ""
+		if len(value) <= maxURL && !strings.ContainsFunc(value, isControl) {
+			n.URL = value
+		}
+	case "Compression":
+		n.Compression = Compression(clip(value))
+		if value == "" {
+			n.Compression = Bzip2
+		}
+	case "FileHash":
+		n.FileHash, _ = ParseFileHash(value) // zero if it is of another algorithm
+	case "FileSize":
+		n.FileSize, _ = parseSize(value)
+	}
+}
+
+func isControl(r rune) bool { return r < ' ' || r == 0x7f }
+
+func (p *narInfoParser) complete() error {
+	n := p.n
 	switch {
 	case n.StorePath.IsZero():
 		return errors.New("no StorePath")
-	case n.URL == "":
-		return errors.New("no URL")
 	case n.NarHash == NarHash{}:
 		return errors.New("no NarHash")
 	case n.NarSize <= 0:
 		return errors.New("no NarSize")
 	}
+	if len(p.cas) > maxCAs {
+		return nil
+	}
+	for _, ca := range p.cas {
+		if n.CA = CheckCA(ca, n.StorePath, n.References); n.CA != "" {
+			break
+		}
+	}
 	return nil
 }
 
-func (n *NarInfo) setReferences(value string, seen *narInfoSeen) error {
+func (p *narInfoParser) setReferences(value string) error {
 	if value == "" {
 		return nil
 	}
-	if seen.refs {
+	if p.refs {
 		return errors.New("given twice")
 	}
-	seen.refs = true
+	p.refs = true
 	for base := range strings.SplitSeq(value, " ") {
 		if base == "" {
 			continue
 		}
-		p, err := ParseBaseName(base)
+		path, err := ParseBaseName(base)
 		if err != nil {
 			return err
 		}
-		n.References = append(n.References, p)
+		p.n.References = append(p.n.References, path)
 	}
-	n.References = SortPaths(n.References)
+	p.n.References = compactPaths(SortPaths(p.n.References), len(value))
 	return nil
 }
 
-func (n *NarInfo) addSig(value string) error {
-	if len(n.Sigs)+n.DroppedSigs >= maxSigs {
-		return fmt.Errorf("more than %d", maxSigs)
+// compactPaths copies paths that are parts of a string of size bytes if they would keep much
+// more memory than they need: a line may consist of spaces and repetitions.
+func compactPaths(paths []StorePath, size int) []StorePath {
+	var b strings.Builder
+	for _, p := range paths {
+		b.WriteString(p.base)
 	}
-	sig, err := ParseSignature(value)
-	if err != nil {
-		n.DroppedSigs++
-		return nil //nolint:nilerr // a malformed line voids itself, not its neighbours
+	if b.Len()+2*len(paths) >= size {
+		return paths
 	}
-	n.Sigs = append(n.Sigs, sig)
-	return nil
+	all := b.String()
+	out := make([]StorePath, len(paths))
+	for i, p := range paths {
+		out[i].base, all = all[:len(p.base)], all[len(p.base):]
+	}
+	return out
 }
 
 // SortPaths sorts paths as fingerprints want them and drops repeated ones, in place.
 func SortPaths(paths []StorePath) []StorePath {
 	slices.SortFunc(paths, func(a, b StorePath) int { return strings.Compare(a.base, b.base) })
 	return slices.Compact(paths)
-}
-
-func parseCompression(s string) (Compression, error) {
-	switch c := Compression(s); c {
-	case "":
-		return Bzip2, nil
-	case None, XZ, Zstd, Bzip2, Brotli, Gzip:
-		return c, nil
-	default:
-		return "", fmt.Errorf("%q is not known", clip(s))
-	}
 }
 
 func parseSize(s string) (int64, error) {
@@ -187,27 +207,16 @@ func parseSize(s string) (int64, error) {
 	return n, nil
 }
 
-func parseDeriver(s string) (StorePath, error) {
-	if s == "" || s == "unknown-deriver" {
-		return StorePath{}, nil
-	}
-	return ParseBaseName(s)
-}
-
-// parseCA checks no more than the shape: content addresses are passed on, never judged.
-func parseCA(s string) (string, error) {
-	if s != "" && !strings.HasPrefix(s, "text:") && !strings.HasPrefix(s, "fixed:") {
-		return "", fmt.Errorf("%q is no content address", clip(s))
-	}
-	return s, nil
-}
-
 // AppendText appends the narinfo text in the order in which Nix writes it.
-// ParseNarInfo reads it back; malformed signatures and unknown keys are gone.
+// ParseNarInfo reads it back.
 func (n *NarInfo) AppendText(b []byte) []byte {
 	b = append(n.StorePath.append(append(b, "StorePath: "...)), '\n')
-	b = appendLine(b, "URL: ", n.URL)
-	b = appendLine(b, "Compression: ", string(n.Compression))
+	if n.URL != "" {
+		b = appendLine(b, "URL: ", n.URL)
+	}
+	if n.Compression != "" {
+		b = appendLine(b, "Compression: ", string(n.Compression))
+	}
 	if n.FileHash != (FileHash{}) {
 		b = append(appendSHA256(append(b, "FileHash: "...), n.FileHash[:]), '\n')
 	}
@@ -224,9 +233,6 @@ func (n *NarInfo) AppendText(b []byte) []byte {
 		b = append(b, p.base...)
 	}
 	b = append(b, '\n')
-	if !n.Deriver.IsZero() {
-		b = appendLine(b, "Deriver: ", n.Deriver.base)
-	}
 	for i := range n.Sigs {
 		b = append(n.Sigs[i].append(append(b, "Sig: "...)), '\n')
 	}
@@ -234,6 +240,18 @@ func (n *NarInfo) AppendText(b []byte) []byte {
 		b = appendLine(b, "CA: ", n.CA)
 	}
 	return b
+}
+
+// MaxTextLen returns a bound of the length of the text, whatever file it names.
+func (n *NarInfo) MaxTextLen() int {
+	size := textOverhead + len(n.CA)
+	for _, p := range n.References {
+		size += len(p.base) + 1
+	}
+	for i := range n.Sigs {
+		size += len("Sig: :\n") + len(n.Sigs[i].KeyName) + base64.StdEncoding.EncodedLen(len(n.Sigs[i].Data))
+	}
+	return size
 }
 
 func appendLine(b []byte, key, value string) []byte {

@@ -23,7 +23,6 @@ var (
 		"NarHash: sha256:08n38jlm2m2wlsskaav1mcvsgp42nm7cv8x9yga84l9rgnxsz8lz",
 		"NarSize: 181368",
 		"References: 6lwdzpbig6zz8678blcqr5f5q1caxjw2-hello-2.12 b2hc0i92l22ir2kavnjn3z5z6mzabbvm-glibc-2.34-210",
-		"Deriver: 1bjw8w6ksss0s5d52b4ryxlm0ccxzdjd-hello-2.12.drv",
 		"Sig: " + realSig,
 	}
 )
@@ -61,7 +60,7 @@ func TestNarInfo(t *testing.T) {
 	if !mustKey(t, realKey).Verify(n.Fingerprint(), n.Sigs[0]) {
 		t.Error("does not verify")
 	}
-	if n.Compression != XZ || n.FileSize != 40000 || n.NarSize != 181368 || n.Deriver.Name() != "hello-2.12.drv" || n.CA != "" {
+	if n.Compression != XZ || n.FileSize != 40000 || n.NarSize != 181368 || n.CA != "" {
 		t.Errorf("got %+v", n)
 	}
 }
@@ -86,17 +85,30 @@ func TestNarInfoAccepted(t *testing.T) {
 		"unsorted references": {with("References: b2hc0i92l22ir2kavnjn3z5z6mzabbvm-glibc-2.34-210 " + helloBase), func(n *NarInfo) bool {
 			return string(n.Fingerprint()) == realFingerprint
 		}},
-		"no deriver":      {without("Deriver"), func(n *NarInfo) bool { return n.Deriver.IsZero() }},
-		"unknown deriver": {with("Deriver: unknown-deriver"), func(n *NarInfo) bool { return n.Deriver.IsZero() }},
-		"unknown keys":    {append(textOf("Foo: bar: baz", "System: x86_64-linux", ": x"), textOf(base...)...), func(*NarInfo) bool { return true }},
-		"last URL counts": {append(textOf(base...), "URL: other\n"...), func(n *NarInfo) bool { return n.URL == "other" }},
-		"hex NAR hash":    {with("NarHash: sha256:" + hashHex), func(n *NarInfo) bool { return n.NarHash.Nix32() == hashNix32 }},
-		"SRI NAR hash":    {with("NarHash: sha256-" + hashBase), func(n *NarInfo) bool { return n.NarHash.Nix32() == hashNix32 }},
-		"CA":              {with("CA: fixed:r:sha256:" + hashNix32), func(n *NarInfo) bool { return n.CA == "fixed:r:sha256:"+hashNix32 }},
-		"unsigned":        {without("Sig"), func(n *NarInfo) bool { return n.Sigs == nil && n.DroppedSigs == 0 }},
-		"two signatures":  {append(textOf(base...), "Sig: other-1:"+realSig[18:]+"\n"...), func(n *NarInfo) bool { return len(n.Sigs) == 2 }},
+		"unknown lines": {append(textOf("Foo: bar: baz", "Deriver: /x", "System:x86_64-linux", "Foo:bar", "Foo:", ": x", ":", "", "junk", "\x00"), textOf(base...)...),
+			func(n *NarInfo) bool { return string(n.AppendText(nil)) == string(textOf(base...)) }},
+		"last URL counts":     {append(textOf(base...), "URL: other\n"...), func(n *NarInfo) bool { return n.URL == "other" }},
+		"hex NAR hash":        {with("NarHash: sha256:" + hashHex), func(n *NarInfo) bool { return n.NarHash.Nix32() == hashNix32 }},
+		"SRI NAR hash":        {with("NarHash: sha256-" + hashBase), func(n *NarInfo) bool { return n.NarHash.Nix32() == hashNix32 }},
+		"wrong CA":            {with("CA: fixed:r:sha256:" + hashNix32), func(n *NarInfo) bool { return n.CA == "" }},
+		"bad CA, twice":       {append(with("CA: sha256:x"), "CA: fixed:nonsense\n"...), func(n *NarInfo) bool { return n.CA == "" }},
+		"no space":            {with("NarSize:_181368"), func(n *NarInfo) bool { return n.NarSize == 181368 }},
+		"references cut":      {with("References:"), func(n *NarInfo) bool { return n.References == nil }},
+		"no URL":              {without("URL"), func(n *NarInfo) bool { return n.URL == "" }},
+		"empty URL":           {with("URL: "), func(n *NarInfo) bool { return n.URL == "" }},
+		"NUL in URL":          {with("URL: nar/\x00"), func(n *NarInfo) bool { return n.URL == "" }},
+		"long URL":            {with("URL: " + strings.Repeat("x", maxURL+1)), func(n *NarInfo) bool { return n.URL == "" }},
+		"bad FileSize":        {with("FileSize: -1"), func(n *NarInfo) bool { return n.FileSize == 0 }},
+		"bad FileHash":        {with("FileHash: sha256:x"), func(n *NarInfo) bool { return n.FileHash == FileHash{} }},
+		"sha512 FileHash":     {with("FileHash: sha512:" + strings.Repeat("0", 103)), func(n *NarInfo) bool { return n.FileHash == FileHash{} }},
+		"unknown compression": {with("Compression: lz4"), func(n *NarInfo) bool { return n.Compression == "lz4" }},
+		"long compression":    {with("Compression: " + strings.Repeat("x", 1<<19)), func(n *NarInfo) bool { return len(n.Compression) < 200 }},
+		"many signatures":     {append(textOf(base...), strings.Repeat("Sig: x\n", 1000)...), func(n *NarInfo) bool { return len(n.Sigs) == 1 }},
+		"long key name":       {append(textOf(base...), "Sig: "+strings.Repeat("k", maxKeyName+1)+realSig[17:]+"\n"...), func(n *NarInfo) bool { return len(n.Sigs) == 1 }},
+		"unsigned":            {without("Sig"), func(n *NarInfo) bool { return n.Sigs == nil }},
+		"two signatures":      {append(textOf(base...), "Sig: other-1:"+realSig[18:]+"\n"...), func(n *NarInfo) bool { return len(n.Sigs) == 2 }},
 		"junk signatures": {append(textOf("Sig: ", "Sig: x", "Sig: k:!!", "Sig: "+realSig+" "), textOf(base...)...), func(n *NarInfo) bool {
-			return len(n.Sigs) == 1 && n.DroppedSigs == 4 && !strings.Contains(string(n.AppendText(nil)), "!!")
+			return len(n.Sigs) == 1 && !strings.Contains(string(n.AppendText(nil)), "!!")
 		}},
 	} {
 		n, err := ParseNarInfo(test.text)
@@ -113,35 +125,20 @@ func TestNarInfoRefused(t *testing.T) {
 	for name, text := range map[string][]byte{
 		"empty":                  nil,
 		"no final newline":       []byte(strings.TrimSuffix(whole, "\n")),
-		"empty line":             []byte(whole + "\n"),
-		"line without colon":     []byte(whole + "junk\n"),
-		"no space behind colon":  []byte(whole + "Foo:bar\n"),
-		"no space, later one":    with("URL:nar/x: y"),
-		"references swallow":     with("References:"),
 		"carriage returns":       []byte(strings.ReplaceAll(whole, "\n", "\r\n")),
-		"NUL":                    with("URL: nar/\x00"),
 		"tab":                    with("References: " + helloBase + "\t" + helloBase),
 		"no StorePath":           without("StorePath"),
-		"no URL":                 without("URL"),
-		"empty URL":              with("URL: "),
 		"no NarHash":             without("NarHash"),
 		"no NarSize":             without("NarSize"),
 		"NarSize 0":              with("NarSize: 0"),
 		"NarSize negative":       with("NarSize: -1"),
 		"NarSize too large":      with("NarSize: 9223372036854775808"),
 		"NarSize hex":            with("NarSize: 0x10"),
-		"FileSize negative":      with("FileSize: -1"),
 		"base name as StorePath": with("StorePath: " + helloBase),
 		"other store":            with("StorePath: /gnu/store/" + helloBase),
 		"path in References":     with("References: /nix/store/" + helloBase),
 		"References twice":       append(textOf(base...), "References: "+helloBase+"\n"...),
-		"path as Deriver":        with("Deriver: /nix/store/" + helloBase),
-		"unknown compression":    with("Compression: foo"),
-		"bad FileHash":           with("FileHash: sha256:x"),
 		"sha1 NarHash":           with("NarHash: sha1:" + hashHex),
-		"CA twice":               append(with("CA: text:sha256:x"), "CA: text:sha256:x\n"...),
-		"bad CA":                 with("CA: sha256:x"),
-		"too many signatures":    []byte(whole + strings.Repeat("Sig: x\n", maxSigs)),
 		"too long":               []byte(whole + "X: " + strings.Repeat("x", MaxNarInfo) + "\n"),
 		"HTML":                   []byte("<html>\n<body>not here</body>\n</html>\n"),
 	} {
@@ -179,7 +176,6 @@ func checkInverse(t *testing.T, text []byte) {
 	if err != nil {
 		t.Fatalf("%q became %q: %v", text, encoded, err)
 	}
-	n.DroppedSigs = 0
 	if !reflect.DeepEqual(n, again) {
 		t.Fatalf("%q: %+v became %+v", text, n, again)
 	}

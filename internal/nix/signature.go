@@ -56,19 +56,23 @@ func (k PublicKey) String() string {
 	return k.Name + ":" + base64.StdEncoding.EncodeToString(k.Key[:])
 }
 
-// Verify tells whether sig is k's signature of fingerprint.
+// Verify reports whether sig is k's signature of fingerprint.
 func (k PublicKey) Verify(fingerprint []byte, sig Signature) bool {
 	return sig.KeyName == k.Name && ed25519.Verify(k.Key[:], fingerprint, sig.Data[:])
 }
+
+// maxKeyName is the length of the longest name of a key: a name is kept and passed on with each
+// narinfo.
+const maxKeyName = 128
 
 // parseNamed splits "name:base64" where the data has exactly size bytes. A name has no
 // space or control character: signatures are separated by spaces in the Nix database.
 func parseNamed(s string, size int) (name string, data []byte, err error) {
 	name, text, ok := strings.Cut(s, ":")
-	if !ok || name == "" {
+	if !ok || name == "" || len(name) > maxKeyName {
 		return "", nil, fmt.Errorf("%q is not name:base64", clip(s))
 	}
-	if strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r == 0x7f }) {
+	if strings.ContainsFunc(name, func(r rune) bool { return r == ' ' || isControl(r) }) {
 		return "", nil, fmt.Errorf("key name %q has a space or control character", clip(name))
 	}
 	if len(text) != base64.StdEncoding.EncodedLen(size) || strings.ContainsAny(text, "\r\n") {

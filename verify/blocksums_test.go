@@ -10,7 +10,7 @@ import (
 	"testing/iotest"
 )
 
-func printOf(t testing.TB, b []byte) *BlockSums {
+func sumsOf(t testing.TB, b []byte) *BlockSums {
 	t.Helper()
 	p := NewBlockSums(wantOf(b))
 	// In pieces that are not those of the second time.
@@ -23,11 +23,11 @@ func printOf(t testing.TB, b []byte) *BlockSums {
 	return p
 }
 
-// TestKnown: what is read once more leaves only as far as it is the same.
+// TestPrevious: what is read once more leaves only as far as it is the same.
 func TestKnown(t *testing.T) {
-	for _, size := range []int{1, 1000, printBlock - 1, printBlock, printBlock + 1, 5*printBlock + 17} {
+	for _, size := range []int{1, 1000, sumBlock - 1, sumBlock, sumBlock + 1, 5*sumBlock + 17} {
 		data := noise()[:size]
-		hold := Holdback{Known: printOf(t, data)}
+		hold := Holdback{Previous: sumsOf(t, data)}
 		for _, b := range behaviours {
 			dst := &received{want: data}
 			filler, drainer := pass(wantOf(data), hold, dst, func(g *Guard) error { return b.fill(g, data) })
@@ -59,8 +59,8 @@ func TestKnown(t *testing.T) {
 // TestKnownStreams: the window is small whatever the size of the stream.
 func TestKnownStreams(t *testing.T) {
 	data := noise()
-	hold := Holdback{Known: printOf(t, data)}
-	if m := hold.Memory(int64(len(data))); m > 3*printBlock {
+	hold := Holdback{Previous: sumsOf(t, data)}
+	if m := hold.Memory(int64(len(data))); m > 3*sumBlock {
 		t.Errorf("takes %d bytes", m)
 	}
 	dst := &received{want: data}
@@ -73,7 +73,7 @@ func TestKnownStreams(t *testing.T) {
 func TestMemory(t *testing.T) {
 	for _, size := range []int{1, 5000, blockSize, blockSize + 1, TailSize, 3<<20 + 1} {
 		data := noise()[:size]
-		for _, h := range []Holdback{{}, {Ahead: 64 << 20}, {Narrow: true}, {Tail: 10}, {Known: printOf(t, data)}} {
+		for _, h := range []Holdback{{}, {VerifyFirst: 64 << 20}, {LowMemory: true}, {Tail: 10}, {Previous: sumsOf(t, data)}} {
 			g := NewGuard(wantOf(data), h)
 			most := 0
 			count := func() {
@@ -106,11 +106,11 @@ func (w writer) Write(p []byte) (int, error) { return w(p) }
 
 func BenchmarkPrint(b *testing.B) {
 	data := noise()[:64<<20]
-	want, known := wantOf(data), Holdback{Known: printOf(b, data)}
+	want, known := wantOf(data), Holdback{Previous: sumsOf(b, data)}
 	b.Run(fmt.Sprintf("first-%dMiB", len(data)>>20), func(b *testing.B) {
 		b.SetBytes(int64(len(data)))
 		for b.Loop() {
-			printOf(b, data)
+			sumsOf(b, data)
 		}
 	})
 	b.Run(fmt.Sprintf("again-%dMiB", len(data)>>20), func(b *testing.B) {

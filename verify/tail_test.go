@@ -60,13 +60,13 @@ func TestGuardPatience(t *testing.T) {
 		{"nearly all sent", 900 << 10, 900<<10 - 1, patience + 1, Holdback{}, patience, 836<<10 - 1, 836<<10 - 1},
 		{"large, tail only", 3 * mib, 2 * mib, patience - 1, Holdback{}, 0, mib, mib},
 		{"large, long stall", 3 * mib, 2 * mib, patience + 1, Holdback{}, 0, 2*mib - 64<<10, 2*mib - 64<<10},
-		{"ahead, long stall", 3 * mib, 2 * mib, patience + 1, Holdback{Ahead: 3 * mib}, patience, 2*mib - 64<<10, 2*mib - 64<<10},
-		{"ahead, short stall", 3 * mib, 2 * mib, patience - 1, Holdback{Ahead: 3 * mib}, 0, 0, 0},
-		{"ahead for a second, stall", 3 * mib, 2 * mib, 2 * time.Second, Holdback{Ahead: 64 * mib, AheadFor: time.Second}, time.Second, mib, mib},
-		{"ahead for a second, no stall", 3 * mib, 2 * mib, time.Second - 1, Holdback{Ahead: 64 * mib, AheadFor: time.Second}, 0, 0, 0},
-		{"ahead for a second, long stall", 3 * mib, 2 * mib, patience + 2*time.Second, Holdback{Ahead: 64 * mib, AheadFor: time.Second}, time.Second, 2*mib - 64<<10, 2*mib - 64<<10},
-		{"small, ahead for a second", 900 << 10, 500 << 10, 2 * time.Second, Holdback{Ahead: 64 * mib, AheadFor: time.Second}, 0, 0, 0},
-		{"ahead for longer than patience", 3 * mib, 2 * mib, patience + 1, Holdback{Ahead: 64 * mib, AheadFor: time.Hour}, patience, 2*mib - 64<<10, 2*mib - 64<<10},
+		{"ahead, long stall", 3 * mib, 2 * mib, patience + 1, Holdback{VerifyFirst: 3 * mib}, patience, 2*mib - 64<<10, 2*mib - 64<<10},
+		{"ahead, short stall", 3 * mib, 2 * mib, patience - 1, Holdback{VerifyFirst: 3 * mib}, 0, 0, 0},
+		{"ahead for a second, stall", 3 * mib, 2 * mib, 2 * time.Second, Holdback{VerifyFirst: 64 * mib, VerifyFor: time.Second}, time.Second, mib, mib},
+		{"ahead for a second, no stall", 3 * mib, 2 * mib, time.Second - 1, Holdback{VerifyFirst: 64 * mib, VerifyFor: time.Second}, 0, 0, 0},
+		{"ahead for a second, long stall", 3 * mib, 2 * mib, patience + 2*time.Second, Holdback{VerifyFirst: 64 * mib, VerifyFor: time.Second}, time.Second, 2*mib - 64<<10, 2*mib - 64<<10},
+		{"small, ahead for a second", 900 << 10, 500 << 10, 2 * time.Second, Holdback{VerifyFirst: 64 * mib, VerifyFor: time.Second}, 0, 0, 0},
+		{"ahead for longer than patience", 3 * mib, 2 * mib, patience + 1, Holdback{VerifyFirst: 64 * mib, VerifyFor: time.Hour}, patience, 2*mib - 64<<10, 2*mib - 64<<10},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -96,3 +96,12 @@ func parseForm(name string) (p Present, known bool, err error) {
 	}
 	return p, true, nil
 }
+
+// parseOffset reads a number without sign or leading zeros.
+func parseOffset(s string) (int64, error) {
+	n, err := strconv.ParseInt(s, 10, 64)
+	if err != nil || n < 0 || strconv.FormatInt(n, 10) != s {
+		return 0, fmt.Errorf("%w: offset", ErrRequest)
+	}
+	return n, nil
+}

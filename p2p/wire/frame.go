@@ -1,7 +1,6 @@
-// Package wire is what two nodes say to each other, as bytes: the frames of the session
-// that each opens to the other, and the paths, headers and refusals of the requests beside
-// it. Everything from outside is parsed here, within limits. It knows no network and keeps
-// no state.
+// Package wire is what two nodes say to each other, as bytes: the frames of the session that
+// each opens to the other, and the paths and headers of requests. Everything from outside is
+// parsed here, within limits.
 package wire
 
 import (
@@ -13,23 +12,23 @@ import (
 	"github.com/nixp2p/nixp2p/p2p/inventory"
 )
 
-// Kind is the type of a frame. Kinds that a receiver does not know it passes over, so that
-// new ones can be added without a new protocol.
+// Kind is the type of a frame. A receiver skips kinds that it does not know, so that new ones
+// can be added without a new protocol.
 type Kind uint8
 
-// The frames of a session. Only Challenge and what follows up to Welcome are read before
-// the other side has been let in.
+// The frames of a session. Before the other side is admitted, only Challenge to Welcome are
+// read.
 const (
-	Challenge Kind = 1 // from the one who answers: ChallengeSize random bytes
-	Proof     Kind = 2 // from the one who opens: its own random bytes and its proofs
-	Welcome   Kind = 3 // from the one who answers: its proof; empty on an open site
+	Challenge Kind = 1 // from the answering side: ChallengeSize random bytes
+	Proof     Kind = 2 // from the opening side: its own random bytes and its proofs
+	Welcome   Kind = 3 // from the answering side: its proof; empty on an open site
 	Ping      Kind = 4 // 8 bytes, to be returned
 	Pong      Kind = 5
 	Filter    Kind = 6  // inventory: everything
 	Changes   Kind = 7  // inventory: what came and went since
 	Peers     Kind = 8  // addresses of other nodes, a line each
 	Refused   Kind = 9  // in place of Welcome, before the stream ends; empty
-	Full      Kind = 10 // the same: let in, but no inventory is taken; empty
+	Full      Kind = 10 // the same: admitted, but no inventory is taken; empty
 )
 
 // Sizes of the small frames.
@@ -38,7 +37,7 @@ const (
 	PingSize      = 8
 	// maxProof is for the opener's random bytes and two proofs; a Welcome is shorter.
 	maxProof = ChallengeSize + 2*32
-	// maxUnknown is what is passed over of a kind that a newer version may send.
+	// maxUnknown is the most that is skipped of a kind that a newer version may send.
 	maxUnknown = 64 << 10
 )
 
@@ -62,7 +61,7 @@ func (k Kind) limit() int {
 
 const frameHead = 1 + 4
 
-// ErrFrame is wrapped by errors that say that the other side does not keep to the protocol.
+// ErrFrame is wrapped by errors that say that the other side violates the protocol.
 var ErrFrame = errors.New("wire: not a frame of this protocol")
 
 // AppendFrame encodes a frame: kind, length in four bytes, big-endian, and the body.
@@ -76,8 +75,8 @@ func AppendFrame(b []byte, k Kind, body []byte) []byte {
 // have come.
 const readStep = 64 << 10
 
-// ReadFrame reads one frame. Most allows kinds up to and including it, 0 all: who has not
-// been let in yet is not given room for more.
+// ReadFrame reads one frame. Most allows kinds up to and including it, 0 all: a side that is
+// not admitted yet gets no room for more.
 func ReadFrame(r io.Reader, most Kind) (Kind, []byte, error) {
 	k, n, err := ReadHead(r, most)
 	if err != nil {

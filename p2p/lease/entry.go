@@ -2,33 +2,34 @@ package lease
 
 import (
 	"cmp"
-	"container/list"
 	"slices"
 	"time"
 
 	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/source"
+	"github.com/nixp2p/nixp2p/p2p/machine"
 )
 
-// entry is one NAR of a Table. A nil one has no members.
+// entry is one NAR of a Coordinator. A nil one has no members.
 type entry struct {
-	nar       nix.NarHash
-	place     *list.Element
-	members   []*member
-	heirUntil time.Time // how long an heir is waited for; zero: none is
+	nar            nix.NarHash
+	members        []*member
+	successorUntil time.Time // how long a successor is waited for; zero: it is not
 }
 
 // member is a node that has a NAR, gets it, or wants it.
 type member struct {
-	entry *entry // nil: not noted
-	node  NodeID
+	entry   *entry // nil: not recorded
+	node    NodeID
+	machine machine.ID
 
 	form             nix.Form
 	size, bytes, got int64
 	seen             time.Time
-	until            time.Time // end of its lease; zero: it has none
-	source           NodeID    // whom it follows
-	accusers         []NodeID  // whom it failed since it last came forward
-	doubted          time.Time // when it last failed somebody
+	until            time.Time    // end of its lease; zero: it has none
+	source           NodeID       // it follows
+	accusers         []machine.ID // that it failed since it last made progress
+	doubted          time.Time    // when it last failed another node
 }
 
 func (m *member) note(r Request, now time.Time) {
@@ -39,7 +40,22 @@ func (m *member) whole() bool               { return m.size > 0 && m.bytes == m.
 func (m *member) leased(now time.Time) bool { return m.until.After(now) }
 func (m *member) part() float64             { return float64(m.bytes) / float64(m.size) }
 
-// over tells that nobody should count on m any more.
+// renew extends the lease by what the bytes are worth that came since the last report. A node
+// that had none gets one.
+func (m *member) renew(bytes int64, now time.Time) {
+	switch {
+	case m.until.IsZero():
+		m.until = now.Add(Term)
+	case bytes > 0:
+		worth := float64(bytes) / leaseRate
+		m.until = m.until.Add(time.Duration(min(worth, Term.Seconds()) * float64(time.Second)))
+		if most := now.Add(Term); m.until.After(most) || worth >= Term.Seconds() {
+			m.until = most
+		}
+	}
+}
+
+// over reports whether m is to be forgotten.
 func (m *member) over(now time.Time) bool {
 	if m.whole() {
 		return now.Sub(m.seen) > wholeFor
@@ -63,39 +79,38 @@ func (e *entry) member(node NodeID) *member {
 	return nil
 }
 
-// served tells that somebody other than node has the NAR or fetches it.
+// served reports whether another node has the NAR or fetches it.
 func (e *entry) served(node NodeID, now time.Time) bool {
 	return e != nil && slices.ContainsFunc(e.members, func(m *member) bool {
 		return m.node != node && (m.whole() || m.leased(now))
 	})
 }
 
-// accuse notes that sources failed a node.
-func (e *entry) accuse(node NodeID, failed []NodeID, now time.Time) {
+// accuse records that sources failed a node.
+func (e *entry) accuse(node NodeID, by machine.ID, failed []NodeID, now time.Time) {
 	for _, f := range failed {
 		m := e.member(f)
-		if m == nil || f == node || slices.Contains(m.accusers, node) {
+		if m == nil || f == node {
 			continue
 		}
 		m.doubted = now
-		if len(m.accusers) < maxNamed {
-			m.accusers = append(m.accusers, node)
+		if len(m.accusers) < maxNamed && !slices.Contains(m.accusers, by) {
+			m.accusers = append(m.accusers, by)
 		}
 	}
 }
 
-// candidate is a member as a source for somebody.
+// candidate is a member as a source for another one.
 type candidate struct {
 	*member
-	root      *member // who fetches for it, or has all
-	depth     int     // of the tree; 0 fetches, or has all
+	depth     int // of the tree; 0 fetches, or has all
 	followers int
 }
 
-// sources lists from whom the asker m can get the whole NAR: those who have it or fetch it,
-// and those who follow them. Free ones come first, and are those that already have the form
-// that m has a part of; then who has most, so that the tree stays low.
-func (e *entry) sources(m *member, r Request, now time.Time) (list []Source) {
+// sources lists from whom the asker m can get the whole NAR: nodes that have it or fetch it,
+// and those that follow them. Those in the asker's form come first, then those that have a free
+// slot, then those that have most, so that the tree stays low.
+func (e *entry) sources(m *member, r Request, now time.Time, without rules) []Source {
 	if e == nil {
 		return nil
 	}
@@ -108,36 +123,51 @@ func (e *entry) sources(m *member, r Request, now time.Time) (list []Source) {
 	}
 	var all []candidate
 	for _, c := range e.members {
-		if c.node == m.node || slices.Contains(r.Failed, c.node) {
+		// Another size of the same form is a mistake of one of them.
+		if c.node == m.node || slices.Contains(r.Failed, c.node) || c.form == r.Form && c.size != r.Size {
 			continue
 		}
-		if root, depth := c.root(by, now); c.serves(r, root) {
-			all = append(all, candidate{c, root, depth, followers[c.node]})
+		if root, depth := c.root(by, now); c.serves(r, root, without) {
+			all = append(all, candidate{c, depth, followers[c.node]})
 		}
 	}
 	slices.SortStableFunc(all, func(a, b candidate) int {
 		return cmp.Or(
-			no(a.followers < a.slots(), b.followers < b.slots()),
-			no(r.Bytes == 0 || a.form == r.Form, r.Bytes == 0 || b.form == r.Form),
-			no(now.Sub(a.doubted) > doubtFor, now.Sub(b.doubted) > doubtFor),
+			first(a.form == r.Form, b.form == r.Form),
+			first(a.followers < a.slots(), b.followers < b.slots()),
+			first(now.Sub(a.doubted) > doubtFor || without&doubts != 0, now.Sub(b.doubted) > doubtFor || without&doubts != 0),
 			cmp.Compare(b.part(), a.part()),
 			cmp.Compare(a.depth, b.depth),
 			cmp.Compare(a.followers, b.followers),
 		)
 	})
-	for _, c := range all[:min(len(all), MaxSources)] {
-		s := c.asSource()
-		if c.root.form == s.Form && c.root.size == s.Size {
-			// The one who fetches may not be in the list: its slots are taken first.
-			s.Got = max(s.Got, c.root.got)
-		}
-		list = append(list, s)
+	var list []Source
+	for _, c := range spread(all) {
+		list = append(list, c.asSource())
 	}
 	return list
 }
 
-// no orders what is before what is not.
-func no(a, b bool) int {
+// spread returns at most MaxSources candidates. If there are more, no machine has more than a
+// quarter of the places while others are left.
+func spread(all []candidate) (chosen []candidate) {
+	if len(all) <= MaxSources {
+		return all
+	}
+	perMachine := map[machine.ID]int{}
+	var rest []candidate
+	for _, c := range all {
+		if perMachine[c.machine]++; perMachine[c.machine] > MaxSources/4 {
+			rest = append(rest, c)
+		} else {
+			chosen = append(chosen, c)
+		}
+	}
+	return append(chosen, rest...)[:MaxSources]
+}
+
+// first orders what is true before what is not.
+func first(a, b bool) int {
 	switch {
 	case a == b:
 		return 0
@@ -149,14 +179,14 @@ func no(a, b bool) int {
 }
 
 func (c candidate) slots() int {
-	if c.size < small {
+	if c.size < smallNAR {
 		return perSourceSmall
 	}
 	return perSource
 }
 
-// root returns the one who fetches, or has all, for c, and how far it is from c; nil when
-// nobody does. Whoever asks has no source at that moment, so that nobody is led to itself.
+// root returns the node that fetches, or has all, for c, and how far it is from c; nil if there
+// is none. The asker has no source at that moment, so that no node is led to itself.
 func (c *member) root(by map[NodeID]*member, now time.Time) (root *member, depth int) {
 	for ; c != nil && depth <= len(by); depth++ {
 		if c.whole() || c.leased(now) {
@@ -167,13 +197,13 @@ func (c *member) root(by map[NodeID]*member, now time.Time) (root *member, depth
 	return nil, 0
 }
 
-// serves tells whether a source for whom root fetches is one for the asker. It is not if root
-// failed the asker and others: they are right then, and its lease is a lie or about to end.
-// If it failed the asker alone, the way to it over somebody else may be better. And it is not
-// if root has to fetch what the asker has already.
-func (c *member) serves(r Request, root *member) bool {
+// serves reports whether c, for which root fetches, is a source for the asker. It is not if
+// root failed the asker and other machines: then they are right, and its lease is false or
+// about to end. If it failed the asker alone, the way to it through another node may be better.
+// And it is not if root has to fetch what the asker has already.
+func (c *member) serves(r Request, root *member, without rules) bool {
 	switch {
-	case root == nil || slices.Contains(r.Failed, root.node) && len(root.accusers) > 1:
+	case root == nil || slices.Contains(r.Failed, root.node) && (len(root.accusers) > 1 && without&accusers == 0):
 		return false
 	case c.form == r.Form && c.bytes > r.Bytes || root.form != r.Form:
 		return true
@@ -182,42 +212,60 @@ func (c *member) serves(r Request, root *member) bool {
 	}
 }
 
-// heir returns the follower that has more than the asker m, when nobody fetches: it is the one
-// to go on, and is waited for a little. Whose lease ended is none. Nil: m is.
-func (e *entry) heir(m *member, r Request, now time.Time) (heir *member) {
-	if e == nil || !e.heirUntil.IsZero() && !now.Before(e.heirUntil) {
+// successor returns the follower that has more than the asker m, when nobody fetches: it is the
+// one to go on, and is waited for a little. A node whose lease ended is not. Nil: m is.
+func (e *entry) successor(m *member, r Request, now time.Time) (best *member) {
+	if e == nil || !e.successorUntil.IsZero() && !now.Before(e.successorUntil) {
 		return nil
 	}
 	for _, c := range e.members {
 		if c.node == m.node || slices.Contains(r.Failed, c.node) || !c.until.IsZero() || c.part() <= m.part() {
 			continue
 		}
-		if heir == nil || c.part() > heir.part() {
-			heir = c
+		if best == nil || c.part() > best.part() {
+			best = c
 		}
 	}
-	if heir != nil && e.heirUntil.IsZero() {
-		e.heirUntil = now.Add(heirWait)
+	if best != nil && e.successorUntil.IsZero() {
+		e.successorUntil = now.Add(successorWait)
 	}
-	return heir
+	return best
 }
 
-// senior returns another fetcher of the same file that m gives way to: one that is far ahead,
-// or as far and before m in rank. Who is furthest thus never gives way, whatever coordinators
-// know, and no two fetchers to each other.
-func (e *entry) senior(m *member, r Request, now time.Time) *member {
+// preferredFetcher returns another fetcher of the same file that m leaves it to: one that is far
+// ahead, or as far and before m in rank. The one that is furthest thus never gives up, whatever
+// coordinators know, and no two fetchers give up for each other.
+func (e *entry) preferredFetcher(m *member, r Request, now time.Time) *member {
 	if m.size-m.bytes < yieldAbove {
 		return nil
 	}
 	for _, c := range e.members {
-		if c != m && c.leased(now) && !slices.Contains(r.Failed, c.node) && yieldsTo(e.nar, m.node, m.form, m.bytes, c.asSource()) {
+		if c != m && c.leased(now) && !slices.Contains(r.Failed, c.node) &&
+			yieldsTo(e.nar, m.node, source.Sized{Form: m.form, Size: m.size}, m.bytes, c.asSource()) {
 			return c
 		}
 	}
 	return nil
 }
 
-// yieldsTo tells whether a fetcher gives way to another one.
-func yieldsTo(nar nix.NarHash, node NodeID, form nix.Form, bytes int64, to Source) bool {
-	return to.Form == form && to.Bytes >= bytes && (to.Bytes-bytes >= overtake || Outranks(nar, to.Node, node))
+// yieldsTo reports whether a fetcher leaves fetching to another one.
+func yieldsTo(nar nix.NarHash, node NodeID, form source.Sized, bytes int64, to Source) bool {
+	return to.Form == form.Form && to.Size == form.Size && to.Bytes >= bytes &&
+		(to.Bytes-bytes >= overtake || Outranks(nar, to.Node, node))
+}
+
+// leastUseful returns the member that was heard of longest ago, of the machine that has most of
+// the members; those that fetch or have all come last.
+func (e *entry) leastUseful(now time.Time) *member {
+	count := map[machine.ID]int{}
+	for _, m := range e.members {
+		count[m.machine]++
+	}
+	return slices.MinFunc(e.members, func(a, b *member) int {
+		return cmp.Or(
+			cmp.Compare(count[b.machine], count[a.machine]),
+			first(!a.leased(now) && !a.whole(), !b.leased(now) && !b.whole()),
+			a.seen.Compare(b.seen),
+		)
+	})
 }

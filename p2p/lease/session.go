@@ -5,246 +5,270 @@ import (
 	"time"
 
 	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/source"
 )
 
-// Want is a NAR that a node wants, in the form that it would fetch or has a part of.
+// Want is a NAR that a node wants.
 type Want struct {
-	Nar  nix.NarHash
-	Form nix.Form
-	// Size of the form, more than 0, how many Bytes of it others can have from here, and how
-	// many this node has Got.
-	Size, Bytes, Got int64
-	// Alone: the node keeps nothing that others could follow.
-	Alone bool
+	Nar nix.NarHash
+	// Forms are those that are of use, at least one, with their sizes as this node knows
+	// them, the one that it would fetch first.
+	Forms []source.Sized
 }
 
-// StepKind says what a Step is.
+// StepKind is what a Step is.
 type StepKind uint8
 
 // The steps.
 const (
-	// DoAsk: send Request to Node, which may be the node itself, and give what comes of it
-	// to Answered or Unanswered; at the latest at Until call Next again.
-	DoAsk StepKind = 1
-	// DoFetch: go upstream from the byte on that is there.
-	DoFetch StepKind = 2
-	// DoFollow: take it from Sources, trying them in order.
-	DoFollow StepKind = 3
+	// AskStep: send Request to Node, which may be the node itself, and pass the result to
+	// Answered or Unanswered; at Until call Next again.
+	AskStep StepKind = 1
+	// FetchStep: go upstream from the byte on that is there.
+	FetchStep StepKind = 2
+	// FollowStep: take it from Sources, trying them in order.
+	FollowStep StepKind = 3
 )
 
 // Step is what a node does next for a NAR.
 type Step struct {
 	Kind StepKind
 
-	// Of DoAsk.
+	// Of AskStep.
 	Node    NodeID
-	Addr    string // for when Node is not connected; "" for those of one's own view
+	Addr    string // if Node is not connected; "" if it is one that the node itself knows
 	Request Request
 	Until   time.Time
 
-	// Of DoFetch. Direct: nobody was there to allow it.
+	// Of FetchStep. Direct: no coordinator allowed it.
 	Direct bool
 
-	// Of DoFollow.
+	// Of FollowStep. Form and Size are as the node itself knows them.
 	Sources []Source
 }
 
-// Session is one node on its way to one NAR, from the first question until it has all. It
-// ends by itself in DoFetch whenever nobody helps: from NewSession or Again to DoFetch or
-// DoFollow it is no longer than roundTime, and without bytes it follows no longer than
-// Patience. It is not safe for concurrent use.
+const (
+	// knownTime is how long a coordinator that has answered before is awaited: it may be
+	// busy, as all are when a site starts at once. It leaves time for one more question.
+	knownTime = roundTime - AnswerTime
+	// patience is how long a node waits and follows in all, for one NAR. Bytes extend it by
+	// their number divided by patienceRate. It matters only while upstream is down: otherwise
+	// the time budget of the transfer ends earlier.
+	patience     = 30 * time.Second
+	patienceRate = 32 << 10
+	// maxFailed bounds the sources that are remembered as failed. Beyond that, the node
+	// goes upstream.
+	maxFailed = 64
+)
+
+// Session is one node's way to one NAR, from the first question until it has all. A round of
+// questions takes at most roundTime, and a source that failed is not followed again. It is not
+// safe for concurrent use.
 type Session struct {
-	self NodeID
-	want Want
+	self     NodeID
+	want     Want
+	answered func(NodeID) bool // has answered before
+	form     source.Sized      // of the bytes that came, else the preferred one
+	fixed    bool              // bytes came
+	bytes    int64             // that others can read from here
+	got      int64             // received
 
-	step   Step
-	from   NodeID    // who gives now; "" upstream
-	told   NodeID    // the coordinator that answered last
-	moved  time.Time // when bytes came last
-	hope   time.Time // when somebody was last said to get some
-	coming int64     // how many
-	failed []failure // the last ones
-	misses int       // rounds in which sources failed and no byte came
+	step    Step
+	from    NodeID   // gives now; "" upstream
+	told    NodeID   // the coordinator that answered last
+	failed  []NodeID // sources
+	yielded bool     // left fetching to another node once
+	direct  bool     // fetches whatever the site says
 
-	// Of the round of questions that goes on.
-	ends  time.Time
-	ranks []NodeID // coordinators of the own view, the best first
-	tried []NodeID // did not answer, or said what cannot be
-	asked int      // how many of ranks were
+	round  round
+	waited time.Duration // in rounds and turns that are over
+}
+
+// round is one round of questions.
+type round struct {
+	began time.Time
+	ranks []NodeID // that this node knows, the best first, not asked yet
+	tried []NodeID // did not answer, or gave an answer that cannot be
 	hops  int
-	back  NodeID // who sent this node on to the one that is asked now
+	back  NodeID // redirected this node to the one that is asked now
 }
 
-// roundTime is how long a node asks around: two coordinators of its own choice, and two that
-// it is sent on to.
-const roundTime = (maxRanks + MaxHops) * AnswerTime
-
-// failure is a source that failed. It may have come back after failedFor.
-type failure struct {
-	node NodeID
-	at   time.Time
-}
-
-const failedFor = 10 * time.Second
-
-// maxMisses is how many times sources that one is told of may fail without a byte in between:
-// once because something died, twice because the coordinator did not know yet.
-const maxMisses = 3
-
-// NewSession begins a Session of the node self. Live are the nodes that it knows to be up.
-func NewSession(self NodeID, want Want, live []NodeID, now time.Time) *Session {
-	s := &Session{self: self, want: want, moved: now}
-	s.round(live, now)
+// NewSession begins a Session of the node self. Live are the nodes that it knows to be up;
+// answered reports whether one of them has answered a question before (nil: none has).
+func NewSession(self NodeID, want Want, live []NodeID, answered func(NodeID) bool, now time.Time) *Session {
+	s := &Session{self: self, want: want, form: want.Forms[0], answered: answered}
+	s.ask(live, now)
 	return s
 }
 
-// Next returns what is to be done now. It is the same until something is said to the Session,
-// or the time of a DoAsk is over.
+// Next returns what to do now. It stays the same until the Session is told something, or the
+// time of an AskStep is over.
 func (s *Session) Next(now time.Time) Step {
-	for s.step.Kind == DoAsk && !now.Before(s.step.Until) {
+	for s.step.Kind == AskStep && !now.Before(s.step.Until) {
 		s.refuse(s.step.Node, now)
 	}
 	return s.step
 }
 
-// Answered gives the answer of a coordinator to a question or to a report. One to a question
-// that is not waited for any more is passed over.
+// Answered takes the answer of a coordinator to a question or to a report. An answer to a
+// question that is no longer awaited is ignored.
 func (s *Session) Answered(from NodeID, a Answer, now time.Time) {
 	switch {
-	case s.step.Kind == DoAsk && s.step.Node == from:
-		s.take(from, a, now)
-	case s.step.Kind == DoFetch && a.Kind == Follow && s.from == "":
+	case s.step.Kind == AskStep && s.step.Node == from:
+		s.accept(from, a, now)
+	case s.step.Kind == FetchStep && a.Kind == Follow && s.from == "" && !s.direct && !s.yielded:
 		s.yield(from, a, now)
 	}
 }
 
-// take goes on as a coordinator says, or to the next one when that cannot be.
-func (s *Session) take(from NodeID, a Answer, now time.Time) {
+// accept does as a coordinator says, or asks the next one if that is not possible.
+func (s *Session) accept(from NodeID, a Answer, now time.Time) {
 	switch a.Kind {
 	case Fetch:
 		s.told, s.from = from, ""
-		s.step = Step{Kind: DoFetch}
+		s.step = Step{Kind: FetchStep}
 	case Follow:
-		list := s.possible(a.Sources, now)
+		list := s.usable(a.Sources)
 		if len(list) == 0 {
 			s.refuse(from, now)
 			return
 		}
 		s.told, s.from = from, list[0].Node
-		s.step = Step{Kind: DoFollow, Sources: list}
-		for _, o := range list {
-			if o.Form == s.want.Form && o.Got > s.coming {
-				s.coming, s.hope = o.Got, now
-			}
-		}
-	case Elsewhere:
-		known := a.Node == s.self || slices.Contains(s.tried, a.Node)
-		if known || s.hops == MaxHops || !Outranks(s.want.Nar, a.Node, from) {
+		s.step = Step{Kind: FollowStep, Sources: list}
+	case Redirect:
+		known := a.Node == s.self || slices.Contains(s.round.tried, a.Node)
+		if known || s.round.hops == MaxHops || !Outranks(s.want.Nar, a.Node, from) {
 			s.refuse(from, now)
 			return
 		}
-		s.hops++
-		s.back = from
-		s.ask(a.Node, a.Addr, now)
+		s.round.hops++
+		s.round.back = from
+		s.question(a.Node, a.Addr, now)
 	default:
 		s.refuse(from, now)
 	}
 }
 
-// yield leaves fetching to another node. Only one that this node should give way to by its
-// own count is followed, whoever says so: else two could wait for each other.
+// yield leaves fetching to another node, once. Only one that this node itself prefers is
+// followed, whoever says so: otherwise two could wait for each other.
 func (s *Session) yield(from NodeID, a Answer, now time.Time) {
-	list := slices.DeleteFunc(s.possible(a.Sources, now), func(o Source) bool {
-		return !yieldsTo(s.want.Nar, s.self, s.want.Form, s.want.Bytes, o)
+	list := slices.DeleteFunc(s.usable(a.Sources), func(o Source) bool {
+		return !yieldsTo(s.want.Nar, s.self, s.form, s.bytes, o)
 	})
 	if len(list) > 0 {
-		s.told, s.from = from, list[0].Node
-		s.step = Step{Kind: DoFollow, Sources: list}
+		s.told, s.from, s.yielded = from, list[0].Node, true
+		s.step = Step{Kind: FollowStep, Sources: list}
+		s.round.began = now
 	}
 }
 
-// possible leaves out sources that failed, and this node.
-func (s *Session) possible(list []Source, now time.Time) []Source {
-	return slices.DeleteFunc(slices.Clone(list), func(o Source) bool {
-		return o.Node == s.self || s.hasFailed(o.Node, now)
-	})
+// usable returns the sources that this node can use: others than itself that have not failed,
+// in a form and size that it knows. One that claims to have all can decode it: it is asked for
+// raw, if that is wanted.
+func (s *Session) usable(list []Source) (use []Source) {
+	forms := s.want.Forms
+	if s.fixed {
+		forms = []source.Sized{s.form}
+	}
+	for _, o := range list {
+		if o.Node == s.self || slices.Contains(s.failed, o.Node) {
+			continue
+		}
+		for _, f := range forms {
+			if f.Form == o.Form && f.Size == o.Size {
+				use = append(use, o)
+				break
+			}
+			if f.Form.IsRaw() && o.Whole() {
+				o.Form, o.Size, o.Bytes, o.Got = f.Form, f.Size, f.Size, f.Size
+				use = append(use, o)
+				break
+			}
+		}
+	}
+	return use
 }
 
-func (s *Session) hasFailed(node NodeID, now time.Time) bool {
-	return slices.ContainsFunc(s.failed, func(f failure) bool { return f.node == node && now.Sub(f.at) < failedFor })
-}
-
-// Unanswered says that a coordinator cannot be reached, or said what is no answer.
+// Unanswered says that a coordinator cannot be reached, or that its answer is malformed.
 func (s *Session) Unanswered(from NodeID, now time.Time) {
-	if s.step.Kind == DoAsk && s.step.Node == from {
+	if s.step.Kind == AskStep && s.step.Node == from {
 		s.refuse(from, now)
 	}
 }
 
-// Moved says that there are so many bytes of the form now, and from whom the last of them
-// came, "" for upstream. Bytes and got are as in a Request: only those that follow each other
-// from the first on, and bytes are all of them only when they are proven.
-func (s *Session) Moved(from NodeID, form nix.Form, size, bytes, got int64, now time.Time) {
-	if got = max(got, bytes); got > s.want.Got || form != s.want.Form {
-		s.moved, s.misses = now, 0
+// Received says in which form bytes come, from whom ("" for upstream), how many of them
+// others can read from here, and how many are here in all. Only those count that follow each
+// other from the first on.
+func (s *Session) Received(from NodeID, form nix.Form, bytes, got int64) {
+	for _, f := range s.want.Forms {
+		if f.Form == form {
+			s.form = f
+		}
 	}
-	s.from = from
-	s.want.Form, s.want.Size, s.want.Bytes, s.want.Got = form, size, bytes, got
+	s.from, s.bytes, s.got = from, min(bytes, s.form.Size), min(max(got, bytes), s.form.Size)
+	s.fixed = s.fixed || s.got > 0
 }
 
 // Failed says that a source could not be reached, did not have the NAR, or gave nothing
-// although it was said to have more than this node. One that is only busy did not fail.
-func (s *Session) Failed(source NodeID, now time.Time) {
-	s.failed = slices.DeleteFunc(s.failed, func(f failure) bool { return f.node == source || now.Sub(f.at) >= failedFor })
-	if len(s.failed) == maxNamed {
-		s.failed = slices.Delete(s.failed, 0, 1)
+// although it claimed to have more than this node. One that is only busy did not fail.
+func (s *Session) Failed(source NodeID) {
+	if !slices.Contains(s.failed, source) {
+		s.failed = append(s.failed, source)
 	}
-	s.failed = append(s.failed, failure{source, now})
 }
 
-// Stalled says that nothing came from a source for StallTime. If it was said to have more
-// than this node, it failed. Then it asks Again: the coordinator knows whether somebody still
-// fetches.
+// Stalled says that too little came from a source for StallTime. It failed if it claimed to
+// have more than this node. Then the node asks Again: the coordinator knows whether somebody
+// still fetches.
 func (s *Session) Stalled(source NodeID, live []NodeID, now time.Time) {
 	for _, o := range s.step.Sources {
-		if o.Node == source && o.Form == s.want.Form && o.Bytes > s.want.Bytes {
-			s.Failed(source, now)
+		if o.Node == source && o.Bytes > s.bytes {
+			s.Failed(source)
 		}
 	}
 	s.Again(live, now)
 }
 
-// Again asks anew, because the sources ended or failed. Live are the nodes that are known to
-// be up now. A fetcher whose upstream fails says Release before it asks Again, or it is sent
-// there again.
+// Again begins another round of questions, because the sources ended or failed. Live are the
+// nodes that are known to be up now. A fetcher whose upstream failed sends Release first, or it
+// is told to fetch again.
 func (s *Session) Again(live []NodeID, now time.Time) {
-	if s.step.Kind == DoFollow && slices.ContainsFunc(s.step.Sources, func(o Source) bool { return s.hasFailed(o.Node, now) }) {
-		s.misses++
+	if s.step.Kind == FollowStep {
+		s.waited += now.Sub(s.round.began)
 	}
-	waited := now.Sub(s.moved)
-	if s.misses >= maxMisses || waited >= Forbearance || waited >= Patience && now.Sub(s.hope) >= Patience {
-		s.direct()
+	s.direct = false
+	worth := time.Duration(float64(s.got) / patienceRate * float64(time.Second))
+	if len(s.failed) >= maxFailed || s.waited > patience+worth {
+		s.fetchDirect()
 		return
 	}
-	s.round(live, now)
+	s.ask(live, now)
 }
 
-// Report returns what a node says: Progress when it begins to fetch, every ReportEvery, and
-// when it has all; Release when it gives up. To are the coordinator that knows of it, the one
-// who is it now, and for a fetcher the next in rank, who would be asked if that one died. It
-// may contain the node itself. It is empty where nobody can follow, and for a Progress while
-// the node asks: what it says there tells enough.
-func (s *Session) Report(verb Verb, live []NodeID, now time.Time) (r Request, to []NodeID) {
-	asking := s.step.Kind == DoAsk && s.want.Bytes < s.want.Size
-	if s.want.Alone || verb == Progress && asking {
+// FetchAnyway says that the node fetches from upstream now, whatever the site says: its time
+// budget is used up.
+func (s *Session) FetchAnyway() {
+	s.fetchDirect()
+	s.direct = true
+}
+
+// Report returns a report and who gets it: the coordinator that answered last, the one that
+// ranks first now, and from a fetcher the next in rank, which would be asked if that one died.
+// They may include the node itself. There is nobody to tell about a small NAR that is
+// followed, nor while the node asks: its question says as much.
+func (s *Session) Report(verb Verb, live []NodeID) (r Request, to []NodeID) {
+	small := s.form.Size < smallNAR
+	switch {
+	case verb != Progress:
+	case s.step.Kind == AskStep && s.bytes < s.form.Size, small && s.from != "":
 		return Request{}, nil
 	}
-	r = s.request(verb, now)
+	r = s.request(verb)
 	if verb == Progress {
 		r.From = s.from
 	}
 	to = Rank(s.want.Nar, append(slices.Clone(live), s.self))
-	if s.from == "" {
+	if s.from == "" && !(small && verb == Progress) {
 		to = to[:min(len(to), maxRanks)]
 	} else {
 		to = to[:1]
@@ -255,65 +279,71 @@ func (s *Session) Report(verb Verb, live []NodeID, now time.Time) (r Request, to
 	return r, to
 }
 
-func (s *Session) request(verb Verb, now time.Time) Request {
-	w := s.want
-	r := Request{Verb: verb, Nar: w.Nar, Form: w.Form, Size: w.Size, Bytes: w.Bytes, Got: w.Got, Alone: w.Alone}
-	for _, f := range s.failed {
-		if now.Sub(f.at) < failedFor {
-			r.Failed = append(r.Failed, f.node)
-		}
+func (s *Session) request(verb Verb) Request {
+	last := s.failed[max(len(s.failed)-maxNamed, 0):]
+	return Request{
+		Verb: verb, Nar: s.want.Nar, Form: s.form.Form, Size: s.form.Size, Bytes: s.bytes, Got: s.got, Failed: slices.Clone(last),
 	}
-	return r
 }
 
-// round begins to ask.
-func (s *Session) round(live []NodeID, now time.Time) {
-	s.ranks = Rank(s.want.Nar, append(slices.Clone(live), s.self))
-	s.ranks = s.ranks[:min(len(s.ranks), maxRanks)]
-	s.tried, s.asked, s.hops, s.back, s.ends = nil, 0, 0, "", now.Add(roundTime)
+// ask begins a round.
+func (s *Session) ask(live []NodeID, now time.Time) {
+	ranks := Rank(s.want.Nar, append(slices.Clone(live), s.self))
+	s.round = round{began: now, ranks: ranks[:min(len(ranks), maxRanks)]}
 	s.next(now)
 }
 
-// next asks the next coordinator, or gives up asking. Whoever sent this node on to one that
-// does not answer is asked again, as it is the best one left.
+// next asks the next coordinator, or goes upstream. A coordinator that redirected to one that
+// does not answer is asked again: it is the best one left.
 func (s *Session) next(now time.Time) {
-	if back := s.back; back != "" && !slices.Contains(s.tried, back) {
-		s.back = ""
-		s.ask(back, "", now)
+	r := &s.round
+	if back := r.back; back != "" && !slices.Contains(r.tried, back) {
+		r.back = ""
+		s.question(back, "", now)
 		return
 	}
-	for s.asked < len(s.ranks) {
-		node := s.ranks[s.asked]
-		s.asked++
-		if !slices.Contains(s.tried, node) {
-			s.ask(node, "", now)
+	for len(r.ranks) > 0 {
+		node := r.ranks[0]
+		r.ranks = r.ranks[1:]
+		if !slices.Contains(r.tried, node) {
+			s.question(node, "", now)
 			return
 		}
 	}
-	s.direct()
+	s.fetchDirect()
 }
 
-func (s *Session) ask(node NodeID, addr string, now time.Time) {
+func (s *Session) question(node NodeID, addr string, now time.Time) {
 	until := now.Add(AnswerTime)
-	if until.After(s.ends) {
-		until = s.ends
+	if s.answered != nil && s.answered(node) {
+		until = later(until, s.round.began.Add(knownTime))
+	}
+	if ends := s.round.began.Add(roundTime); until.After(ends) {
+		until = ends
 	}
 	if !now.Before(until) {
-		s.direct()
+		s.fetchDirect()
 		return
 	}
-	r := s.request(Ask, now)
-	r.Hops, r.Tried = s.hops, slices.Clone(s.tried)
-	s.step = Step{Kind: DoAsk, Node: node, Addr: addr, Request: r, Until: until}
+	r := s.request(Ask)
+	r.Hops, r.Tried = s.round.hops, slices.Clone(s.round.tried)
+	s.step = Step{Kind: AskStep, Node: node, Addr: addr, Request: r, Until: until}
 }
 
 // refuse leaves a coordinator that is no help.
 func (s *Session) refuse(node NodeID, now time.Time) {
-	s.tried = append(s.tried, node)
+	s.round.tried = append(s.round.tried, node)
 	s.next(now)
 }
 
-func (s *Session) direct() {
+func (s *Session) fetchDirect() {
 	s.told, s.from = "", ""
-	s.step = Step{Kind: DoFetch, Direct: true}
+	s.step = Step{Kind: FetchStep, Direct: true}
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }

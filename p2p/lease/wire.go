@@ -9,32 +9,32 @@ import (
 	"github.com/nixp2p/nixp2p/internal/nix"
 )
 
-// Version is the first byte of every message. Another one is no message of this protocol.
+// Version is the first byte of every message. Any other value is refused.
 const Version = 1
 
-// Sizes of what is read.
+// Limits of what is read.
 const (
 	// MaxMessage bounds an encoded Request or Answer: a full list of sources and their
 	// addresses takes less.
 	MaxMessage = 4 << 10
-	// MaxNodeID is more than any peer ID has.
+	// MaxNodeID is longer than any peer ID.
 	MaxNodeID = 64
 	// maxAddr is enough for a multiaddr with a peer ID.
 	maxAddr = 255
-	// maxSize is more than any NAR has; it keeps sums from overflowing.
+	// maxSize is larger than any NAR; it keeps sums from overflowing.
 	maxSize = 1 << 50
 )
 
-// ErrMessage is wrapped by errors about bytes that are no message of this protocol.
-var ErrMessage = errors.New("lease: not a message of this protocol")
+// ErrMessage is wrapped by errors about malformed messages.
+var ErrMessage = errors.New("lease: malformed message")
 
-// A message is, integers big-endian: the version and the verb or kind, a byte each; then of
+// A message is, with integers big-endian, the version and the verb or kind, a byte each; then for
 //
 //	Request    nar [32], flags, hops, form, size [8], bytes [8], got [8], from, tried, failed
 //	Noted      nothing
 //	Fetch      milliseconds [4]
 //	Follow     a list of: node, address, form, size [8], bytes [8], got [8]
-//	Elsewhere  node, address
+//	Redirect  node, address
 //
 // where a form is a byte (0 raw, 1 xz, 2 zstd) and for a file its hash [32], a node or
 // address is a byte of length and that many bytes, and a list is a byte of length and that
@@ -47,8 +47,8 @@ const (
 	flagAlone = 1
 )
 
-// Append encodes the request, which has to be one that DecodeRequest accepts: lists that are
-// too long lose their end.
+// Append encodes the request, which must be one that DecodeRequest accepts. Lists that are
+// too long are cut.
 func (r Request) Append(b []byte) []byte {
 	b = append(b, Version, byte(r.Verb))
 	b = append(b, r.Nar[:]...)
@@ -63,8 +63,8 @@ func (r Request) Append(b []byte) []byte {
 	return appendNodes(b, r.Failed)
 }
 
-// Append encodes the answer, which has to be one that DecodeAnswer accepts. A list that is
-// too long loses its end, an address that is too long is left out.
+// Append encodes the answer, which must be one that DecodeAnswer accepts. A list that is too
+// long is cut, an address that is too long is left out.
 func (a Answer) Append(b []byte) []byte {
 	b = append(b, Version, byte(a.Kind))
 	switch a.Kind {
@@ -78,7 +78,7 @@ func (a Answer) Append(b []byte) []byte {
 			b = appendAddr(b, s.Addr)
 			b = appendForm(b, s.Form, s.Size, s.Bytes, s.Got)
 		}
-	case Elsewhere:
+	case Redirect:
 		b = appendText(b, string(a.Node))
 		b = appendAddr(b, a.Addr)
 	}
@@ -130,11 +130,11 @@ func DecodeRequest(b []byte) (Request, error) {
 	d.must(flags&^flagAlone == 0, "flags")
 	d.must(r.Hops <= MaxHops && (r.Verb == Ask || r.Hops == 0), "hops")
 	r.Form, r.Size, r.Bytes, r.Got = d.form()
-	d.must(r.Verb != Ask || r.Bytes < r.Size, "question for what is there")
+	d.must(r.Verb != Ask || r.Bytes < r.Size, "asks for what it has")
 	r.From = NodeID(d.text(MaxNodeID))
-	d.must(r.Verb == Progress || r.From == "", "source of a question")
+	d.must(r.Verb == Progress || r.From == "", "from")
 	r.Tried, r.Failed = d.nodes(), d.nodes()
-	d.must(r.Verb == Ask || r.Tried == nil, "coordinators of a report")
+	d.must(r.Verb == Ask || r.Tried == nil, "tried")
 	if err := d.end(); err != nil {
 		return Request{}, err
 	}
@@ -161,7 +161,7 @@ func DecodeAnswer(b []byte) (Answer, error) {
 			s.Form, s.Size, s.Bytes, s.Got = d.form()
 			a.Sources = append(a.Sources, s)
 		}
-	case Elsewhere:
+	case Redirect:
 		a.Node, a.Addr = d.node(), d.text(maxAddr)
 	default:
 		d.must(false, "kind")
@@ -172,7 +172,7 @@ func DecodeAnswer(b []byte) (Answer, error) {
 	return a, nil
 }
 
-// decoder reads a message; after the first mistake it reads zeros.
+// decoder reads a message; after the first error it reads zeros.
 type decoder struct {
 	b   []byte
 	err error
@@ -192,7 +192,7 @@ func (d *decoder) must(ok bool, what string) {
 }
 
 func (d *decoder) take(n int) []byte {
-	d.must(len(d.b) >= n, "cut")
+	d.must(len(d.b) >= n, "truncated")
 	if d.err != nil {
 		return make([]byte, n)
 	}
@@ -211,7 +211,7 @@ func (d *decoder) text(most int) string {
 
 func (d *decoder) node() NodeID {
 	id := NodeID(d.text(MaxNodeID))
-	d.must(id != "", "no node")
+	d.must(id != "", "empty node")
 	return id
 }
 
@@ -249,6 +249,6 @@ func (d *decoder) form() (f nix.Form, size, have, got int64) {
 }
 
 func (d *decoder) end() error {
-	d.must(len(d.b) == 0, "more behind it")
+	d.must(len(d.b) == 0, "trailing bytes")
 	return d.err
 }

@@ -15,11 +15,14 @@ import (
 	"github.com/nixp2p/nixp2p/internal/nix"
 )
 
-// Limits of what a decoder may allocate because a file asks for it. They are what the
-// strongest levels need that people use for caches: xz -9 and zstd --long.
+// Limits of what a decoder may allocate because its input asks for it. Those of files are what
+// the strongest levels need that people use for caches: xz -9 and zstd --long.
 const (
 	maxXZDict     = 64 << 20
 	maxZstdWindow = 128 << 20
+
+	// MaxStreamWindow is the limit of NewStreamReader: no encoder uses more unless it is told to.
+	MaxStreamWindow = 8 << 20
 )
 
 // decoder is what the decoders have in common: Reset makes one ready for another stream,
@@ -47,21 +50,37 @@ var codecs = map[nix.Compression]*codec{
 		cut:      []error{xz.ErrBuf},
 		tooLarge: []error{xz.ErrMemlimit},
 	},
-	nix.Zstd: {
-		least:    9,
-		open:     openZstd,
-		tooLarge: []error{zstd.ErrWindowSizeExceeded, zstd.ErrDecoderSizeExceeded},
-	},
+	nix.Zstd:   zstdCodec(maxZstdWindow),
 	nix.Bzip2:  {least: 14, open: func() (decoder, error) { return new(bzip2Decoder), nil }},
-	nix.Brotli: {least: 1, open: func() (decoder, error) { return &brotliDecoder{brotli.NewReader(nil)}, nil }},
-	nix.Gzip:   {least: 18, open: func() (decoder, error) { return new(gzip.Reader), nil }},
+	nix.Brotli: {least: 1, open: func() (decoder, error) { return &brotliDecoder{Reader: brotli.NewReader(nil)}, nil }},
+	nix.Gzip:   gzipCodec,
 }
 
-// openZstd returns a decoder that works in the caller's goroutine: one with its own
+// streamCodecs are the content codings that are asked for, within MaxStreamWindow. gzip has a
+// window of 32 KiB.
+var streamCodecs = map[nix.Compression]*codec{
+	nix.Zstd: zstdCodec(MaxStreamWindow),
+	nix.Brotli: {
+		least:    1,
+		open:     func() (decoder, error) { return &brotliDecoder{Reader: brotli.NewReader(nil), most: MaxStreamWindow}, nil },
+		tooLarge: []error{errBrotliWindow},
+	},
+	nix.Gzip: gzipCodec,
+}
+
+var gzipCodec = &codec{least: 18, open: func() (decoder, error) { return new(gzip.Reader), nil }}
+
+// zstdCodec returns a decoder that works in the caller's goroutine: one with its own
 // would leak them if it were dropped unclosed.
-func openZstd() (decoder, error) {
-	return zstd.NewReader(nil, zstd.WithDecoderConcurrency(1),
-		zstd.WithDecoderMaxWindow(maxZstdWindow), zstd.WithDecoderLowmem(true))
+func zstdCodec(window uint64) *codec {
+	return &codec{
+		least: 9,
+		open: func() (decoder, error) {
+			return zstd.NewReader(nil, zstd.WithDecoderConcurrency(1),
+				zstd.WithDecoderMaxWindow(window), zstd.WithDecoderLowmem(true))
+		},
+		tooLarge: []error{zstd.ErrWindowSizeExceeded, zstd.ErrDecoderSizeExceeded},
+	}
 }
 
 // get returns a decoder that reads src.
@@ -111,12 +130,46 @@ func (d *bzip2Decoder) Reset(src io.Reader) error {
 
 // brotliDecoder takes what stands behind a whole stream for the end: the decoder calls
 // the last bytes of a good file excessive when they come singly.
-type brotliDecoder struct{ *brotli.Reader }
+type brotliDecoder struct {
+	*brotli.Reader
+	most int // bytes of window, 0 for what the format allows (16 MiB)
+	in   *bufio.Reader
+}
+
+var errBrotliWindow = errors.New("window is too large")
+
+func (d *brotliDecoder) Reset(src io.Reader) error {
+	d.in = nil
+	if d.most > 0 {
+		d.in, _ = src.(*bufio.Reader) // every kit reads through one
+	}
+	return d.Reader.Reset(src)
+}
 
 func (d *brotliDecoder) Read(p []byte) (int, error) {
+	if d.in != nil {
+		if first, err := d.in.Peek(1); err == nil && brotliWindow(first[0]) > d.most {
+			return 0, errBrotliWindow
+		}
+		d.in = nil
+	}
 	n, err := d.Reader.Read(p)
 	if err != nil && err.Error() == "brotli: excessive input" {
 		err = io.EOF
 	}
 	return n, err
+}
+
+// brotliWindow reads the window size from the first byte of a stream (RFC 7932, 9.1).
+func brotliWindow(b byte) int {
+	switch {
+	case b&1 == 0:
+		return 1 << 16
+	case b&0xe != 0:
+		return 1 << (17 + b>>1&7)
+	case b>>4&7 == 0:
+		return 1 << 17
+	default:
+		return 1 << (8 + b>>4&7)
+	}
 }

@@ -14,7 +14,7 @@ import (
 var (
 	// ErrCorrupt is wrapped by errors that say that the bytes are not what the compression
 	// says. A cut is io.ErrUnexpectedEOF instead, and whatever the source itself reports is
-	// wrapped as it is: neither convicts anybody.
+	// wrapped as it is: neither is anybody's fault.
 	ErrCorrupt = errors.New("corrupt data")
 	// ErrTooLarge is wrapped by errors that say that the file cannot be decoded within the
 	// memory that is allowed for it. It may be a good file.
@@ -32,10 +32,20 @@ var (
 // Close gives the decoder's memory back, and must be called; it does not close src.
 // The reader is not safe for concurrent use.
 func NewReader(c nix.Compression, src io.Reader) (io.ReadCloser, error) {
+	return newReader(codecs, c, src)
+}
+
+// NewStreamReader is NewReader for a content coding on the way, with less memory: a window of
+// at most MaxStreamWindow. It knows zstd, br and gzip.
+func NewStreamReader(c nix.Compression, src io.Reader) (io.ReadCloser, error) {
+	return newReader(streamCodecs, c, src)
+}
+
+func newReader(known map[nix.Compression]*codec, c nix.Compression, src io.Reader) (io.ReadCloser, error) {
 	if c == nix.None {
 		return io.NopCloser(src), nil
 	}
-	codec, ok := codecs[c]
+	codec, ok := known[c]
 	if !ok {
 		return nil, fmt.Errorf("compress: decode %q: %w", string(c), ErrUnknown)
 	}

@@ -1,106 +1,430 @@
 // Package state keeps what this machine remembers over restarts in one database file in the
 // state directory: narinfos, the peers of the last run, blamed peers, and the history of
-// transfers.
+// transfers. Reading needs no lock that a writer holds; writing happens in the background, many
+// changes at a time. Nothing that is read is trusted: each value has a checksum, each narinfo is
+// opened again with today's keys, and a database that cannot be read is put aside and replaced.
 package state
 
 import (
 	"context"
 	"errors"
-	"iter"
+	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"syscall"
 	"time"
 
-	"github.com/nixp2p/nixp2p/internal/metrics"
-	"github.com/nixp2p/nixp2p/internal/nix"
-	"github.com/nixp2p/nixp2p/internal/source"
-	"github.com/nixp2p/nixp2p/verify"
+	bolt "go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
+
+	"github.com/nixp2p/nixp2p/internal/atomicfile"
+	"github.com/nixp2p/nixp2p/internal/backoff"
+)
+
+const (
+	fileName = "state.db"
+	// damagedName is where a database goes that cannot be read: kept for whoever wants to know
+	// why, until the next one.
+	damagedName = "state.db.damaged"
+	// maxReplaced is how many databases one process gives up. A disk that damages more is not
+	// written to any more. Each one given up keeps its memory mapping and descriptor.
+	maxReplaced = 4
+
+	// batchFor is how long changes gather before they are written together: what a power
+	// failure may cost.
+	batchFor = 500 * time.Millisecond
+	// retryAfter is how long nothing is written after the disk failed.
+	retryAfter = 30 * time.Second
+	// lockWait is how long a process that is about to end may still hold the database.
+	lockWait = 300 * time.Millisecond
 )
 
 // ErrLocked says that another process uses the database.
-var ErrLocked = errors.New("another process uses the database")
+var ErrLocked = atomicfile.ErrLocked
+
+var (
+	errDamaged = errors.New("the database is damaged")
+	errClosed  = errors.New("the database is not open")
+)
 
 // DB is the database. It is safe for concurrent use.
-type DB struct{}
+type DB struct {
+	dir     string
+	log     *slog.Logger
+	maxFile int64 // bytes
 
-// Open opens or creates the database in dir. With an error (it wraps ErrLocked if another
-// process uses the database) the DB that is returned works too, but keeps nothing on disk.
-func Open(dir string, log *slog.Logger) (*DB, error) { return &DB{}, nil }
+	bolt atomic.Pointer[bolt.DB] // nil while there is none
 
-// Run writes in the background until ctx ends, and what is left then.
-func (db *DB) Run(ctx context.Context) error { return nil }
+	// writing is held by the one who writes: Run or Close. It comes before swap.
+	writing sync.Mutex
+	closed  bool
+	retry   backoff.Delay
 
-// Close closes the database. Run must have ended.
-func (db *DB) Close() error { return nil }
+	// swap is held while a database is opened or given up. Nothing is locked while it is held.
+	swap     sync.Mutex
+	replaced int // databases given up
 
-// Infos returns the narinfos, each of which is opened with keys when it is read. Those that a
-// key named in shareKeys signed are public.
-func (db *DB) Infos(keys *verify.Keys, shareKeys []string, m *metrics.Metrics) *Infos { return &Infos{} }
+	mu     sync.Mutex
+	views  []view // what writes
+	failed error  // since the last success
 
-// Infos remembers narinfos.
-type Infos struct{}
+	wake  chan struct{}            // capacity 1: something is to be written
+	fault func(tx *bolt.Tx) error // tests only: an error instead of the next commit
+}
 
-var _ source.InfoCache = (*Infos)(nil)
+// view is a part of the database as its users see it.
+type view interface {
+	// write brings tx up to date with what has changed. It may be called again with another
+	// transaction if that fails.
+	write(tx *bolt.Tx) error
+	// written tells how the transaction ended.
+	written(err error)
+	// reset says that the database is new and empty: what is in memory is to be written.
+	reset()
+}
 
-// Info returns the narinfo of h.
-func (i *Infos) Info(ctx context.Context, h nix.StoreHash) (*verify.Info, error) { return nil, nil }
+// Open opens or creates the database in dir, which is created with mode 0700 if it does not
+// exist. A database that cannot be read is kept under another name and replaced. If the disk
+// cannot be written to, Run opens the database as soon as it can; Err says why it is not open.
+// With an error (it wraps ErrLocked if another process uses the database) the DB that is
+// returned can be used too, but nothing is kept. It starts no goroutine.
+func Open(dir string, log *slog.Logger) (*DB, error) {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	db := &DB{
+		dir: dir, log: log, maxFile: maxFile, wake: make(chan struct{}, 1),
+		retry: backoff.Delay{First: retryAfter, Most: retryAfter},
+	}
+	err := db.ensureOpen()
+	switch {
+	case errors.Is(err, ErrLocked):
+		err = fmt.Errorf("state: %w", err)
+		db.closed, db.failed = true, err
+		return db, err
+	case err != nil:
+		db.degraded(err)
+	default:
+		db.migrate()
+	}
+	return db, nil
+}
 
-// Public is Info among those that a share key signed.
-func (i *Infos) Public(ctx context.Context, h nix.StoreHash) (*verify.Info, error) { return nil, nil }
+// Run writes what has changed until ctx ends, and what is left then.
+func (db *DB) Run(ctx context.Context) error {
+	batch := time.NewTimer(batchFor)
+	defer batch.Stop()
+	again := time.NewTicker(retryAfter)
+	defer again.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			db.flush()
+			return nil
+		case <-again.C:
+			if db.Err() == nil {
+				continue
+			}
+		case <-db.wake:
+			batch.Reset(batchFor)
+			select {
+			case <-ctx.Done():
+			case <-batch.C:
+			}
+		}
+		db.flush()
+	}
+}
 
-// Put remembers info. It does not block.
-func (i *Infos) Put(info *verify.Info) {}
+// Err returns why nothing is kept at the moment, nil if all is well.
+func (db *DB) Err() error {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	return db.failed
+}
 
-// Forget drops the narinfo of a path.
-func (i *Infos) Forget(h nix.StoreHash) {}
-
-// Len returns how many narinfos are remembered.
-func (i *Infos) Len() int { return 0 }
-
-// Each returns the narinfos whose NAR hash keep accepts, each opened anew.
-func (i *Infos) Each(ctx context.Context, keep func(nix.NarHash) bool) iter.Seq[*verify.Info] {
+// Close writes what is left and closes the database. Run must have ended.
+func (db *DB) Close() error {
+	db.flush()
+	db.writing.Lock()
+	defer db.writing.Unlock()
+	db.closed = true
+	if b := db.bolt.Swap(nil); b != nil {
+		if err := guarded(b.Close); err != nil {
+			return fmt.Errorf("state: %w", err)
+		}
+	}
 	return nil
 }
 
-// Peers is the addresses of peers of the last run.
-type Peers struct{}
-
-// Peers returns the saved peers.
-func (db *DB) Peers() *Peers { return &Peers{} }
-
-// Load returns the addresses, at most 64.
-func (p *Peers) Load() []string { return nil }
-
-// Save replaces the addresses. It does not block.
-func (p *Peers) Save(addrs []string) {}
-
-// Blamed is a peer that is not asked until a time. It is an alias of a plain struct so that
-// package reputation can declare the same without importing this one.
-type Blamed = struct {
-	Peer   string
-	Reason string
-	Until  time.Time
+// changed tells Run that there is something to write.
+func (db *DB) changed() {
+	select {
+	case db.wake <- struct{}{}:
+	default:
+	}
 }
 
-// Reputation is the blamed peers.
-type Reputation struct{}
+func (db *DB) attach(v view) {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	db.views = append(db.views, v)
+}
 
-// Reputation returns the blamed peers.
-func (db *DB) Reputation() *Reputation { return &Reputation{} }
+func (db *DB) attached() []view {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	return db.views[:len(db.views):len(db.views)]
+}
 
-// Load returns those whose time has not passed.
-func (r *Reputation) Load() []Blamed { return nil }
+// flush writes all that has changed, in one transaction.
+func (db *DB) flush() {
+	db.writing.Lock()
+	defer db.writing.Unlock()
+	views := db.attached()
+	err := errClosed
+	if !db.closed && db.retry.Ready() {
+		// A second time only if the first found damage: what is in memory goes into the new one.
+		for range 2 {
+			if err = db.ensureOpen(); err != nil {
+				break
+			}
+			if err = db.update(views); !errors.Is(err, errDamaged) {
+				break
+			}
+		}
+	}
+	for _, v := range views {
+		v.written(err)
+	}
+	switch {
+	case err == nil:
+		db.recovered()
+	case !errors.Is(err, errClosed):
+		db.degraded(err)
+	}
+}
 
-// Save replaces the list. It does not block.
-func (r *Reputation) Save(list []Blamed) {}
+// update runs one transaction over all views.
+func (db *DB) update(views []view) error {
+	b := db.bolt.Load()
+	if b == nil {
+		return errClosed
+	}
+	err := guarded(func() error {
+		return b.Update(func(tx *bolt.Tx) error {
+			for _, v := range views {
+				if err := v.write(tx); err != nil {
+					return err
+				}
+			}
+			if db.fault != nil {
+				return db.fault(tx)
+			}
+			return nil
+		})
+	})
+	db.giveUpIfDamaged(b, err)
+	return err
+}
 
-// Blob is one value, kept as a whole.
-type Blob struct{}
+// read calls f with the database as it was last written.
+func (db *DB) read(f func(*bolt.Tx) error) error {
+	b := db.bolt.Load()
+	if b == nil {
+		return errClosed
+	}
+	err := guarded(func() error { return b.View(f) })
+	db.giveUpIfDamaged(b, err)
+	return err
+}
 
-// History returns the place of the history of transfers.
-func (db *DB) History() *Blob { return &Blob{} }
+// guarded turns what a damaged database does to its reader into an error: its pages are mapped
+// memory, so one that is missing or leads elsewhere is a fault, and one that says nonsense a panic.
+func guarded(f func() error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if fault := recover(); fault != nil {
+			err = fmt.Errorf("%w: %v", errDamaged, fault)
+		}
+	}()
+	return f()
+}
 
-// Load returns the value, nil if there is none.
-func (b *Blob) Load() []byte { return nil }
+// giveUpIfDamaged puts a database aside that turned out to be damaged. It is not closed: others
+// may be reading it, and its locks are in no known state.
+func (db *DB) giveUpIfDamaged(b *bolt.DB, err error) {
+	if !errors.Is(err, errDamaged) {
+		return
+	}
+	db.swap.Lock()
+	mine := db.bolt.CompareAndSwap(b, nil)
+	if mine {
+		db.replaced++
+		_ = db.putAside()
+	}
+	db.swap.Unlock()
+	if !mine {
+		return
+	}
+	db.log.Warn("the state database is damaged; it is kept under another name and a new one begins",
+		"file", db.path(damagedName), "err", err)
+	for _, v := range db.attached() {
+		v.reset()
+	}
+	db.changed()
+}
 
-// Save replaces the value. It does not block.
-func (b *Blob) Save(value []byte) {}
+func (db *DB) path(name string) string { return filepath.Join(db.dir, name) }
+
+// putAside renames whatever is in the place of the database.
+func (db *DB) putAside() error {
+	to := db.path(damagedName)
+	_ = os.RemoveAll(to)
+	return os.Rename(db.path(fileName), to)
+}
+
+// ensureOpen opens the database if it is not open.
+func (db *DB) ensureOpen() error {
+	if db.bolt.Load() != nil {
+		return nil
+	}
+	if err := os.MkdirAll(db.dir, 0o700); err != nil {
+		return err
+	}
+	db.swap.Lock()
+	aside, err := db.openLocked()
+	db.swap.Unlock()
+	if aside != nil {
+		db.log.Warn("the state database cannot be read; it is kept under another name and a new one begins",
+			"file", db.path(damagedName), "err", aside)
+	}
+	return err
+}
+
+// openLocked opens the database. aside is why the one that was there was put aside, if it was.
+func (db *DB) openLocked() (aside, err error) {
+	for {
+		if db.replaced >= maxReplaced {
+			return aside, errDamaged
+		}
+		b, err := openBolt(db.path(fileName), db.maxFile)
+		switch {
+		case err == nil:
+			db.bolt.Store(b)
+			return aside, nil
+		case errors.Is(err, bolterrors.ErrTimeout):
+			return aside, fmt.Errorf("%s: %w", db.path(fileName), ErrLocked)
+		case aside != nil || !isUnreadable(err):
+			return aside, err
+		}
+		db.replaced++
+		if e := db.putAside(); e != nil {
+			return nil, errors.Join(err, e)
+		}
+		aside = err
+	}
+}
+
+// isUnreadable reports whether the error is one of the file, not of the disk or the process.
+func isUnreadable(err error) bool {
+	for _, e := range [...]error{
+		syscall.ENOSPC, syscall.EDQUOT, syscall.EROFS, syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.ENOENT, syscall.ENOTDIR,
+	} {
+		if errors.Is(err, e) {
+			return false
+		}
+	}
+	return true
+}
+
+var (
+	metaBucket  = []byte("format")
+	versionKey  = []byte("version")
+	versionText = []byte("1")
+)
+
+// openBolt opens a database and checks what can be checked without reading all of it.
+func openBolt(path string, maxSize int64) (*bolt.DB, error) {
+	var b *bolt.DB
+	err := guarded(func() (err error) {
+		b, err = bolt.Open(path, 0o600, &bolt.Options{
+			Timeout: lockWait, FreelistType: bolt.FreelistMapType, MaxSize: int(maxSize), NoStatistics: true,
+			OpenFile: atomicfile.Open,
+		})
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := guarded(func() error { return prepare(b, path) }); err != nil {
+		if !errors.Is(err, errDamaged) {
+			_ = b.Close()
+		}
+		return nil, err
+	}
+	return b, nil
+}
+
+// prepare makes the buckets and looks whether the file is whole and of this version.
+func prepare(b *bolt.DB, path string) error {
+	st, err := os.Lstat(path)
+	if err != nil {
+		return err
+	}
+	ready := false
+	err = b.View(func(tx *bolt.Tx) error {
+		if tx.Size() > st.Size() {
+			return fmt.Errorf("%w: %d of %d bytes", errDamaged, st.Size(), tx.Size())
+		}
+		meta := tx.Bucket(metaBucket)
+		if meta == nil {
+			return nil
+		}
+		if v := meta.Get(versionKey); string(v) != string(versionText) {
+			return fmt.Errorf("%w: version %q", errDamaged, v)
+		}
+		ready = true
+		return nil
+	})
+	if err != nil || ready {
+		return err
+	}
+	return b.Update(func(tx *bolt.Tx) error {
+		for _, name := range [...][]byte{metaBucket, textBucket, useBucket, publicBucket, valueBucket} {
+			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
+				return err
+			}
+		}
+		return tx.Bucket(metaBucket).Put(versionKey, versionText)
+	})
+}
+
+// degraded notes that the disk failed, and says so once until it works again.
+func (db *DB) degraded(err error) {
+	db.retry.Fail()
+	db.mu.Lock()
+	first := db.failed == nil
+	db.failed = err
+	db.mu.Unlock()
+	if first {
+		db.log.Warn("the state database cannot be written; what is new is not kept over a restart",
+			"file", db.path(fileName), "err", err)
+	}
+}
+
+// recovered notes that the disk works.
+func (db *DB) recovered() {
+	db.retry.Succeed()
+	db.mu.Lock()
+	again := db.failed != nil
+	db.failed = nil
+	db.mu.Unlock()
+	if again {
+		db.log.Info("the state database is written again", "file", db.path(fileName))
+	}
+}

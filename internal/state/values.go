@@ -1,0 +1,247 @@
+package state
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"hash/crc32"
+	"io"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+
+	"github.com/nixp2p/nixp2p/internal/atomicfile"
+)
+
+var valueBucket = []byte("values")
+
+// Names of values.
+const (
+	peersName      = "peers"
+	reputationName = "reputation"
+	historyName    = "history"
+)
+
+// maxValue bounds a value in bytes.
+const maxValue = 4 << 20
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// seal returns a value with the checksum of it and its key in front.
+func seal(key, value []byte) []byte {
+	b := binary.LittleEndian.AppendUint32(make([]byte, 0, 4+len(value)), crc32.Update(crc32.Checksum(key, castagnoli), castagnoli, value))
+	return append(b, value...)
+}
+
+// unseal returns a copy of what seal was given, and whether it is unchanged.
+func unseal(key, sealed []byte) ([]byte, bool) {
+	if len(sealed) < 4 {
+		return nil, false
+	}
+	value := bytes.Clone(sealed[4:]) // the memory of the database is gone after the transaction
+	sum := crc32.Update(crc32.Checksum(key, castagnoli), castagnoli, value)
+	return value, sum == binary.LittleEndian.Uint32(sealed)
+}
+
+// Blob is one value, kept as a whole. It is safe for concurrent use.
+type Blob struct {
+	db   *DB
+	name []byte
+
+	mu    sync.Mutex
+	value []byte
+	dirty bool
+	taken uint64 // changes when the transaction began
+	count uint64 // of changes
+}
+
+// blob reads a value. What is damaged counts as absent.
+func (db *DB) blob(name string) *Blob {
+	b := &Blob{db: db, name: []byte(name)}
+	_ = db.read(func(tx *bolt.Tx) error {
+		if v, ok := unseal(b.name, tx.Bucket(valueBucket).Get(b.name)); ok {
+			b.value = v
+		}
+		return nil
+	})
+	db.attach(b)
+	return b
+}
+
+// History returns the place of the history of transfers. It is called once.
+func (db *DB) History() *Blob { return db.blob(historyName) }
+
+// Load returns the value, nil if there is none. The caller must not change it.
+func (b *Blob) Load() []byte {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.value
+}
+
+// Save replaces the value. It does not block: writing happens within about a second.
+func (b *Blob) Save(value []byte) {
+	if len(value) > maxValue {
+		return
+	}
+	b.mu.Lock()
+	if !bytes.Equal(b.value, value) {
+		b.value, b.dirty = bytes.Clone(value), true
+		b.count++
+	}
+	b.mu.Unlock()
+	b.db.changed()
+}
+
+func (b *Blob) write(tx *bolt.Tx) error {
+	b.mu.Lock()
+	value, dirty := b.value, b.dirty
+	b.taken = b.count
+	b.mu.Unlock()
+	if !dirty {
+		return nil
+	}
+	return tx.Bucket(valueBucket).Put(b.name, seal(b.name, value))
+}
+
+func (b *Blob) written(err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err == nil && b.taken == b.count {
+		b.dirty = false
+	}
+}
+
+func (b *Blob) reset() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.dirty = b.value != nil
+}
+
+const (
+	maxPeers   = 64
+	maxAddr    = 512
+	maxBlamed  = 4096
+	maxReason  = 300
+	maxBlameIn = 48 * time.Hour
+)
+
+// Peers is the addresses of peers of the last run.
+type Peers struct{ blob *Blob }
+
+// Peers returns the saved peers. It is called once.
+func (db *DB) Peers() *Peers { return &Peers{db.blob(peersName)} }
+
+// Load returns the addresses, at most 64.
+func (p *Peers) Load() []string {
+	var addrs []string
+	if json.Unmarshal(p.blob.Load(), &addrs) != nil {
+		return nil
+	}
+	return clipAddrs(addrs)
+}
+
+// Save replaces the addresses; the first 64 are kept. It does not block.
+func (p *Peers) Save(addrs []string) {
+	text, _ := json.Marshal(clipAddrs(addrs)) // strings cannot fail
+	p.blob.Save(text)
+}
+
+func clipAddrs(addrs []string) (kept []string) {
+	for _, a := range addrs[:min(len(addrs), maxPeers)] {
+		if len(a) <= maxAddr {
+			kept = append(kept, a)
+		}
+	}
+	return kept
+}
+
+// Blamed is a peer that is not asked until a time. It is an alias of a plain struct, so that
+// the package that decides who is blamed can declare the same without importing this one.
+type Blamed = struct {
+	Peer   string
+	Reason string
+	Until  time.Time
+}
+
+// Reputation is the blamed peers.
+type Reputation struct{ blob *Blob }
+
+// Reputation returns the blamed peers. It is called once.
+func (db *DB) Reputation() *Reputation { return &Reputation{db.blob(reputationName)} }
+
+// Load returns those whose time has not passed. One whose time is more than two days ahead is
+// left out: a clock that was wrong must not keep a peer out for years.
+func (r *Reputation) Load() (list []Blamed) {
+	var all []Blamed
+	if json.Unmarshal(r.blob.Load(), &all) != nil {
+		return nil
+	}
+	now := time.Now()
+	for _, x := range all {
+		if x.Until.After(now) && x.Until.Before(now.Add(maxBlameIn)) && len(list) < maxBlamed {
+			list = append(list, x)
+		}
+	}
+	return list
+}
+
+// Save replaces the list; the first 4096 are kept. It does not block.
+func (r *Reputation) Save(list []Blamed) {
+	kept := make([]Blamed, 0, min(len(list), maxBlamed))
+	for _, x := range list[:min(len(list), maxBlamed)] {
+		x.Reason = x.Reason[:min(len(x.Reason), maxReason)]
+		kept = append(kept, x)
+	}
+	text, _ := json.Marshal(kept) // strings and times cannot fail
+	r.blob.Save(text)
+}
+
+// migrate takes over what the last version kept in files of their own, where it is of the same
+// form, and removes those files. What cannot be read is left out.
+func (db *DB) migrate() {
+	root, err := os.OpenRoot(db.dir)
+	if err != nil {
+		return
+	}
+	defer root.Close()
+	for file, name := range map[string]string{"peers.json": peersName, "standing.json": reputationName} {
+		text, err := readFile(filepath.Join(db.dir, file))
+		if err != nil {
+			continue
+		}
+		key := []byte(name)
+		err = db.update([]view{importer(func(tx *bolt.Tx) error {
+			values := tx.Bucket(valueBucket)
+			if !json.Valid(text) || values.Get(key) != nil {
+				return nil
+			}
+			return values.Put(key, seal(key, text))
+		})})
+		if err == nil {
+			_ = root.Remove(file)
+		}
+	}
+	for _, dir := range [...]string{"narinfo", "history"} {
+		_ = root.RemoveAll(dir)
+	}
+}
+
+// readFile reads a file that is a regular one and not too large.
+func readFile(path string) ([]byte, error) {
+	f, err := atomicfile.Open(path, os.O_RDONLY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, maxValue))
+}
+
+// importer is a view that writes once.
+type importer func(tx *bolt.Tx) error
+
+func (f importer) write(tx *bolt.Tx) error { return f(tx) }
+func (importer) written(error)             {}
+func (importer) reset()                    {}

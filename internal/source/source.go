@@ -155,6 +155,10 @@ type Peers interface {
 	Infos
 	// MayHave reports whether the inventory of a peer may have the path. It asks nobody.
 	MayHave(h nix.StoreHash) bool
+	// Raw reports whether a peer said lately that it has info's NAR raw, or gets it raw. It asks
+	// nobody. Where peers have only an upstream's file, a narinfo of an upstream that names the
+	// file lets them pass it on without decoding.
+	Raw(info *verify.Info) bool
 	// Begin starts the transfer of one NAR. It returns nil if there is nobody to ask: no peer
 	// is connected, or no share key signed the narinfo. It asks nobody yet. The caller ends
 	// the session.
@@ -204,6 +208,9 @@ type Session interface {
 	Trusted() bool
 	// Peers returns how many peers sent bytes in this session.
 	Peers() int
+	// FetchAnyway tells those who coordinate that this machine fetches from upstream without
+	// being asked to: the peers took too long. It does not wait for anybody.
+	FetchAnyway()
 	// End ends the session. It does not wait for anybody.
 	End(ctx context.Context, o Outcome)
 }

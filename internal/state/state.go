@@ -72,7 +72,7 @@ type DB struct {
 	views  []view // what writes
 	failed error  // since the last success
 
-	wake  chan struct{}            // capacity 1: something is to be written
+	wake  chan struct{}           // capacity 1: something is to be written
 	fault func(tx *bolt.Tx) error // tests only: an error instead of the next commit
 }
 

@@ -7,53 +7,32 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/nixp2p/nixp2p/internal/metrics"
-	"github.com/nixp2p/nixp2p/verify"
-)
-
-// Names of sources that are treated in a way of their own.
-const (
-	cacheName    = "cache"
-	peerName     = "peer"
-	upstreamName = "upstream"
+	"github.com/nixp2p/nixp2p/internal/source"
 )
 
 // counters are those that are needed per request, looked up once.
 type counters struct {
-	m                     *metrics.Metrics
+	requests              *prometheus.CounterVec // source, result
 	memoryHit, memoryMiss prometheus.Counter
 }
 
 func newCounters(m *metrics.Metrics) counters {
+	memory := source.Memory.String()
 	return counters{
-		m:          m,
-		memoryHit:  m.NarinfoRequests.WithLabelValues("memory", "hit"),
-		memoryMiss: m.NarinfoRequests.WithLabelValues("memory", "miss"),
+		requests:   m.NarinfoRequests,
+		memoryHit:  m.NarinfoRequests.WithLabelValues(memory, "hit"),
+		memoryMiss: m.NarinfoRequests.WithLabelValues(memory, "miss"),
 	}
 }
 
-// info counts the answer to a narinfo request that the memory did not have.
-func (c *counters) info(k *known, err error) {
-	source, result := "none", "miss"
+// found counts the answer to a narinfo request that the memory did not have.
+func (c *counters) found(k *cached, err error) {
+	role, result := source.None, "miss"
 	switch {
 	case err == nil:
-		source, result = k.source, "hit"
+		role, result = k.role, "hit"
 	case errors.Is(err, context.DeadlineExceeded):
 		result = "timeout"
 	}
-	c.m.NarinfoRequests.WithLabelValues(source, result).Inc()
-}
-
-func (c *counters) lie(source string, lie *verify.InvalidError) {
-	c.m.VerifyFailures.WithLabelValues(source, string(lie.Reason)).Inc()
-}
-
-// sent counts NAR bytes that went to the client.
-func (c *counters) sent(source string, n int64) {
-	if n <= 0 {
-		return
-	}
-	c.m.NarBytes.WithLabelValues(source).Add(float64(n))
-	if source != upstreamName {
-		c.m.SavedBytes.Add(float64(n))
-	}
+	c.requests.WithLabelValues(role.String(), result).Inc()
 }

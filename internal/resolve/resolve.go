@@ -25,22 +25,12 @@ type Forms interface {
 	Forms(nar nix.NarHash) []nix.Form
 }
 
-// Peers is what is asked of the other nodes of the site.
-type Peers interface {
-	source.Infos
-	// MayHave reports whether the inventory of a peer may have the path. It asks nobody.
-	MayHave(h nix.StoreHash) bool
-	// Raw reports whether a peer said lately that it has info's NAR raw, or is getting it so. If
-	// not, a peer would have to decode a file for whoever wants it raw. It asks nobody.
-	Raw(info *verify.Info) bool
-}
-
 // Config is what a Resolver works with. A source that is nil is left out.
 type Config struct {
 	Store    source.LocalStore
 	Disk     source.InfoCache
 	Cache    Forms
-	Peers    Peers
+	Peers    source.Peers
 	Upstream source.Upstreams
 	Share    []string         // names of the keys whose paths others may see
 	Events   source.Events    // of wrong narinfos

@@ -38,6 +38,7 @@ type Ended struct {
 	Want               source.Want
 	Outcome            source.Outcome
 	Peers              int
+	Anyway             bool // FetchAnyway was called
 	Readable, Received int64
 }
 
@@ -119,6 +120,7 @@ type session struct {
 	tried              map[*Peer]bool
 	form               *nix.Form
 	asked              int
+	anyway             atomic.Bool
 	readable, received atomic.Int64
 
 	mu   sync.Mutex
@@ -204,6 +206,8 @@ func (s *session) Progress(readable, received int64) {
 	s.received.Store(received)
 }
 
+func (s *session) FetchAnyway() { s.anyway.Store(true) }
+
 func (s *session) Trusted() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -241,8 +245,15 @@ func (s *session) End(_ context.Context, o source.Outcome) {
 	s.mu.Unlock()
 	s.p.mu.Lock()
 	defer s.p.mu.Unlock()
-	s.p.ended = append(s.p.ended, Ended{s.want, o, n, s.readable.Load(), s.received.Load()})
+	s.p.ended = append(s.p.ended, Ended{s.want, o, n, s.anyway.Load(), s.readable.Load(), s.received.Load()})
 }
 
 // Blamed reports whether the peer alone sent a wrong NAR.
 func (p *Peer) Blamed() bool { return count(p.Fake, func() bool { return p.blamed }) }
+
+// Raw reports whether a peer has the raw NAR.
+func (p *Peers) Raw(info *verify.Info) bool {
+	return slices.ContainsFunc(p.List, func(peer *Peer) bool {
+		return count(peer.Fake, func() bool { return peer.blobs[info.NarHash()][nix.Raw] != nil })
+	})
+}

@@ -1,0 +1,236 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nixp2p/nixp2p/internal/compress"
+	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/p2p/site"
+)
+
+const (
+	// A stream fails after stallTime without a byte. One that is still coming in at the peer
+	// keeps its tail back until it is verified.
+	stallTime        = 5 * time.Second
+	stallTimePartial = 8 * time.Second
+	// It fails as well when it was slower than minRate over rateTime of waiting. How fast a
+	// peer gets a NAR itself says little of the link: minRatePartial.
+	rateTime       = 5 * time.Second
+	minRate        = 32 << 10 // bytes a second
+	minRatePartial = 4 << 10
+)
+
+var (
+	errStalled = errors.New("p2p: no byte for a while")
+	errTooSlow = errors.New("p2p: hardly any bytes for a while")
+)
+
+// stream is what one peer sends. Read is for one goroutine.
+type stream struct {
+	s       *session
+	p       *site.Peer
+	form    nix.Form
+	size    int64 // of the whole form
+	partial bool  // the peer gets it itself at the moment
+
+	body    io.ReadCloser // as on the wire
+	plain   io.Reader
+	decoder io.Closer // nil if not compressed
+	slot    func()    // gives the place of the decoder back; nil if none was taken
+	cancel  context.CancelFunc
+	release context.CancelFunc
+	gone    <-chan struct{} // closed when the reader does not want it any more
+	idle    func()          // the peer is not needed any more
+	stall   *time.Timer
+	stalled atomic.Bool // the timer ran out
+
+	reading sync.Mutex // held during Read
+	left    int64      // bytes of the form to come
+
+	// Over the last rateTime of waiting.
+	waited time.Duration
+	came   int64
+
+	mu     sync.Mutex
+	err    error // that Read returned
+	closed bool
+}
+
+// begin starts with the body of an answer.
+func (st *stream) begin(body io.ReadCloser, off int64, coded bool) {
+	st.body, st.left = body, st.size-off
+	st.plain = wireReader{st}
+	if coded {
+		if z, err := compress.NewStreamReader(nix.Zstd, st.plain); err == nil { // the coding is known
+			st.plain, st.decoder = z, z
+		}
+	} else {
+		st.giveBack()
+	}
+	st.stall = time.AfterFunc(time.Hour, func() {
+		st.stalled.Store(true)
+		_ = body.Close() // a Read that waits returns
+	})
+	st.stall.Stop()
+	st.p.Meter().Asked(st.left)
+	st.idle = st.p.Use()
+}
+
+func (st *stream) giveBack() {
+	if st.slot != nil {
+		st.slot()
+	}
+}
+
+// patience is how long nothing may come.
+func (st *stream) patience() time.Duration {
+	if st.partial {
+		return stallTimePartial
+	}
+	return stallTime
+}
+
+// wireReader counts and times what comes from the peer.
+type wireReader struct{ st *stream }
+
+// Read is part of io.Reader.
+func (w wireReader) Read(b []byte) (int, error) {
+	st := w.st
+	start := time.Now()
+	st.p.Meter().Waiting()
+	st.stall.Reset(st.patience())
+	n, err := st.body.Read(b)
+	st.stall.Stop()
+	if st.partial {
+		st.p.Meter().Got(0)
+	} else {
+		st.p.Meter().Got(n)
+	}
+	st.p.Received.Add(int64(n))
+	st.s.c.cfg.Metrics.PeerReceivedBytes.Add(float64(n))
+	if err != nil {
+		if st.stalled.Load() {
+			err = errStalled
+		}
+		return n, err
+	}
+	return n, st.rate(n, time.Since(start))
+}
+
+// rate notes that n bytes were waited for, and returns an error if the peer is too slow.
+func (st *stream) rate(n int, waited time.Duration) error {
+	st.came += int64(n)
+	st.waited += waited
+	if st.waited < rateTime {
+		return nil
+	}
+	least := float64(minRate)
+	if st.partial {
+		least = minRatePartial
+	}
+	rate := float64(st.came) / st.waited.Seconds()
+	st.came, st.waited = 0, 0
+	if rate < least {
+		if !st.partial {
+			st.p.TooSlow()
+		}
+		return errTooSlow
+	}
+	return nil
+}
+
+// Read returns the next bytes. It fails with io.ErrUnexpectedEOF if the peer stops too early.
+func (st *stream) Read(b []byte) (int, error) {
+	st.reading.Lock()
+	defer st.reading.Unlock()
+	switch {
+	case st.ended() != nil:
+		return 0, st.ended()
+	case st.left == 0:
+		return 0, io.EOF
+	}
+	n, err := st.plain.Read(b[:min(int64(len(b)), st.left)])
+	if n > 0 {
+		st.left -= int64(n)
+		st.p.Meter().Asked(-int64(n))
+		st.s.received(st.p, n)
+	}
+	switch {
+	case st.left == 0:
+		return n, nil
+	case errors.Is(err, io.EOF):
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil {
+		st.fail(err)
+	}
+	return n, err
+}
+
+// fail notes why the stream ended early.
+func (st *stream) fail(err error) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.err != nil || st.closed {
+		return
+	}
+	st.err = err
+	select {
+	case <-st.gone:
+		return // nothing is held against the peer
+	default:
+	}
+	why := "failed"
+	switch {
+	case errors.Is(err, errStalled):
+		why = "stalled"
+	case errors.Is(err, errTooSlow):
+		why = "slow"
+	}
+	st.s.c.cfg.Metrics.PeerMoves.WithLabelValues(why).Inc()
+	st.s.c.log.Debug("peer stopped in the middle", "peer", st.p.Key, "nar", st.s.want.Info.NarHash(), "left", st.left, "err", err)
+	if !errors.Is(err, errTooSlow) {
+		st.p.TimedOut()
+	}
+}
+
+// ended returns the error with which the stream ended, nil if it did not.
+func (st *stream) ended() error {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.err
+}
+
+// Close ends the stream, also while a Read waits. It may be called more than once.
+func (st *stream) Close() error {
+	st.mu.Lock()
+	closed := st.closed
+	st.closed = true
+	st.mu.Unlock()
+	if closed {
+		return os.ErrClosed
+	}
+	st.stall.Stop()
+	_ = st.body.Close()
+	if st.cancel != nil {
+		st.cancel()
+	}
+	if st.release != nil {
+		st.release()
+	}
+	st.reading.Lock() // a Read that waited returns
+	defer st.reading.Unlock()
+	if st.decoder != nil {
+		_ = st.decoder.Close()
+	}
+	st.giveBack()
+	st.p.Meter().Asked(-st.left)
+	st.idle()
+	return nil
+}

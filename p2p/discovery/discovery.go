@@ -1,7 +1,7 @@
-// Package discovery knows where other nodes may be found: addresses that were configured,
-// names in the DNS, lists behind a URL or in a file, and those that answered last time; and
-// it says when which of them is to be tried. Addresses are multiaddrs as text, with or
-// without a peer ID. It dials nobody.
+// Package discovery knows where other nodes may be found (addresses that were configured,
+// names in the DNS, lists behind a URL or in a file, and what peers name) and says when each
+// of them is to be tried. Addresses are multiaddrs as text, with or without a peer ID. It
+// dials nobody.
 package discovery
 
 import (
@@ -26,7 +26,7 @@ const (
 	// lookTime bounds one look at one source.
 	lookTime = 10 * time.Second
 	// maxList bounds the text of a list, maxEntries what is taken of it or of the DNS: at
-	// random, for if all nodes took the same few, those would carry all of them.
+	// random, because if all nodes took the same few, those would carry all of them.
 	maxList    = 1 << 20
 	maxEntries = 16
 )
@@ -52,8 +52,11 @@ func Parse(s string, r Resolver) (*Source, error) {
 	if r == nil {
 		r = net.DefaultResolver
 	}
+	if strings.HasPrefix(s, "/dnsaddr/") {
+		return nil, fmt.Errorf("discovery: %q: use dns:NAME, or /dns4/NAME/tcp/PORT", s)
+	}
 	if strings.HasPrefix(s, "/") {
-		return &Source{kind: "static", arg: s}, nil
+		return &Source{kind: "static", arg: s, resolver: r}, nil
 	}
 	kind, arg, _ := strings.Cut(s, ":")
 	switch kind {
@@ -64,17 +67,17 @@ func Parse(s string, r Resolver) (*Source, error) {
 	case "http", "https":
 		kind, arg = "http", s
 	default:
-		return nil, fmt.Errorf("discovery: %q is no place to find peers", s)
+		return nil, fmt.Errorf("discovery: %q is not a place to find peers", s)
 	}
 	src := &Source{kind: kind, arg: arg, resolver: r}
 	if kind == "http" {
-		// A look every few minutes needs no connection kept, nor anybody's global one.
+		// A look every few minutes needs no connection that is kept, or shared with others.
 		src.client = &http.Client{Transport: &http.Transport{Proxy: http.ProxyFromEnvironment, DisableKeepAlives: true}}
 	}
 	return src, nil
 }
 
-// Kind says what sort of source it is: static, dns, srv, http or file.
+// Kind returns what sort of source it is: static, dns, srv, http or file.
 func (s *Source) Kind() string { return s.kind }
 
 // String returns the source as it was configured, near enough to recognise it.
@@ -85,8 +88,7 @@ func (s *Source) String() string {
 	return s.kind + ":" + s.arg
 }
 
-// Changed tells whether a file is another one than at the last Look. Sources that do not
-// tell of changes have none.
+// Changed reports whether a file has changed since the last Look. Other sources report false.
 func (s *Source) Changed() bool {
 	if s.kind != "file" {
 		return false
@@ -101,7 +103,7 @@ func (s *Source) Look(ctx context.Context) (addrs []string, err error) {
 	defer cancel()
 	switch s.kind {
 	case "static":
-		return []string{s.arg}, nil
+		addrs = []string{s.arg}
 	case "dns":
 		addrs, err = s.lookDNS(ctx)
 	case "srv":
@@ -114,7 +116,36 @@ func (s *Source) Look(ctx context.Context) (addrs []string, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("discovery: %s: %w", s, err)
 	}
-	return some(addrs), nil
+	return some(s.resolve(ctx, addrs)), nil
+}
+
+// resolve replaces addresses that begin with a name, which only the configuration may give,
+// by the addresses that the name has. Those that have none are left out.
+func (s *Source) resolve(ctx context.Context, addrs []string) (list []string) {
+	names := 0
+	for _, a := range addrs {
+		part := strings.SplitN(a, "/", 4) // "", dns4, NAME, the rest
+		if len(part) < 4 || !strings.HasPrefix(part[1], "dns") {
+			list = append(list, a)
+			continue
+		}
+		network := map[string]string{"dns": "ip", "dns4": "ip4", "dns6": "ip6"}[part[1]]
+		if names++; network == "" || names > maxEntries {
+			continue
+		}
+		ips, err := s.resolver.LookupNetIP(ctx, network, part[2])
+		if err != nil {
+			continue
+		}
+		for _, ip := range ips {
+			kind := "ip6"
+			if ip = ip.Unmap(); ip.Is4() {
+				kind = "ip4"
+			}
+			list = append(list, "/"+kind+"/"+ip.WithZone("").String()+"/"+part[3])
+		}
+	}
+	return list
 }
 
 func some(addrs []string) []string {
@@ -204,7 +235,7 @@ func (s *Source) lookFile() ([]string, error) {
 
 // ParseList reads a list of addresses: a JSON array of texts, or one a line, empty lines
 // and those that begin with # left out. An address is a multiaddr or "IP:PORT". Lines that
-// are neither are passed over: a list may be for newer nodes as well.
+// are neither are skipped: a list may be for newer nodes as well.
 func ParseList(text []byte) ([]string, error) {
 	if len(text) > maxList {
 		return nil, errors.New("the list is too long")

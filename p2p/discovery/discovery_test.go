@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"github.com/nixp2p/nixp2p/p2p/machine"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -62,6 +64,8 @@ func TestDNS(t *testing.T) {
 		{"dns:one:99", []string{"/ip4/10.1.1.1/tcp/99", "/ip6/fd00::1/tcp/99"}},
 		{"srv:_nixp2p._tcp.site", []string{"/ip4/10.1.1.1/tcp/1", "/ip6/fd00::1/tcp/1"}},
 		{"/ip4/10.1.1.1/tcp/5", []string{"/ip4/10.1.1.1/tcp/5"}},
+		{"/dns4/one/tcp/5/p2p/x", []string{"/ip4/10.1.1.1/tcp/5/p2p/x", "/ip6/fd00::1/tcp/5/p2p/x"}},
+		{"/dns/none/tcp/5", nil},
 	} {
 		if got, err := look(t, c.source, r); err != nil || !slices.Equal(got, c.want) {
 			t.Errorf("%s: %q, %v", c.source, got, err)
@@ -144,7 +148,7 @@ func TestFile(t *testing.T) {
 }
 
 func TestParse(t *testing.T) {
-	for _, bad := range []string{"", "dns:", "srv:", "file:", "gopher://x", "x"} {
+	for _, bad := range []string{"", "dns:", "srv:", "file:", "gopher://x", "x", "/dnsaddr/x"} {
 		if _, err := Parse(bad, nil); err == nil {
 			t.Errorf("%q is a source", bad)
 		}
@@ -157,22 +161,26 @@ func TestParse(t *testing.T) {
 	}
 }
 
-func TestSaved(t *testing.T) {
-	name := filepath.Join(t.TempDir(), "peers.json")
-	if got, err := LoadSaved(name); err != nil || len(got) != 0 {
-		t.Errorf("%q, %v", got, err)
-	}
-	want := slices.Repeat([]string{"/ip4/10.0.0.1/tcp/1/p2p/a"}, maxSaved+5)
-	if err := Save(name, want); err != nil {
-		t.Fatal(err)
-	}
-	if got, err := LoadSaved(name); err != nil || !slices.Equal(got, want[:maxSaved]) {
-		t.Errorf("%q, %v", got, err)
-	}
+func contact(id, addr string) Contact {
+	return Contact{Peer: id, Addrs: []string{addr}, By: Origin{Kind: "static"}}
 }
 
-func contact(id, addr string) Contact {
-	return Contact{Peer: id, Addrs: []string{addr}, FoundBy: "static"}
+// named is a contact that a peer on the machine 10.0.0.m names.
+func named(id, addr string, m int, by string) Contact {
+	return Contact{Peer: id, Addrs: []string{addr}, By: Origin{Kind: ByPeer, Machine: on(m), Peer: by}}
+}
+
+func on(m int) machine.ID { return machine.Of(netip.AddrFrom4([4]byte{10, 0, byte(m >> 8), byte(m)})) }
+
+// due returns all contacts that are due.
+func due(b *Book, now time.Time) (list []Contact) {
+	for {
+		c, ok := b.Due(now)
+		if !ok {
+			return list
+		}
+		list = append(list, c)
+	}
 }
 
 func ids(list []Contact) string {
@@ -192,26 +200,26 @@ func TestRedial(t *testing.T) {
 		if n := b.Found(false, contact("a", "/x"), contact("self", "/y"), Contact{}); n != 1 {
 			t.Errorf("%d are new", n)
 		}
-		first := b.Due(time.Now(), 10)
-		if ids(first) != "a" || len(b.Due(time.Now(), 10)) != 0 {
+		first := due(b, time.Now())
+		if ids(first) != "a" || len(due(b, time.Now())) != 0 {
 			t.Errorf("due: %q", ids(first))
 		}
 		b.Connected("a")
 		b.Reached(first[0], "a", time.Now())
-		if b.FoundBy("a") != "static" || len(b.Due(time.Now().Add(time.Hour), 10)) != 0 {
+		if b.FoundBy("a") != "static" || len(due(b, time.Now().Add(time.Hour))) != 0 {
 			t.Errorf("found by %q", b.FoundBy("a"))
 		}
-		b.Lost("a", nil, time.Now())
+		b.Lost("a", on(1), nil, time.Now())
 		lost := time.Now()
 		var tries []time.Duration
 		for b.Len() > 0 && len(tries) < 100 {
-			for _, c := range b.Due(time.Now(), 10) {
+			for _, c := range due(b, time.Now()) {
 				tries = append(tries, time.Since(lost))
 				b.Failed(c, time.Now())
 			}
 			<-time.After(100 * time.Millisecond)
 		}
-		if len(tries) != giveUp || tries[0] > 2*time.Second || tries[4] > 16*time.Second {
+		if len(tries) != giveUpConfigured || tries[0] > 2*time.Second || tries[4] > 16*time.Second {
 			t.Errorf("tried after %v", tries)
 		}
 		if last := tries[len(tries)-1]; last < 5*time.Minute || last > 20*time.Minute {
@@ -226,8 +234,8 @@ func TestRedial(t *testing.T) {
 // TestUnknownBecomesKnown: an address leads to a peer, to ourselves, or to one who is known.
 func TestUnknownBecomesKnown(t *testing.T) {
 	b, now := NewBook("self"), time.Now()
-	b.Found(false, Contact{Addrs: []string{"/x"}, FoundBy: "dns"}, Contact{Addrs: []string{"/me"}, FoundBy: "dns"})
-	for _, c := range b.Due(now, 10) {
+	b.Found(false, Contact{Addrs: []string{"/x"}, By: Origin{Kind: "dns"}}, Contact{Addrs: []string{"/me"}, By: Origin{Kind: "dns"}})
+	for _, c := range due(b, now) {
 		if c.Addrs[0] == "/me" {
 			b.Reached(c, "self", now)
 		} else {
@@ -241,11 +249,11 @@ func TestUnknownBecomesKnown(t *testing.T) {
 	if n := b.Found(false, Contact{Addrs: []string{"/x"}}, Contact{Addrs: []string{"/me"}}); n != 0 {
 		t.Errorf("%d are new", n)
 	}
-	if due := b.Due(now.Add(time.Minute), 10); len(due) != 0 {
-		t.Errorf("due: %q", ids(due))
+	if list := due(b, now.Add(time.Minute)); len(list) != 0 {
+		t.Errorf("due: %q", ids(list))
 	}
-	if due := b.Due(now.Add(selfPause+time.Minute), 10); ids(due) != "/me" {
-		t.Errorf("after the pause: %q", ids(due))
+	if list := due(b, now.Add(selfPause+time.Minute)); ids(list) != "/me" {
+		t.Errorf("after the pause: %q", ids(list))
 	}
 }
 
@@ -255,18 +263,18 @@ func TestConnectedFirst(t *testing.T) {
 	b, now := NewBook("self"), time.Now()
 	b.Connected("a")
 	b.Found(false, contact("a", "/x"))
-	if due := b.Due(now, 10); len(due) != 0 {
-		t.Errorf("due: %q", ids(due))
+	if list := due(b, now); len(list) != 0 {
+		t.Errorf("due: %q", ids(list))
 	}
 	b.Found(false, contact("b", "/y"), Contact{Addrs: []string{"/z"}})
-	for _, c := range b.Due(now, 10) {
+	for _, c := range due(b, now) {
 		b.Reached(c, strings.Trim(c.key(), "/"), now)
 	}
-	if due := b.Due(now, 10); len(due) != 0 {
-		t.Errorf("due again at once: %q", ids(due))
+	if list := due(b, now); len(list) != 0 {
+		t.Errorf("due again at once: %q", ids(list))
 	}
-	if due := b.Due(now.Add(5*time.Second), 10); ids(due) != "b z" {
-		t.Errorf("due again: %q", ids(due))
+	if list := due(b, now.Add(5*time.Second)); ids(list) != "b z" {
+		t.Errorf("due again: %q", ids(list))
 	}
 }
 
@@ -275,12 +283,12 @@ func TestCourtesy(t *testing.T) {
 	now := time.Now()
 	for _, self := range []string{"1", "3"} {
 		b := NewBook(self)
-		b.Found(false, Contact{Peer: "2", Addrs: []string{"/x"}, FoundBy: viaPeer})
-		first := len(b.Due(now.Add(time.Second), 1)) == 1
+		b.Found(false, Contact{Peer: "2", Addrs: []string{"/x"}, By: Origin{Kind: ByPeer}})
+		first := len(due(b, now.Add(time.Second))) == 1
 		if first != (self < "2") {
 			t.Errorf("%s dials 2 at once: %v", self, first)
 		}
-		if !first && len(b.Due(now.Add(2*courtesy+time.Second), 1)) != 1 {
+		if !first && len(due(b, now.Add(2*courtesy+time.Second))) != 1 {
 			t.Errorf("%s never dials", self)
 		}
 	}
@@ -288,11 +296,15 @@ func TestCourtesy(t *testing.T) {
 
 func TestForget(t *testing.T) {
 	b, now := NewBook("self"), time.Now()
-	b.Connected("a")
-	b.Forget("a", now, time.Minute)
-	b.Found(false, contact("a", "/x"))
-	if len(b.Due(now.Add(50*time.Second), 10)) != 0 || ids(b.Due(now.Add(61*time.Second), 10)) != "a" {
-		t.Error("the pause is not kept")
+	b.Found(false, contact("a", "/x"), contact("b", "/y"))
+	b.Forget("a")
+	b.Postpone("b", now, time.Minute)
+	b.Postpone("c", now, time.Minute)
+	if list := due(b, now); len(list) != 0 || b.Len() != 1 {
+		t.Errorf("due: %q", ids(list))
+	}
+	if list := due(b, now.Add(61*time.Second)); ids(list) != "b" {
+		t.Errorf("due after the pause: %q", ids(list))
 	}
 }
 
@@ -300,19 +312,19 @@ func TestForget(t *testing.T) {
 func TestSeenAlive(t *testing.T) {
 	b, now := NewBook("self"), time.Now()
 	b.Found(false, contact("a", "/x"))
-	for range giveUp - 2 {
+	for range giveUpConfigured - 2 {
 		now = now.Add(time.Hour)
-		for _, c := range b.Due(now, 1) {
+		for _, c := range due(b, now) {
 			b.Failed(c, now)
 		}
 	}
-	if len(b.Due(now, 1)) != 0 {
+	if len(due(b, now)) != 0 {
 		t.Error("due at once after a failure")
 	}
 	b.Found(true, contact("a", "/new"))
-	due := b.Due(now, 1)
-	if ids(due) != "a" || due[0].Addrs[0] != "/new" {
-		t.Errorf("due: %+v", due)
+	list := due(b, now)
+	if ids(list) != "a" || list[0].Addrs[0] != "/new" {
+		t.Errorf("due: %+v", list)
 	}
 }
 
@@ -321,9 +333,101 @@ func TestBookIsBounded(t *testing.T) {
 	for i := range 2 * maxContacts {
 		b.Found(false, contact(fmt.Sprint(i), "/x"))
 		b.Found(false, contact("a", fmt.Sprint("/", i)))
+		b.Found(false, named(fmt.Sprint("m", i), "/x", i, fmt.Sprint("by", i)))
+		b.Lost(fmt.Sprint("l", i), on(i), []string{"/l"}, time.Now())
 	}
-	if b.Len() > maxContacts || len(b.entries["a"].Addrs) > maxAddrs {
-		t.Errorf("%d contacts, %d addresses", b.Len(), len(b.entries["a"].Addrs))
+	if b.Len() > 2*maxContacts {
+		t.Errorf("%d contacts", b.Len())
+	}
+	if e := b.entries["a"]; e != nil && len(e.Addrs) > maxAddrs {
+		t.Errorf("%d addresses", len(e.Addrs))
+	}
+}
+
+// TestBogusContacts: a peer that names addresses without end has 32 places and a dial each
+// second, and one that another peer names is dialled next; also if both are on one machine.
+func TestBogusContacts(t *testing.T) {
+	for _, other := range []int{1, 2} {
+		synctest.Test(t, func(t *testing.T) {
+			b := NewBook("0")
+			b.Found(false, contact("configured", "/c"))
+			for i := range 1536 {
+				b.Found(false, named(fmt.Sprint("bogus", i), fmt.Sprint("/", i), 1, "evil"))
+			}
+			if b.Len() > 1+placesByMachine {
+				t.Errorf("%d contacts", b.Len())
+			}
+			dials, end := 0, time.Now().Add(30*time.Second)
+			fail := func() {
+				for _, c := range due(b, time.Now()) {
+					if c.By.Peer == "evil" {
+						dials++
+					}
+					b.Failed(c, time.Now())
+				}
+			}
+			fail()
+			b.Found(false, named("honest", "/h", other, "good"))
+			// It may have to wait for courtesy.
+			found := false
+			for range 40 {
+				<-time.After(100 * time.Millisecond)
+				for _, c := range due(b, time.Now()) {
+					found = found || c.Peer == "honest"
+					if c.By.Peer == "evil" {
+						dials++
+					}
+				}
+			}
+			if !found {
+				t.Error("an honest peer is not dialled within 4 s")
+			}
+			for i := 0; time.Now().Before(end); i++ {
+				b.Found(false, named(fmt.Sprint("more", i), fmt.Sprint("/m", i), 1, "evil"))
+				fail()
+				<-time.After(100 * time.Millisecond)
+			}
+			if dials > dialBurst+31 {
+				t.Errorf("%d dials in 30 s for one peer", dials)
+			}
+		})
+	}
+}
+
+// TestHonestLists: a list of peers that can be reached is dialled at once.
+func TestHonestLists(t *testing.T) {
+	b, now := NewBook("0"), time.Now()
+	for i := range placesByMachine {
+		b.Found(false, named(fmt.Sprint("p", i), fmt.Sprint("/", i), 1, "good"))
+	}
+	n := 0
+	for c, ok := b.Due(now); ok; c, ok = b.Due(now) {
+		b.Connected(c.Peer)
+		b.Reached(c, c.Peer, now)
+		n++
+	}
+	if n != placesByMachine {
+		t.Errorf("%d are dialled at once", n)
+	}
+}
+
+// TestWrongAddress: somebody who names a peer with a wrong address does not keep others from
+// naming the right one.
+func TestWrongAddress(t *testing.T) {
+	b, now := NewBook("0"), time.Now()
+	b.Found(false, named("a", "/wrong", 1, "evil"))
+	for range 3 {
+		for _, c := range due(b, now) {
+			b.Failed(c, now)
+		}
+		now = now.Add(time.Minute)
+	}
+	for _, c := range due(b, now) {
+		b.Failed(c, now)
+	}
+	b.Found(false, named("a", "/right", 2, "good"))
+	if list := due(b, now); ids(list) != "a" || list[0].Addrs[0] != "/right" {
+		t.Errorf("due: %+v", list)
 	}
 }
 

@@ -19,7 +19,7 @@ func BenchmarkInfo(b *testing.B) {
 	two := open(b, nil, u.URL(), nixtest.NewUpstream(b, cache(nix.None, p)).URL())
 	b.Run("bare", func(b *testing.B) {
 		b.ReportAllocs()
-		client := &http.Client{Transport: down.transport}
+		client := &http.Client{Transport: down.network.pooled}
 		for b.Loop() {
 			resp, err := client.Get(u.URL() + "/" + p.Hash().String() + ".narinfo") //nolint:noctx // bare
 			if err != nil {
@@ -50,7 +50,7 @@ func BenchmarkNAR(b *testing.B) {
 	buf := make([]byte, 256<<10)
 	b.Run("bare", func(b *testing.B) {
 		b.SetBytes(int64(len(p.NAR)))
-		client := &http.Client{Transport: up.transport}
+		client := &http.Client{Transport: up.network.pooled}
 		for b.Loop() {
 			resp, err := client.Get(u.URL() + "/" + p.NarInfo().URL) //nolint:noctx // bare
 			if err != nil {

@@ -45,7 +45,7 @@ func TestDown(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := open(t, func(cfg *Config) {
-				cfg.dialer, cfg.times.connect, cfg.times.probe = c.dial, 20*time.Millisecond, time.Hour
+				cfg.dialer, cfg.timeouts.connect, cfg.timeouts.probe = c.dial, 20*time.Millisecond, time.Hour
 			}, "http://cache.example.org")
 			for i := 1; i <= 4; i++ {
 				if _, err := b.Info(t.Context(), p.Hash()); kindOf(err) != "unavailable" {
@@ -79,7 +79,7 @@ func TestDownThoughNobodyWaits(t *testing.T) {
 		<-ctx.Done()
 		return nil, &net.OpError{Op: "dial", Net: "tcp", Err: os.ErrDeadlineExceeded}
 	}
-	b := open(t, func(c *Config) { c.dialer, c.times.connect, c.times.probe = block, 50*time.Millisecond, time.Hour }, "http://cache.example.org")
+	b := open(t, func(c *Config) { c.dialer, c.timeouts.connect, c.timeouts.probe = block, 50*time.Millisecond, time.Hour }, "http://cache.example.org")
 	until(t, "down", func() bool {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 		defer cancel()
@@ -127,7 +127,7 @@ func TestDownAnswersAtOnce(t *testing.T) {
 	p := nixtest.NewPath("hello", 100)
 	dead, alive := nixtest.NewUpstream(t, cache(nix.None, p)), nixtest.NewUpstream(t, cache(nix.None, p))
 	dead.Stop()
-	b := open(t, func(c *Config) { c.times.probe = time.Hour }, dead.URL(), alive.URL())
+	b := open(t, func(c *Config) { c.timeouts.probe = time.Hour }, dead.URL(), alive.URL())
 	for range 3 {
 		b.mustInfo(p)
 	}
@@ -197,8 +197,8 @@ func TestIll(t *testing.T) {
 	p := nixtest.NewPath("hello", 100)
 	ill, well := nixtest.NewUpstream(t, cache(nix.None, p)), nixtest.NewUpstream(t, cache(nix.None, p))
 	ill.Set(nixtest.NarInfo, nixtest.Fault{Status: 502})
-	b := open(t, func(c *Config) { c.times.hedge = time.Minute }, ill.URL(), well.URL())
-	for range illnesses {
+	b := open(t, func(c *Config) { c.timeouts.hedge = time.Minute }, ill.URL(), well.URL())
+	for range serverErrors {
 		b.mustInfo(p)
 	}
 	before := ill.Requests(nixtest.NarInfo)
@@ -209,7 +209,7 @@ func TestIll(t *testing.T) {
 		t.Errorf("asked first %d times", n)
 	}
 	alone := open(t, nil, ill.URL())
-	for range illnesses {
+	for range serverErrors {
 		_, _ = alone.Info(t.Context(), p.Hash())
 	}
 	before = ill.Requests(nixtest.NarInfo)
@@ -231,7 +231,7 @@ func TestBusy(t *testing.T) {
 	p := nixtest.NewPath("hello", 100)
 	u := nixtest.NewUpstream(t, cache(nix.None, p))
 	u.Set(nixtest.NarInfo, nixtest.Fault{Status: 429, RetryAfter: "3600", Times: 1})
-	b := open(t, func(c *Config) { c.times.busyMost = 50 * time.Millisecond }, u.URL())
+	b := open(t, func(c *Config) { c.timeouts.busyMost = 50 * time.Millisecond }, u.URL())
 	for range 3 {
 		if _, err := b.Info(t.Context(), p.Hash()); !errors.Is(err, errBusy) || kindOf(err) != "unavailable" {
 			t.Error(err)
@@ -244,7 +244,7 @@ func TestBusy(t *testing.T) {
 }
 
 func TestRetryAfter(t *testing.T) {
-	u := &Upstreams{times: defaults}
+	u := &shared{timeouts: defaults}
 	for text, want := range map[string]time.Duration{
 		"": defaults.busy, "junk": defaults.busy, "-1": defaults.busy, "0": 0, "7": 7 * time.Second, "600": time.Minute,
 		"99999999999999999999": defaults.busy, "Mon, 01 Jan 2001 00:00:00 GMT": 0,
@@ -368,7 +368,7 @@ func TestCacheInfoIsNotWaitedFor(t *testing.T) {
 			t.Parallel()
 			u := nixtest.NewUpstream(t, cache(nix.None, p))
 			u.Set(nixtest.CacheInfo, fault)
-			b := open(t, func(c *Config) { c.times.probing = 50 * time.Millisecond }, u.URL())
+			b := open(t, func(c *Config) { c.timeouts.probing = 50 * time.Millisecond }, u.URL())
 			b.run()
 			b.mustInfo(p)
 			until(t, "asked", func() bool { return u.Requests(nixtest.CacheInfo) > 0 })
@@ -390,7 +390,7 @@ func TestProxy(t *testing.T) {
 		u.ServeHTTP(w, r)
 	}))
 	t.Setenv("http_proxy", proxy.URL)
-	b := open(t, func(c *Config) { c.times.probe = time.Hour }, "http://cache.example.org")
+	b := open(t, func(c *Config) { c.timeouts.probe = time.Hour }, "http://cache.example.org")
 	b.mustInfo(p)
 	if want := "http://cache.example.org/" + p.Hash().String() + ".narinfo"; asked != want {
 		t.Errorf("proxy was asked for %q", asked)
@@ -403,8 +403,7 @@ func TestProxy(t *testing.T) {
 }
 
 func TestRunTwice(t *testing.T) {
-	b := open(t, nil)
-	b.mirrors = append(b.mirrors, open(t, nil, "http://127.0.0.1:1").mirrors...)
+	b := open(t, nil, "http://127.0.0.1:1")
 	b.run()
 	until(t, "running", b.running.Load)
 	if err := b.Run(t.Context()); err == nil {

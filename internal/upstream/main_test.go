@@ -21,6 +21,7 @@ import (
 	"github.com/nixp2p/nixp2p/internal/metrics"
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/internal/nixtest"
+	"github.com/nixp2p/nixp2p/internal/source"
 	"github.com/nixp2p/nixp2p/verify"
 )
 
@@ -30,16 +31,17 @@ var key = nixtest.NewKey("cache.example.org-1")
 
 // quick are patiences that make tests short. What must not happen by chance on a busy
 // machine is long.
-var quick = timings{
-	connect: 10 * time.Second, headers: 10 * time.Second, first: 10 * time.Second, stall: 10 * time.Second,
+var quick = timeouts{
+	lookup: 10 * time.Second, connect: 10 * time.Second, tls: 10 * time.Second,
+	headers: 10 * time.Second, late: 10 * time.Second, first: 10 * time.Second, stall: 10 * time.Second, crawl: 10 * time.Second,
 	probe: 20 * time.Millisecond, probing: 2 * time.Second, refresh: time.Hour,
-	hedge: 30 * time.Millisecond, backOff: 4 * time.Millisecond, busyMost: time.Minute, busy: time.Minute, convict: time.Hour,
+	hedge: 30 * time.Millisecond, retry: 4 * time.Millisecond, busyMost: time.Minute, busy: time.Minute, invalid: time.Hour,
 }
 
 // hasty is for those who are kept waiting.
 func hasty(c *Config) {
 	const soon = 200 * time.Millisecond
-	c.times.headers, c.times.first, c.times.stall, c.times.probing = soon, soon, soon, soon
+	c.timeouts.headers, c.timeouts.first, c.timeouts.stall, c.timeouts.probing = soon, soon, soon, soon
 }
 
 // hastyFor is hasty where a fault is to hang.
@@ -79,7 +81,7 @@ func open(t testing.TB, edit func(*Config), urls ...string) *bench {
 	t.Helper()
 	b := &bench{t: t, metrics: metrics.New(), log: &logged{}}
 	cfg := Config{
-		URLs: urls, Keys: nixtest.Keys(t, key), ID: "self", Version: "1", Metrics: b.metrics, times: quick,
+		URLs: urls, Keys: nixtest.Keys(t, key), ID: "self", Version: "1", Metrics: b.metrics, timeouts: quick,
 		Log: slog.New(slog.NewTextHandler(b.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 	if edit != nil {
@@ -90,7 +92,7 @@ func open(t testing.TB, edit func(*Config), urls ...string) *bench {
 		t.Fatal(err)
 	}
 	b.Upstreams = u
-	t.Cleanup(u.transport.CloseIdleConnections)
+	t.Cleanup(u.network.close)
 	return b
 }
 
@@ -152,14 +154,14 @@ func (b *bench) count(name string, values ...string) float64 {
 
 // kindOf names which of the three kinds an error is.
 func kindOf(err error) string {
-	var lie *verify.InvalidError
+	invalid := source.Invalid(err)
 	switch {
 	case err == nil:
 		return "ok"
-	case errors.As(err, &lie) && errors.Is(err, fs.ErrNotExist):
+	case invalid != nil && errors.Is(err, fs.ErrNotExist):
 		return "two kinds at once"
-	case errors.As(err, &lie):
-		return "lied " + string(lie.Reason)
+	case invalid != nil:
+		return "invalid " + string(invalid.Reason)
 	case errors.Is(err, fs.ErrNotExist):
 		return "absent"
 	}
@@ -169,14 +171,14 @@ func kindOf(err error) string {
 // read returns all of a NAR in a form, and the error of opening or reading it.
 func (b *bench) read(info *verify.Info, form nix.Form, off int64) ([]byte, error) {
 	b.t.Helper()
-	claim, err := b.NAR(b.t.Context(), info, form, off)
+	nar, err := b.NAR(b.t.Context(), info, form, off)
 	if err != nil {
 		return nil, err
 	}
-	defer claim.Body.Close()
-	got, err := io.ReadAll(claim.Body)
-	if want := info.NarSize(); form.IsRaw() && claim.Size != want {
-		b.t.Errorf("size %d, want %d", claim.Size, want)
+	defer nar.Body.Close()
+	got, err := io.ReadAll(nar.Body)
+	if want := info.NarSize(); form.IsRaw() && nar.Size != want {
+		b.t.Errorf("size %d, want %d", nar.Size, want)
 	}
 	return got, err
 }

@@ -1,19 +1,25 @@
 package upstream
 
 import (
-	"context"
-	"crypto/tls"
+	"cmp"
 	"errors"
 	"fmt"
+	"math/bits"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/nixp2p/nixp2p/internal/hedge"
 	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/source"
 )
 
 const (
@@ -24,51 +30,41 @@ const (
 
 // mirror is one cache.
 type mirror struct {
-	index    int      // in Upstreams.mirrors
+	index    int      // in shared.all
 	base     *url.URL // ends in a slash; no user, query or fragment
 	name     string   // base as text: it has no secret
 	own      *credential
-	addr     string // host and port
-	proxied  bool   // the proxy is dialled instead
-	priority *int   // from the configuration
-	get      http.RoundTripper
+	priority *int         // from the configuration
+	files    http.RoundTripper // of a directory, nil for HTTP
+	up       prometheus.Gauge
 
-	health
-	latency latency
-	window  window // of narinfos
-	said    atomic.Pointer[said]
-	asked   atomic.Int64
-	// mentioned keeps a message that would repeat with every request to one a time.
-	mentioned [mentions]atomic.Int64
+	breaker
+	limiter  limiter // of narinfos
+	latency  latency
+	slow     hedge.Timer // until the next cache is asked too
+	late     hedge.Timer // until this one is asked again
+	info     atomic.Pointer[cacheInfo]
+	requests atomic.Int64
+	// near is set once it was connected to at an address that is not public.
+	near atomic.Bool
 }
 
-// said is what a cache says about itself.
-type said struct {
-	priority    int
-	hasPriority bool
-	wrong       error // its store directory is another one: not to be used
+// cacheInfo is what a cache says about itself.
+type cacheInfo struct {
+	priority int
+	wrong    error // its store directory is another one: not to be used
 }
 
-type mention int
-
+// Bounds of the wait before the next cache is asked too.
 const (
-	mentionLie mention = iota
-	mentionCredentials
-	mentions
+	hedgeLeast = 10 * time.Millisecond
+	hedgeMost  = time.Second
 )
-
-// mayMention tells whether a message that may repeat is due again.
-func (m *mirror) mayMention(what mention) bool {
-	const every = int64(time.Minute)
-	now := time.Now().UnixNano()
-	last := m.mentioned[what].Load()
-	return (last == 0 || now-last > every) && m.mentioned[what].CompareAndSwap(last, now)
-}
 
 var errURL = errors.New("not the URL of a cache")
 
 // newMirror reads a configured URL. Its errors do not repeat the URL: it may have a password.
-func (u *Upstreams) newMirror(text string) (*mirror, error) {
+func (s *shared) newMirror(text string) (*mirror, error) {
 	base, err := url.Parse(text)
 	if err != nil {
 		var parse *url.Error
@@ -80,7 +76,12 @@ func (u *Upstreams) newMirror(text string) (*mirror, error) {
 	if base.Opaque != "" {
 		return nil, fmt.Errorf("%w: no host", errURL)
 	}
-	m := &mirror{}
+	t := &s.timeouts
+	m := &mirror{
+		slow:    hedge.Timer{Start: t.hedge, Least: hedgeLeast, Most: hedgeMost},
+		late:    hedge.Timer{Start: t.late, Least: t.late, Most: 3 * t.late},
+		breaker: breaker{connect: t.connect, headers: t.headers, since: time.Now()},
+	}
 	if user := base.User; user != nil {
 		password, _ := user.Password()
 		m.own = &credential{user.Username(), password}
@@ -101,17 +102,17 @@ func (u *Upstreams) newMirror(text string) (*mirror, error) {
 		if base.Hostname() == "" {
 			return nil, fmt.Errorf("%w: no host", errURL)
 		}
-		m.get, m.addr = u.transport, hostPort(base)
 	case schemeFile:
 		if base.Host != "" || !strings.HasPrefix(base.Path, "/") {
 			return nil, fmt.Errorf("%w: file URLs are file:///directory", errURL)
 		}
-		m.get = directory(base.Path)
+		m.files = directory(base.Path)
 	default:
 		return nil, fmt.Errorf("%w: scheme %q is not http, https or file", errURL, base.Scheme)
 	}
 	m.base, m.name = base, base.String()
-	m.health.init(m.name, u)
+	m.up = s.metrics.UpstreamUp.WithLabelValues(m.name)
+	m.up.Set(1)
 	return m, nil
 }
 
@@ -137,14 +138,16 @@ func (m *mirror) at(name string) *url.URL {
 	return &to
 }
 
+func (m *mirror) narInfoAt(h nix.StoreHash) *url.URL { return m.at(h.String() + ".narinfo") }
+
 // locate resolves the URL line of a narinfo: relative to the cache (RFC 3986), or absolute
-// where permitted says so.
+// if permitted says so.
 func (m *mirror) locate(text string) (*url.URL, error) {
 	to, err := url.Parse(text)
 	if err != nil {
 		return nil, fmt.Errorf("URL of the NAR: %w", err)
 	}
-	if m.base.Scheme == schemeFile {
+	if m.files != nil {
 		if to.Scheme != "" || to.Host != "" {
 			return nil, fmt.Errorf("URL of the NAR: %w", errScheme)
 		}
@@ -160,7 +163,7 @@ func (m *mirror) locate(text string) (*url.URL, error) {
 
 var errScheme = errors.New("leads to another scheme")
 
-// permitted tells whether a cache at from may send us to to: never from https to what
+// permitted returns nil if a cache at from may send us to to: never from https to what
 // anybody on the way can read, and never to files.
 func permitted(from, to *url.URL) error {
 	switch {
@@ -172,71 +175,139 @@ func permitted(from, to *url.URL) error {
 	return nil
 }
 
-type mirrorKey struct{}
+// foreign reports whether a URL leads to another host, whose failures say nothing about the
+// cache's own.
+func (m *mirror) foreign(at *url.URL) bool { return at.Hostname() != m.base.Hostname() }
 
-// newTransport returns the one transport of all caches. What is dialled is noted with the
-// cache that the request was for: a request may leave before its connection is refused.
-func (u *Upstreams) newTransport(cfg *Config, proxy func(*url.URL) (*url.URL, error)) *http.Transport {
-	dial := cfg.dialer
-	if dial == nil {
-		dial = (&net.Dialer{KeepAliveConfig: net.KeepAliveConfig{
-			Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3,
-		}}).DialContext
+// mayBeNode reports whether the host of at may be another nixp2p, which has to recognise a
+// request that goes in circles by its Via header. The header marks all requests of this
+// process, so that a public cache could follow this machine from network to network. A nixp2p
+// speaks plain HTTP, or stands behind a TLS proxy at an address that is not public.
+func (m *mirror) mayBeNode(at *url.URL) bool {
+	if at.Scheme != schemeHTTPS || !m.foreign(at) && m.near.Load() {
+		return true
 	}
-	return &http.Transport{
-		Proxy: func(r *http.Request) (*url.URL, error) { return proxy(r.URL) },
-		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-			ctx, cancel := context.WithTimeout(ctx, u.times.connect)
-			defer cancel()
-			conn, err := dial(ctx, network, addr)
-			if m, ok := ctx.Value(mirrorKey{}).(*mirror); ok {
-				host, _, _ := net.SplitHostPort(addr)
-				if m.proxied || host == m.base.Hostname() {
-					m.connected(err)
-				}
-			}
-			return conn, err
-		},
-		TLSClientConfig:     &tls.Config{RootCAs: cfg.RootCAs, ClientSessionCache: tls.NewLRUClientSessionCache(64)},
-		TLSHandshakeTimeout: 5 * time.Second,
-		ForceAttemptHTTP2:   true,
-		// A dead HTTP/2 connection would otherwise take all requests with it.
-		HTTP2:               &http.HTTP2Config{SendPingTimeout: 5 * time.Second, PingTimeout: 5 * time.Second},
-		DisableCompression:  true, // a file must come as it is
-		MaxIdleConns:        256,
-		MaxIdleConnsPerHost: 64, // Nix has 25 requests on the way, and there may be several
-		IdleConnTimeout:     90 * time.Second,
-		ReadBufferSize:      64 << 10,
+	host := at.Hostname()
+	if ip, err := netip.ParseAddr(host); err == nil {
+		return !public(ip)
+	}
+	return !strings.Contains(host, ".")
+}
+
+var sharedSpace = netip.MustParsePrefix("100.64.0.0/10")
+
+func public(ip netip.Addr) bool {
+	ip = ip.Unmap()
+	return ip.IsGlobalUnicast() && !ip.IsPrivate() && !sharedSpace.Contains(ip)
+}
+
+// credential returns what the host of at is told, nil for nothing. The netrc's default is for
+// the configured host alone, not for whatever host a redirect or a narinfo names.
+func (u *Upstreams) credential(m *mirror, at *url.URL) *credential {
+	switch {
+	case u.anonymous || m.files != nil:
+		return nil
+	case m.own != nil && at.Scheme == m.base.Scheme && hostPort(at) == hostPort(m.base):
+		return m.own
+	}
+	return u.netrc.find(at.Hostname(), !m.foreign(at))
+}
+
+// failed notes a failure and reports what became of the cache.
+func (s *shared) failed(m *mirror, kind failureKind, err error) {
+	what, cancels := m.breaker.failed(kind, err)
+	s.report(m, what, err)
+	for _, cancel := range cancels {
+		cancel(errDown)
 	}
 }
 
-// order returns the caches that may be asked now, the best first, and an error that says
-// why others are not. It brings them into order by priority and, where that is equal, by
-// latency; a difference below a factor of two counts nothing.
-func (u *Upstreams) order() (may []*mirror, left error) {
-	now := time.Now()
-	for _, m := range u.mirrors {
-		ok, why := m.usable(now, !u.running.Load())
-		switch {
-		case ok:
-			may = append(may, m)
-		case why != nil:
-			left = fmt.Errorf("%s: %w", m.name, why)
-		}
+func (s *shared) answered(m *mirror, kind string) { s.report(m, m.breaker.answered(kind), nil) }
+
+func (s *shared) report(m *mirror, c change, err error) {
+	switch c {
+	case wentDown:
+		m.up.Set(0)
+		m.probe.Pause(s.timeouts.probe)
+		s.log.Warn("upstream is down", "upstream", m.name, "err", err)
+		s.event(m, source.CacheDown, fmt.Errorf("went down: %w", err))
+	case cameBack:
+		m.up.Set(1)
+		s.log.Info("upstream is up again", "upstream", m.name)
+		s.event(m, source.CacheRecovered, errors.New("came back"))
+	case keepsFailing:
+		s.log.Warn("upstream answers with errors", "upstream", m.name, "err", err)
+		s.event(m, source.CacheDown, fmt.Errorf("answers with errors: %w", err))
 	}
-	if len(may) > 1 {
-		u.rank(may)
+}
+
+func (s *shared) event(m *mirror, kind source.EventKind, err error) {
+	s.events.Send(source.Event{Kind: kind, Source: source.Upstream, Err: fmt.Errorf("%s %w", m.name, err)})
+}
+
+// unfit returns why the cache is not used at all, nil if it is.
+func (m *mirror) unfit() error {
+	if c := m.info.Load(); c != nil {
+		return c.wrong
 	}
-	if len(may) == 0 && left == nil {
-		left = errNone
+	return nil
+}
+
+// isDown reports whether the cache is not asked before it was probed.
+func (m *mirror) isDown() bool { return m.unfit() != nil || m.isOpen() }
+
+func (m *mirror) prio() (n int, ok bool) {
+	if m.priority != nil {
+		return *m.priority, true
 	}
-	return may, left
+	if c := m.info.Load(); c != nil {
+		return c.priority, true
+	}
+	return 0, false
 }
 
 var errNone = errors.New("no cache is configured")
 
-// usualName is the URL line that Nix itself writes for a file; it is not kept in memory.
-func usualName(c nix.Compression, file nix.FileHash) string {
-	suffix := map[nix.Compression]string{nix.XZ: ".xz", nix.Bzip2: ".bz2", nix.Zstd: ".zst", nix.Brotli: ".br"}[c]
-	return "nar/" + file.Nix32() + ".nar" + suffix
+// order returns the caches that may be asked now, the best first, and an error that says
+// why others are not. They are in order of priority and, where that is equal, of latency; a
+// difference below a factor of two counts nothing. Those that answer with errors are last.
+func (u *Upstreams) order() (may []*mirror, left error) {
+	for _, m := range u.mirrors {
+		if m.unfit() != nil {
+			continue // as if it were not configured
+		}
+		if err := m.usable(!u.running.Load(), u.timeouts.probe); err != nil {
+			left = fmt.Errorf("%s: %w", m.name, err)
+			continue
+		}
+		may = append(may, m)
+	}
+	if len(may) == 0 && left == nil {
+		left = errNone
+	}
+	if len(may) < 2 {
+		return may, left
+	}
+	type rank struct{ fails, prio, latency, index int }
+	ranks := make(map[*mirror]rank, len(u.mirrors))
+	prio, class := -1<<31, 0
+	for _, m := range u.mirrors {
+		// What is not known of one is taken from the one configured before it.
+		if n, ok := m.prio(); ok {
+			prio = n
+		}
+		if l := m.latency.get(); l > 0 {
+			class = bits.Len64(uint64(l / time.Millisecond))
+		}
+		r := rank{0, prio, class, m.index}
+		if m.fails() {
+			r.fails = 1
+		}
+		ranks[m] = r
+	}
+	slices.SortFunc(may, func(a, b *mirror) int {
+		x, y := ranks[a], ranks[b]
+		return cmp.Or(x.fails-y.fails, cmp.Compare(x.prio, y.prio), x.latency-y.latency, x.index-y.index)
+	})
+	return may, left
 }

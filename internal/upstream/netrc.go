@@ -22,12 +22,12 @@ type netrc struct {
 	other *credential // "default"
 }
 
-// find returns the credential for a host, nil for none.
-func (n *netrc) find(host string) *credential {
+// find returns the credential for a host, nil for none; that of "default" only if allowed.
+func (n *netrc) find(host string, other bool) *credential {
 	if n == nil {
 		return nil
 	}
-	if c, ok := n.hosts[strings.ToLower(host)]; ok {
+	if c, ok := n.hosts[strings.ToLower(host)]; ok || !other {
 		return c
 	}
 	return n.other

@@ -42,7 +42,7 @@ func TestParseNetrc(t *testing.T) {
 			if got = "error"; strings.Contains(err.Error(), "secret") {
 				t.Errorf("%s: tells a secret: %v", name, err)
 			}
-		} else if cred := n.find(c.host); cred != nil {
+		} else if cred := n.find(c.host, true); cred != nil {
 			got = cred.login + " " + cred.password
 		}
 		if got != c.want {
@@ -52,7 +52,7 @@ func TestParseNetrc(t *testing.T) {
 }
 
 func TestReadNetrc(t *testing.T) {
-	if n, err := readNetrc(""); err != nil || n.find("h") != nil {
+	if n, err := readNetrc(""); err != nil || n.find("h", true) != nil {
 		t.Error(err)
 	}
 	dir := t.TempDir()

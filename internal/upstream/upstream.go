@@ -1,7 +1,15 @@
-// Package upstream fetches narinfos and NARs from HTTP caches and mirrors: it knows which
-// of them are up, asks the best one first, goes on with another where one stops, and
-// decodes what a cache has only compressed. A narinfo leaves it proven; the bytes of a NAR
-// leave it unproven, for whoever reads them hashes them. It remembers nothing on disk.
+// Package upstream fetches narinfos and NARs from HTTP caches and mirrors. It knows which of
+// them can be reached, asks the best one first, continues with another one where one stops, and
+// decodes what a cache has only compressed. A narinfo leaves it verified; the bytes of a NAR
+// leave it unverified, because whoever reads them hashes them. It keeps nothing on disk.
+//
+// All goes through one kind of request ([mirror.send]): it follows redirects and has a timeout
+// for each step. A narinfo is asked for at most infoTries times of a cache ([Upstreams.ask]), a
+// NAR is resumed where it stopped ([resumableBody]). A breaker leaves alone what cannot be
+// reached, and a limiter bounds how many narinfos are asked for at a time.
+//
+// Whatever a cache does, it gets at most MaxInfoRequests HTTP requests for one narinfo and
+// MaxNARRequests for one NAR, with redirects and repetitions. A narinfo that is there costs one.
 package upstream
 
 import (
@@ -11,16 +19,24 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/http"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/net/http/httpproxy"
-
+	"github.com/nixp2p/nixp2p/internal/backoff"
 	"github.com/nixp2p/nixp2p/internal/metrics"
 	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/source"
 	"github.com/nixp2p/nixp2p/verify"
+)
+
+// The most HTTP requests that one cache gets.
+const (
+	// MaxInfoRequests is for one call of Info.
+	MaxInfoRequests = infoTries + maxRedirects
+	// MaxNARRequests is for one call of NAR and all reads of its body, narinfos included.
+	MaxNARRequests = 96
 )
 
 // Config is what New needs. Only Keys is necessary.
@@ -30,132 +46,170 @@ type Config struct {
 	// "priority=N" counts instead of the cache's own, any other is ignored.
 	URLs []string
 	Keys *verify.Keys
-	// ID goes into the Via header, by which a request that comes back is known.
+	// ID goes into the Via header, by which a request that comes back is recognised.
 	ID string
 	// Version goes into the User-Agent header.
 	Version string
-	// Netrc is a file with credentials by host, "" for none.
+	// Netrc is a file with credentials by host (nix.conf: netrc-file), "" for none.
 	Netrc string
-	// RootCAs are the certificate authorities, nil for those of the system.
+	// CAFile has the certificate authorities (nix.conf: ssl-cert-file). $NIX_SSL_CERT_FILE
+	// counts before it. If both are empty or cannot be read, those of the system count, which
+	// $SSL_CERT_FILE may name.
+	CAFile string
+	// RootCAs are the certificate authorities whatever CAFile says, if not nil.
 	RootCAs *x509.CertPool
-	// Trouble is told of what people may want to know of: caches that go down and come back,
-	// and lies. nil: nobody is told.
-	Trouble func(source, what, storePath string, err error)
+	// Getenv reads the environment: proxies and certificates. If nil, os.Getenv.
+	Getenv func(string) string
+	// Events gets caches that go down and come back, and invalid narinfos.
+	Events  source.Events
 	Log     *slog.Logger
 	Metrics *metrics.Metrics
 
-	times  timings
-	dialer func(ctx context.Context, network, addr string) (net.Conn, error)
+	timeouts timeouts
+	dialer   func(ctx context.Context, network, addr string) (net.Conn, error)
+	resolve  lookupFunc
 }
 
-// timings are the patience of this package. Tests shorten them.
-type timings struct {
-	connect  time.Duration // for TCP, names included
-	headers  time.Duration // of a narinfo, from the request on
-	late     time.Duration // of a narinfo, before it is asked for a second time; 0: it is not
-	first    time.Duration // until the headers of a NAR
+// timeouts has one for each step. Tests shorten them.
+type timeouts struct {
+	lookup   time.Duration // for the addresses of a name
+	connect  time.Duration // for TCP
+	tls      time.Duration // for the TLS handshake
+	headers  time.Duration // of a narinfo, once there is a connection
+	late     time.Duration // without an answer until a narinfo is asked for again over a new connection
+	first    time.Duration // until the headers of a NAR, once there is a connection
 	stall    time.Duration // between two bytes
-	doubt    time.Duration // without an answer until it is tried whether the cache can be reached
-	crawl    time.Duration // that a cache may crawl while another has the same
+	crawl    time.Duration // that a cache may crawl while another one has the same
 	probe    time.Duration // between two probes of a cache that is down
-	probing  time.Duration // for one probe
+	probing  time.Duration // until the headers of a probe
 	refresh  time.Duration // between two looks at nix-cache-info
 	hedge    time.Duration // before the next cache is asked too, until latencies are known
-	backOff  time.Duration // before a cache is asked again after a failure
+	retry    time.Duration // before a cache is asked again after a failure
 	busyMost time.Duration // the most that Retry-After is honoured
 	busy     time.Duration // for 429 without Retry-After
-	convict  time.Duration // how long a wrong NAR is not asked for again
+	invalid  time.Duration // for which a wrong NAR is not requested again
 }
 
-var defaults = timings{
-	connect: 2 * time.Second, headers: 5 * time.Second, late: 1500 * time.Millisecond, first: 10 * time.Second, stall: 5 * time.Second, doubt: 500 * time.Millisecond, crawl: 10 * time.Second,
+var defaults = timeouts{
+	lookup: 8 * time.Second, connect: 2 * time.Second, tls: 5 * time.Second,
+	headers: 5 * time.Second, late: time.Second, first: 10 * time.Second, stall: 5 * time.Second, crawl: 10 * time.Second,
 	probe: 5 * time.Second, probing: 2 * time.Second, refresh: time.Hour,
-	hedge: 75 * time.Millisecond, backOff: 100 * time.Millisecond,
-	busyMost: time.Minute, busy: 5 * time.Second, convict: time.Hour,
+	hedge: 75 * time.Millisecond, retry: 100 * time.Millisecond,
+	busyMost: time.Minute, busy: 5 * time.Second, invalid: time.Hour,
 }
 
 // Upstreams is one or many caches, asked as one source. It is safe for concurrent use.
 type Upstreams struct {
-	keys      *verify.Keys
-	mirrors   []*mirror
-	memory    *memory
-	transport *http.Transport
-	netrc     *netrc
-	via       string
-	agent     string
-	times     timings
-	trouble   func(source, what, storePath string, err error)
-	log       *slog.Logger
-	metrics   *metrics.Metrics
-	running   atomic.Bool
+	*shared
+	mirrors []*mirror
+	// anonymous sends no credentials.
+	anonymous bool
+}
+
+// shared is what Upstreams and its Anonymous have in common.
+type shared struct {
+	keys     *verify.Keys
+	all      []*mirror // as configured
+	found    *locations
+	wrong    *blamed
+	network  *network
+	netrc    *netrc
+	pace     pace
+	logged   *backoff.Set[logKey]
+	via      string
+	agent    string
+	timeouts timeouts
+	events   source.Events
+	log      *slog.Logger
+	metrics  *metrics.Metrics
+	running  atomic.Bool
+}
+
+// logKey is a message that may repeat with every request.
+type logKey struct {
+	mirror int
+	what   string
+}
+
+// logOnce reports whether a message that may repeat is due: once a minute.
+func (s *shared) logOnce(m *mirror, what string) bool {
+	k := logKey{m.index, what}
+	if s.logged.Has(k) {
+		return false
+	}
+	s.logged.Add(k, time.Minute)
+	return true
 }
 
 // New returns the source. It opens no connection.
 func New(cfg Config) (*Upstreams, error) {
-	u := &Upstreams{
-		keys: cfg.Keys, memory: newMemory(len(cfg.URLs)), via: "nixp2p/" + cfg.ID, agent: "nixp2p/" + cfg.Version,
-		times: cfg.times, trouble: cfg.Trouble, log: cfg.Log, metrics: cfg.Metrics,
+	s := &shared{
+		keys: cfg.Keys, found: newLocations(), wrong: newBlamed(), logged: backoff.NewSet[logKey](1 << 10),
+		via: "nixp2p/" + cfg.ID, agent: "nixp2p/" + cfg.Version, timeouts: cfg.timeouts,
+		events: cfg.Events, log: cfg.Log, metrics: cfg.Metrics,
 	}
-	if u.trouble == nil {
-		u.trouble = func(_, _, _ string, _ error) {}
+	if s.timeouts == (timeouts{}) {
+		s.timeouts = defaults
 	}
-	if u.times == (timings{}) {
-		u.times = defaults
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
 	}
-	if u.log == nil {
-		u.log = slog.New(slog.DiscardHandler)
+	if s.metrics == nil {
+		s.metrics = metrics.New()
 	}
-	if u.metrics == nil {
-		u.metrics = metrics.New()
+	if cfg.Getenv == nil {
+		cfg.Getenv = os.Getenv
 	}
 	var err error
-	if u.netrc, err = readNetrc(cfg.Netrc); err != nil {
+	if s.netrc, err = readNetrc(cfg.Netrc); err != nil {
 		return nil, fmt.Errorf("upstream: %w", err)
 	}
-	proxy := httpproxy.FromEnvironment().ProxyFunc()
-	u.transport = u.newTransport(&cfg, proxy)
+	s.network = newNetwork(&cfg, &s.timeouts, s.log)
 	seen := map[string]bool{}
 	for i, text := range cfg.URLs {
-		m, err := u.newMirror(text)
+		m, err := s.newMirror(text)
 		if err != nil {
 			return nil, fmt.Errorf("upstream %d: %w", i+1, err)
 		}
-		if seen[m.base.String()] {
+		if seen[m.name] {
 			continue
 		}
-		seen[m.base.String()] = true
-		if via, err := proxy(m.base); m.base.Scheme != schemeFile && (via != nil || err != nil) {
-			m.proxied = true
-		}
-		m.index = len(u.mirrors)
-		u.mirrors = append(u.mirrors, m)
+		seen[m.name] = true
+		m.index = len(s.all)
+		s.all = append(s.all, m)
 	}
-	return u, nil
+	return &Upstreams{shared: s, mirrors: s.all}, nil
 }
 
-// Name is the source's name in metrics.
-func (u *Upstreams) Name() string { return sourceName }
-
-const sourceName = "upstream"
-
-// Run tends the caches until ctx ends: it probes those that are down and keeps what their
+// Run watches the caches until ctx ends: it probes those that are down and keeps what their
 // nix-cache-info says. Without it everything works too: then a request now and then is
-// the probe, and the configured order counts.
+// the probe, and the configured order counts. It may be called once.
 func (u *Upstreams) Run(ctx context.Context) error {
 	if !u.running.CompareAndSwap(false, true) {
-		return errors.New("upstream: runs already")
+		return errors.New("upstream: Run was called before")
 	}
-	defer u.running.Store(false)
-	defer u.transport.CloseIdleConnections()
-	var tenders sync.WaitGroup
-	for _, m := range u.mirrors {
-		tenders.Go(func() { u.tend(ctx, m) })
+	defer u.network.close()
+	var watchers sync.WaitGroup
+	for _, m := range u.all {
+		watchers.Go(func() { u.watch(ctx, m) })
 	}
-	tenders.Wait()
+	watchers.Wait()
 	return nil
 }
 
-// Down tells that no cache can be asked: all are down, or there is none.
+// Anonymous returns the caches that have no credentials, for questions from other machines. No
+// host gets credentials for what is asked of it.
+func (u *Upstreams) Anonymous() source.Upstreams {
+	var public []*mirror
+	for _, m := range u.mirrors {
+		if u.credential(m, m.base) == nil {
+			public = append(public, m)
+		}
+	}
+	return &Upstreams{shared: u.shared, mirrors: public, anonymous: true}
+}
+
+// Down reports whether no cache can be asked: all are down, or there is none.
 func (u *Upstreams) Down() bool {
 	for _, m := range u.mirrors {
 		if !m.isDown() {
@@ -165,26 +219,37 @@ func (u *Upstreams) Down() bool {
 	return true
 }
 
-// Crowded tells whether a cache that could be asked has sent something lately: a narinfo that does
-// not come then is waiting its turn.
-func (u *Upstreams) Crowded() bool {
+// Saturated reports whether a cache that can be asked has sent something lately: a narinfo that
+// does not come then is queued on the line.
+func (u *Upstreams) Saturated() bool {
 	for _, m := range u.mirrors {
-		if !m.isDown() && m.crowded() {
+		if !m.isDown() && m.saturated() {
 			return true
 		}
 	}
 	return false
 }
 
+// Pace returns how fast the caches sent NARs lately. Rate counts the bytes of files as they
+// come, of one transfer: it falls when several share the line, and while none comes.
+func (u *Upstreams) Pace() source.Pace { return u.pace.now() }
+
+// Invalid reports that all bytes of this form of info's NAR came from here and were wrong: the
+// caches that sent them are not asked for it again for an hour. After a wrong file they
+// are still asked for raw: FileHash is not signed, and the NAR in the file may be right.
+func (u *Upstreams) Invalid(info *verify.Info, form nix.Form, _ error) {
+	u.wrong.blame(u.all, info, form, u.timeouts.invalid)
+}
+
 // Health is the state of one cache, for people.
 type Health struct {
 	URL         string // without password
 	Up          bool
-	Why         string // why it is down or not asked, "" when it is asked
+	Why         string // why it is down or not asked, "" if it is asked
 	Since       time.Time
 	LastError   string
-	LatencyP50  time.Duration // of narinfo answers, 0 when unknown
-	Priority    int           // of nix-cache-info; 0 also when unknown
+	Latency     time.Duration // of narinfo answers, 0 if unknown
+	Priority    int           // of nix-cache-info; 0 also if unknown
 	HasPriority bool
 	Requests    int64
 }
@@ -193,14 +258,13 @@ type Health struct {
 func (u *Upstreams) Health() []Health {
 	all := make([]Health, 0, len(u.mirrors))
 	for _, m := range u.mirrors {
-		all = append(all, m.report())
+		h := Health{URL: m.name, Requests: m.requests.Load(), Latency: m.latency.get()}
+		h.Priority, h.HasPriority = m.prio()
+		m.breaker.report(&h)
+		if err := m.unfit(); err != nil {
+			h.Up, h.Why = false, err.Error()
+		}
+		all = append(all, h)
 	}
 	return all
-}
-
-// Convict says that all bytes of this form of info's NAR came from here and were wrong: the
-// caches that sent them are not asked for it again for an hour. After a wrong file they
-// are still asked for raw: FileHash is not signed, and the NAR in the file may be right.
-func (u *Upstreams) Convict(info *verify.Info, form nix.Form, _ error) {
-	u.memory.convict(info, form, time.Now().Add(u.times.convict))
 }

@@ -68,9 +68,9 @@ func (c *cutConn) Write(p []byte) (int, error) {
 	}
 }
 
-func doubting(l *line) func(*Config) {
+func cuttable(l *line) func(*Config) {
 	return func(c *Config) {
-		c.times.connect, c.times.doubt = 300*time.Millisecond, 50*time.Millisecond
+		c.timeouts.connect, c.timeouts.late = 300*time.Millisecond, 50*time.Millisecond
 		c.dialer = l.dial
 	}
 }
@@ -81,7 +81,7 @@ func TestSilentCut(t *testing.T) {
 	p := nixtest.NewPath("hello", 100)
 	u := nixtest.NewUpstream(t, cache(nix.None, p))
 	l := newLine()
-	b := open(t, doubting(l), u.URL())
+	b := open(t, cuttable(l), u.URL())
 	b.mustInfo(p)
 	close(l.cut)
 	began := time.Now()
@@ -119,7 +119,7 @@ func TestSlowIsNotDown(t *testing.T) {
 	u := nixtest.NewUpstream(t, cache(nix.None, p))
 	u.Set(nixtest.NarInfo, nixtest.Fault{Delay: 400 * time.Millisecond})
 	l := newLine()
-	b := open(t, doubting(l), u.URL())
+	b := open(t, cuttable(l), u.URL())
 	for range 3 {
 		b.mustInfo(p)
 	}
@@ -161,26 +161,26 @@ func TestNarInfoShowsHealth(t *testing.T) {
 // coming has a NAR fetched meanwhile, and returns how that will have ended.
 func (b *bench) coming(info *verify.Info) <-chan error {
 	b.t.Helper()
-	claim, err := b.NAR(b.t.Context(), info, nix.Raw, 0)
+	nar, err := b.NAR(b.t.Context(), info, nix.Raw, 0)
 	if err != nil {
 		b.t.Fatal(err)
 	}
 	come := make(chan error, 1)
 	go func() {
-		_, err := io.Copy(io.Discard, claim.Body)
-		_ = claim.Body.Close()
+		_, err := io.Copy(io.Discard, nar.Body)
+		_ = nar.Body.Close()
 		come <- err
 	}()
 	return come
 }
 
-// TestCrowdedLine: while bytes come from a cache it is there, however long new connections take.
-func TestCrowdedLine(t *testing.T) {
+// TestSaturatedLine: while bytes come from a cache it is there, however long new connections take.
+func TestSaturatedLine(t *testing.T) {
 	p, large := nixtest.NewPath("hello", 100), nixtest.NewPath("large", 4<<20)
 	u := nixtest.NewUpstream(t, cache(nix.None, p, large))
 	u.Set(nixtest.NarFile, nixtest.Fault{Rate: 1 << 20})
 	l := newLine()
-	b := open(t, doubting(l), u.URL())
+	b := open(t, cuttable(l), u.URL())
 	info := b.mustInfo(large)
 	come := b.coming(info)
 	close(l.cut) // the open connection goes on being read
@@ -214,15 +214,15 @@ func TestQueue(t *testing.T) {
 	info := b.mustInfo(large)
 	u.Set(nixtest.NarInfo, nixtest.Fault{Delay: time.Second})
 	come := b.coming(info)
-	if _, err := b.Info(t.Context(), p.Hash()); err != nil || !b.Crowded() {
-		t.Errorf("full line: %v, crowded: %v", err, b.Crowded())
+	if _, err := b.Info(t.Context(), p.Hash()); err != nil || !b.Saturated() {
+		t.Errorf("full line: %v, crowded: %v", err, b.Saturated())
 	}
 	if err := <-come; err != nil {
 		t.Error(err)
 	}
 	<-time.After(300 * time.Millisecond)
-	if _, err := b.Info(t.Context(), p.Hash()); err == nil || b.Crowded() {
-		t.Errorf("idle line: %v, crowded: %v", err, b.Crowded())
+	if _, err := b.Info(t.Context(), p.Hash()); err == nil || b.Saturated() {
+		t.Errorf("idle line: %v, crowded: %v", err, b.Saturated())
 	}
 }
 
@@ -245,12 +245,12 @@ func TestQueuedNAR(t *testing.T) {
 		if full {
 			come = b.coming(other)
 		}
-		claim, err := b.NAR(t.Context(), info, nix.Raw, 0)
+		nar, err := b.NAR(t.Context(), info, nix.Raw, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := io.ReadAll(claim.Body)
-		_ = claim.Body.Close()
+		got, err := io.ReadAll(nar.Body)
+		_ = nar.Body.Close()
 		if whole := err == nil && bytes.Equal(got, p.NAR); whole != full {
 			t.Errorf("full line: %v, %d of %d bytes, %v", full, len(got), len(p.NAR), err)
 		}
@@ -267,7 +267,7 @@ func TestQueuedNAR(t *testing.T) {
 func TestSecondQuestion(t *testing.T) {
 	p := nixtest.NewPath("hello", 100)
 	u := nixtest.NewUpstream(t, cache(nix.None, p))
-	b := open(t, func(c *Config) { c.times.late = 200 * time.Millisecond }, u.URL())
+	b := open(t, func(c *Config) { c.timeouts.late = 200 * time.Millisecond }, u.URL())
 	b.mustInfo(p)
 	if n := u.Requests(nixtest.NarInfo); n != 1 {
 		t.Errorf("asked %d times", n)
@@ -293,12 +293,12 @@ func TestQueuedNARElsewhere(t *testing.T) {
 	u.Set(nixtest.NarFile, nixtest.Fault{Only: hello, Do: nixtest.Hang, At: piece}, nixtest.Fault{Rate: 1 << 20})
 	b := open(t, hasty, u.URL(), other.URL())
 	come := b.coming(b.mustInfo(large))
-	claim, err := b.NAR(t.Context(), b.mustInfo(p), nix.Raw, 0)
+	nar, err := b.NAR(t.Context(), b.mustInfo(p), nix.Raw, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := io.ReadAll(claim.Body)
-	_ = claim.Body.Close()
+	got, err := io.ReadAll(nar.Body)
+	_ = nar.Body.Close()
 	if err != nil || !bytes.Equal(got, p.NAR) {
 		t.Errorf("%d of %d bytes, %v", len(got), len(p.NAR), err)
 	}
@@ -318,7 +318,7 @@ func TestSlowIsAskedOnce(t *testing.T) {
 	}
 	u := nixtest.NewUpstream(t, cache(nix.None, paths...))
 	u.Set(nixtest.NarInfo, nixtest.Fault{Delay: 250 * time.Millisecond})
-	b := open(t, func(c *Config) { c.times.late = 200 * time.Millisecond }, u.URL())
+	b := open(t, func(c *Config) { c.timeouts.late = 200 * time.Millisecond }, u.URL())
 	for _, p := range paths[:10] {
 		b.mustInfo(p)
 	}

@@ -7,9 +7,10 @@ import (
 	"io/fs"
 	"net/http"
 	"os"
-	"strconv"
 	"strings"
 	"syscall"
+
+	"github.com/nixp2p/nixp2p/internal/httprange"
 )
 
 // directory is a cache that lies in a directory, as "nix copy --to file://..." makes it. It
@@ -57,16 +58,15 @@ func (d directory) RoundTrip(req *http.Request) (*http.Response, error) {
 
 func serve(req *http.Request, resp *http.Response, file *os.File, size int64) (*http.Response, error) {
 	resp.StatusCode, resp.ContentLength = http.StatusOK, size
-	var from int64
-	if text := strings.TrimSuffix(strings.TrimPrefix(req.Header.Get("Range"), "bytes="), "-"); text != "" {
-		var err error
-		if from, err = strconv.ParseInt(text, 10, 64); err != nil || from >= size {
-			_ = file.Close()
-			resp.StatusCode, resp.ContentLength = http.StatusRequestedRangeNotSatisfiable, 0
-			return resp, nil
-		}
+	from, err := httprange.ParseFrom(req.Header.Get("Range"))
+	switch {
+	case err != nil || from > 0 && from >= size:
+		_ = file.Close()
+		resp.StatusCode, resp.ContentLength = http.StatusRequestedRangeNotSatisfiable, 0
+		return resp, nil
+	case from > 0:
 		resp.StatusCode, resp.ContentLength = http.StatusPartialContent, size-from
-		resp.Header.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", from, size-1, size))
+		resp.Header.Set("Content-Range", httprange.ContentRange(from, size-from, size))
 	}
 	if _, err := file.Seek(from, io.SeekStart); err != nil {
 		_ = file.Close()

@@ -1,0 +1,209 @@
+package upstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"net/http"
+	"time"
+
+	"github.com/nixp2p/nixp2p/internal/hedge"
+	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/source"
+	"github.com/nixp2p/nixp2p/verify"
+)
+
+// infoTries is how often one cache is asked for one narinfo: a second time when it failed or is
+// late, and twice more while the line is saturated.
+const infoTries = 4
+
+// Info returns the narinfo that the caches have for h. Its errors: absent if every cache said
+// that it has none; invalid if none has it and the answer of one was; unavailable if one could
+// not say.
+func (u *Upstreams) Info(ctx context.Context, h nix.StoreHash) (*verify.Info, error) {
+	info, err := u.askAll(ctx, h, newBudget(MaxInfoRequests))
+	if err != nil {
+		return nil, fmt.Errorf("upstream: get narinfo %s: %w", h, err)
+	}
+	return info, nil
+}
+
+// askAll asks the caches in their order, the next one when those before have taken longer than
+// they mostly do or have failed. It returns when all requests have ended.
+func (u *Upstreams) askAll(ctx context.Context, h nix.StoreHash, b *budget) (*verify.Info, error) {
+	may, left := u.order()
+	var v verdict
+	if left != nil {
+		v.add(left)
+	}
+	if len(may) == 0 {
+		return nil, v.err()
+	}
+	next := 0
+	after := func() time.Duration {
+		m := may[min(next, len(may)-1)]
+		next++
+		if m.fails() {
+			return 0
+		}
+		return m.slow.After()
+	}
+	note := func(err error) bool { v.add(err); return false }
+	r, release, wait := hedge.Do(ctx, len(may), len(may), after,
+		func(ctx context.Context, i int) (*verify.Info, error) { return u.ask(ctx, may[i], h, b) },
+		note, func(*verify.Info) {})
+	release()
+	wait()
+	switch {
+	case r.Err == nil:
+		return r.Value, nil
+	case r.Index < 0: // ctx ended
+		v.add(r.Err)
+	}
+	return nil, v.err()
+}
+
+// ask gets the narinfo for h from one cache. A request that is much later than usual, or lost, is
+// repeated over a new connection: one that lost packets waits longer after each, and one that
+// was cut silently never ends. While the line is saturated it goes on as long as ctx: what others
+// are sent shows that the answer is on its way, and to say that there is none would break a build.
+func (u *Upstreams) ask(ctx context.Context, m *mirror, h nix.StoreHash, b *budget) (*verify.Info, error) {
+	if err := m.limiter.acquire(ctx); err != nil {
+		return nil, fmt.Errorf("%s: %w", m.name, err)
+	}
+	began := time.Now()
+	var last error
+	failures := 0
+	stop := func(err error) bool {
+		if ctx.Err() == nil {
+			last = err
+		}
+		failures++
+		again := failures == 1 && mayPass(err) || timedOut(err) && m.saturated()
+		return !again || m.fails() || m.isDown()
+	}
+	r, release, wait := hedge.Do(ctx, infoTries, 2, m.late.After,
+		func(ctx context.Context, i int) (*verify.Info, error) { return u.try(ctx, m, h, i, b) },
+		stop, func(*verify.Info) {})
+	release()
+	wait()
+	if r.Index < 0 && last != nil {
+		r.Err = last // the deadline says less than what came before it
+	}
+	answered := r.Err == nil || source.Absent(r.Err) || source.Invalid(r.Err) != nil
+	m.limiter.release(time.Since(began), answered)
+	if r.Err != nil {
+		return nil, fmt.Errorf("%s: %w", m.name, r.Err)
+	}
+	return r.Value, nil
+}
+
+// try requests a narinfo once, for the i-th time.
+func (u *Upstreams) try(ctx context.Context, m *mirror, h nix.StoreHash, i int, b *budget) (*verify.Info, error) {
+	if i >= 2 && !m.saturated() {
+		<-ctx.Done() // the second request is the last
+		return nil, ctx.Err()
+	}
+	if i > 0 && !pause(ctx, u.timeouts.retry) {
+		return nil, ctx.Err()
+	}
+	began := time.Now()
+	r, err := u.send(ctx, m, request{
+		kind: kindNarInfo, about: h, at: m.narInfoAt(h), within: u.timeouts.headers,
+		patient: i >= 2, fresh: i == 1, budget: b,
+	})
+	if err != nil {
+		// Without those the slow answers would be missing, and every cache would look fast.
+		if d := time.Since(began); d > m.latency.get() {
+			m.observe(d)
+		}
+		return nil, err
+	}
+	defer r.body.finish()
+	switch r.status {
+	case http.StatusOK:
+	case http.StatusNotFound, http.StatusGone, http.StatusForbidden:
+		m.observe(time.Since(began))
+		m.latency.add(time.Since(began))
+		return nil, fs.ErrNotExist
+	default:
+		return nil, u.refused(m, r)
+	}
+	text, err := u.readAll(ctx, m, r, nix.MaxNarInfo)
+	if err != nil {
+		return nil, fmt.Errorf("read narinfo: %w", err)
+	}
+	m.observe(time.Since(began))
+	m.latency.add(time.Since(began))
+	info, err := u.keys.Open(text, h)
+	if err != nil {
+		u.noteInvalid(m, h, err)
+		return nil, err
+	}
+	u.found.add(m, info)
+	return info, nil
+}
+
+// observe notes how long a narinfo took.
+func (m *mirror) observe(d time.Duration) {
+	m.slow.Observe(d)
+	m.late.Observe(2 * d)
+}
+
+// pause waits for between half and one and a half of d; false if ctx ended first.
+func pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d/2 + rand.N(d))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// noteInvalid counts a wrong narinfo.
+func (u *Upstreams) noteInvalid(m *mirror, h nix.StoreHash, err error) {
+	invalid := source.Invalid(err)
+	if invalid == nil {
+		return
+	}
+	u.metrics.VerifyFailures.WithLabelValues(source.Upstream.String(), string(invalid.Reason)).Inc()
+	if u.logOnce(m, "invalid") {
+		u.log.Warn("wrong narinfo from upstream", "upstream", m.name, "store_hash", h.String(), "err", err)
+		u.event(m, source.WrongInfo, fmt.Errorf("sent a wrong narinfo, which was refused: %w", err))
+	} else {
+		u.log.Debug("wrong narinfo from upstream", "upstream", m.name, "store_hash", h.String(), "err", err)
+	}
+}
+
+// verdict sums up what several caches said: that one could not say outweighs that the answer of
+// one was invalid, and that outweighs that the others have none.
+type verdict struct {
+	unavailable, invalid, absent error
+}
+
+func (v *verdict) add(err error) {
+	switch {
+	case source.Invalid(err) != nil:
+		v.invalid = err
+	case errors.Is(err, fs.ErrNotExist):
+		v.absent = err
+	default:
+		v.unavailable = err
+	}
+}
+
+func (v *verdict) err() error {
+	switch {
+	case v.unavailable != nil:
+		return v.unavailable
+	case v.invalid != nil:
+		return v.invalid
+	case v.absent != nil:
+		return v.absent
+	}
+	return errNone
+}

@@ -1,0 +1,181 @@
+package upstream
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"os"
+	"time"
+
+	"github.com/nixp2p/nixp2p/internal/hedge"
+)
+
+// network is the way to all caches: proxies, names, connections, certificates.
+type network struct {
+	pooled *http.Transport
+	// fresh opens a connection for each request: what is open may be dead, or wait for what
+	// was lost.
+	fresh    *http.Transport
+	names    *names // nil: dial resolves names
+	dial     func(ctx context.Context, network, addr string) (net.Conn, error)
+	proxy    func(*url.URL) (*url.URL, error)
+	timeouts *timeouts
+}
+
+func newNetwork(cfg *Config, t *timeouts, log *slog.Logger) *network {
+	n := &network{dial: cfg.dialer, timeouts: t, proxy: proxies(cfg.Getenv)}
+	if n.dial == nil || cfg.resolve != nil {
+		n.names = newNames(t.lookup, cfg.resolve)
+	}
+	if n.dial == nil {
+		n.dial = (&net.Dialer{KeepAliveConfig: net.KeepAliveConfig{
+			Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3,
+		}}).DialContext
+	}
+	roots := cfg.RootCAs
+	if roots == nil {
+		roots = authorities(cfg, log)
+	}
+	n.pooled = &http.Transport{
+		Proxy: func(r *http.Request) (*url.URL, error) {
+			via, err := n.proxy(r.URL)
+			if isSOCKS4(via) {
+				return nil, err // connect speaks with it
+			}
+			return via, err
+		},
+		DialContext:         n.connect,
+		TLSClientConfig:     &tls.Config{RootCAs: roots, ClientSessionCache: tls.NewLRUClientSessionCache(64)},
+		TLSHandshakeTimeout: t.tls,
+		ForceAttemptHTTP2:   true,
+		// A dead HTTP/2 connection would otherwise take all requests with it.
+		HTTP2:               &http.HTTP2Config{SendPingTimeout: 5 * time.Second, PingTimeout: 5 * time.Second},
+		DisableCompression:  true, // a file must come as it is
+		MaxIdleConns:        256,
+		MaxIdleConnsPerHost: 64, // Nix has 25 requests on the way, and there may be several
+		IdleConnTimeout:     90 * time.Second,
+		ReadBufferSize:      64 << 10,
+	}
+	n.fresh = n.pooled.Clone()
+	n.fresh.DisableKeepAlives = true
+	n.fresh.MaxConnsPerHost = 8
+	return n
+}
+
+// close ends the lookups that run and closes what is idle.
+func (n *network) close() {
+	n.pooled.CloseIdleConnections()
+	if n.names != nil {
+		n.names.close()
+	}
+}
+
+// authorities reads the certificate authorities that Nix is told to use. nil: those of the
+// system.
+func authorities(cfg *Config, log *slog.Logger) *x509.CertPool {
+	for _, name := range []string{cfg.Getenv("NIX_SSL_CERT_FILE"), cfg.CAFile} {
+		if name == "" {
+			continue
+		}
+		text, err := os.ReadFile(name)
+		pool := x509.NewCertPool()
+		if err == nil && !pool.AppendCertsFromPEM(text) {
+			err = fmt.Errorf("%s: no certificate in it", name)
+		}
+		if err == nil {
+			return pool
+		}
+		log.Warn("certificate authorities cannot be read", "err", err)
+	}
+	return nil
+}
+
+// hop is one HTTP request: what is dialled for it is noted with its cache.
+type hop struct {
+	s     *shared
+	m     *mirror
+	own   bool // to the cache's own host
+	fresh bool
+	socks *url.URL // SOCKS4 proxy, nil for none
+	to    string   // host and port of the cache
+}
+
+type hopKey struct{}
+
+// connect opens a TCP connection: to the cache, or to its proxy. A request may have left
+// before its connection is refused, so the outcome is noted here.
+func (n *network) connect(ctx context.Context, network, addr string) (net.Conn, error) {
+	h, _ := ctx.Value(hopKey{}).(*hop)
+	var conn net.Conn
+	var err error
+	if h != nil && h.socks != nil {
+		conn, err = n.socks4(ctx, h.socks, addr)
+	} else {
+		conn, err = n.tcp(ctx, network, addr)
+	}
+	if h == nil || !h.own {
+		return conn, err
+	}
+	switch {
+	case err == nil:
+		h.m.connected()
+		if a, e := netip.ParseAddrPort(conn.RemoteAddr().String()); e == nil && addr == h.to && !public(a.Addr()) {
+			h.m.near.Store(true)
+		}
+	case errors.Is(err, context.Canceled):
+	case isTimeout(err) && h.fresh:
+		h.s.failed(h.m, failedReconnect, err)
+	case isTimeout(err):
+		h.s.failed(h.m, failedConnect, err)
+	case isUnreachable(err):
+		h.s.failed(h.m, failedUnreachable, err)
+	}
+	return conn, err
+}
+
+// tcp looks the host up and connects to the first of its addresses that answers. Each step has
+// its own timeout: a name server that is dead costs seconds, and is no reason to have none left
+// for the connection.
+func (n *network) tcp(ctx context.Context, network, addr string) (net.Conn, error) {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, err
+	}
+	targets := []string{addr}
+	if n.names != nil {
+		addrs, err := n.names.lookup(ctx, host)
+		if err != nil {
+			return nil, &net.OpError{Op: "dial", Net: network, Err: err}
+		}
+		targets = targets[:0]
+		for _, a := range addrs {
+			targets = append(targets, net.JoinHostPort(a.String(), port))
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, n.timeouts.connect)
+	defer cancel()
+	const stagger = 250 * time.Millisecond // RFC 8305, 5
+	r, release, wait := hedge.Do(ctx, len(targets), len(targets), func() time.Duration { return stagger },
+		func(ctx context.Context, i int) (net.Conn, error) { return n.dial(ctx, network, targets[i]) },
+		nil, func(c net.Conn) { _ = c.Close() })
+	release()
+	wait()
+	if r.Err != nil {
+		if n.names != nil {
+			n.names.forget(host) // it may have moved
+		}
+		var op *net.OpError
+		if !errors.As(r.Err, &op) {
+			r.Err = &net.OpError{Op: "dial", Net: network, Err: r.Err}
+		}
+		return nil, r.Err
+	}
+	return r.Value, nil
+}

@@ -1,0 +1,413 @@
+package upstream
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nixp2p/nixp2p/internal/compress"
+	"github.com/nixp2p/nixp2p/internal/httprange"
+	"github.com/nixp2p/nixp2p/internal/nix"
+)
+
+// maxRedirects is what Nix follows.
+const maxRedirects = 10
+
+// The kinds of requests, which are labels of a metric.
+const (
+	kindNarInfo   = "narinfo"
+	kindNAR       = "nar"
+	kindCacheInfo = "cache_info"
+)
+
+// codings are asked for where a body is short. Caches in object stores often have narinfos
+// encoded. NARs are not: what is encoded cannot be resumed.
+const codings = "gzip, zstd, br"
+
+// request is one GET, redirects included, and how long it may take.
+type request struct {
+	kind   string
+	about  nix.StoreHash // of which a narinfo is requested
+	at     *url.URL
+	from   int64         // first byte that is wanted; above 0 Range is sent
+	within time.Duration // from the connection to the headers
+	// patient: within begins again while the line is saturated.
+	patient bool
+	fresh   bool // over a new connection
+	budget  *budget
+}
+
+// budget counts the HTTP requests that each cache may still get for one question.
+type budget struct {
+	mu    sync.Mutex
+	most  int
+	spent map[*mirror]int
+}
+
+func newBudget(most int) *budget { return &budget{most: most, spent: map[*mirror]int{}} }
+
+var errBudget = errors.New("too many requests for one answer")
+
+func (b *budget) spend(m *mirror) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.spent[m] >= b.most {
+		return errBudget
+	}
+	b.spent[m]++
+	return nil
+}
+
+// reply is the answer to a request: its headers have come. The body must be closed.
+type reply struct {
+	status int
+	header http.Header
+	length int64 // of the body, -1 if not said
+	q      *request
+	body   *wire
+	own    bool // the cache itself answered, not a host that it led to
+}
+
+var (
+	errStalled   = errors.New("stalled")
+	errRedirects = errors.New("too many redirects")
+)
+
+// clock cancels a request whose headers do not come.
+type clock struct {
+	timer *time.Timer
+	sent  atomic.Int64 // when the connection was there, Unix nanoseconds; 0 before
+}
+
+// connected begins the wait for the headers.
+func (c *clock) connected(within time.Duration) {
+	c.sent.Store(time.Now().UnixNano())
+	c.timer.Reset(within)
+}
+
+// waited returns for how long the headers have been waited for.
+func (c *clock) waited() time.Duration {
+	if sent := c.sent.Load(); sent > 0 {
+		return time.Duration(time.Now().UnixNano() - sent)
+	}
+	return 0
+}
+
+// send sends a request and follows redirects. ctx governs the body too. An error is
+// ctx's own or a *failure, which is noted already.
+func (u *Upstreams) send(ctx context.Context, m *mirror, q request) (*reply, error) {
+	m.requests.Add(1)
+	own, cancel := context.WithCancelCause(ctx)
+	c := &clock{}
+	start := make(chan struct{})
+	c.timer = time.AfterFunc(u.beforeHeaders(m, &q), func() {
+		<-start
+		if q.patient && m.saturated() {
+			c.timer.Reset(q.within)
+			return
+		}
+		cancel(errStalled)
+	})
+	close(start)
+	end := func() {}
+	if q.kind != kindNAR {
+		end = m.onDown(cancel)
+	}
+	resp, err := u.follow(own, m, &q, c)
+	end()
+	c.timer.Stop()
+	if err == nil {
+		w := &wire{
+			rc: resp.Body, stall: u.timeouts.stall, bytes: u.metrics.UpstreamBytes, cancel: cancel,
+			cause: func() error { return context.Cause(own) },
+		}
+		r := &reply{resp.StatusCode, resp.Header, resp.ContentLength, &q, w, !m.foreign(q.at)}
+		if q.kind == kindNAR {
+			w.pace = &u.pace
+			u.pace.began(c.waited())
+			if r.own {
+				w.heard = &m.heardAt
+			}
+		}
+		// What is short is an answer when all of it is here: see heard.
+		if r.own && (q.kind == kindNAR || r.status != http.StatusOK) {
+			u.judge(m, q.kind, r.status)
+		}
+		return r, nil
+	}
+	cause := context.Cause(own)
+	cancel(context.Canceled)
+	u.metrics.UpstreamRequests.WithLabelValues(q.kind, "error").Inc()
+	return nil, u.unanswered(ctx, m, &q, c, cause, err)
+}
+
+// beforeHeaders bounds all steps up to the headers; each has a timeout of its own.
+func (u *Upstreams) beforeHeaders(m *mirror, q *request) time.Duration {
+	if m.files != nil {
+		return q.within
+	}
+	t := &u.timeouts
+	return t.lookup + 2*(t.connect+t.tls) + q.within // with a proxy, TLS may be twice
+}
+
+// unanswered notes what a request that got no answer says about the cache.
+func (u *Upstreams) unanswered(ctx context.Context, m *mirror, q *request, c *clock, cause, err error) error {
+	kind := classify(err)
+	switch {
+	case errors.Is(cause, errStalled), ctx.Err() != nil && c.waited() >= u.timeouts.stall:
+		// A caller that waited in vain for long enough knows something even if it was
+		// cancelled. The connection may have died unnoticed, as after a suspend: the next
+		// request gets another one.
+		kind, err = failedSilent, fmt.Errorf("no answer in %v: %w", q.within, errStalled)
+		u.network.pooled.CloseIdleConnections()
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case errors.Is(cause, errDown):
+		return &failure{failedDial, errDown}
+	}
+	if m.foreign(q.at) {
+		u.failed(m, failedOther, err)
+	} else {
+		if kind == failedSilent && q.kind == kindNarInfo {
+			m.noteSilent(q.about)
+		}
+		u.failed(m, kind, err)
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return &failure{kind, err}
+}
+
+// judge notes what a status says about health.
+func (u *Upstreams) judge(m *mirror, kind string, status int) {
+	if status >= http.StatusInternalServerError {
+		u.failed(m, failedStatus, statusError(status))
+		return
+	}
+	u.answered(m, kind)
+}
+
+// follow sends the request on as redirects say, never to a lesser scheme, and leaves in q.at
+// where it got.
+func (u *Upstreams) follow(ctx context.Context, m *mirror, q *request, c *clock) (*http.Response, error) {
+	for range maxRedirects + 1 {
+		resp, err := u.once(ctx, m, q, c)
+		if err != nil {
+			return nil, err
+		}
+		u.metrics.UpstreamRequests.WithLabelValues(q.kind, strconv.Itoa(resp.StatusCode)).Inc()
+		switch resp.StatusCode {
+		case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther, http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
+		default:
+			return resp, nil
+		}
+		if !m.foreign(q.at) {
+			u.answered(m, q.kind)
+		}
+		n, _ := io.CopyN(io.Discard, resp.Body, 2<<10) // so that the connection can be used again
+		u.metrics.UpstreamBytes.Add(float64(n))
+		_ = resp.Body.Close()
+		location := resp.Header.Get("Location")
+		to, err := q.at.Parse(location)
+		if err != nil || location == "" {
+			return nil, fmt.Errorf("status %d leads nowhere", resp.StatusCode)
+		}
+		if err := permitted(q.at, to); err != nil {
+			return nil, fmt.Errorf("redirect: %w", err)
+		}
+		to.User, to.Fragment = nil, ""
+		q.at = to
+	}
+	return nil, errRedirects
+}
+
+// once sends one HTTP request. Credentials go to the host that they are for, wherever that
+// comes in the chain.
+func (u *Upstreams) once(ctx context.Context, m *mirror, q *request, c *clock) (*http.Response, error) {
+	if err := q.budget.spend(m); err != nil {
+		return nil, err
+	}
+	at := q.at
+	req := &http.Request{
+		Method: http.MethodGet, URL: at, Host: at.Host, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Header: http.Header{"User-Agent": {u.agent}, "Accept-Encoding": {"identity"}},
+	}
+	if q.kind != kindNAR {
+		req.Header.Set("Accept-Encoding", codings)
+	}
+	if m.mayBeNode(at) {
+		via := u.via
+		if before := nix.Via(ctx); before != "" {
+			via = before + ", " + via
+		}
+		req.Header.Set("Via", via)
+	}
+	if q.from > 0 {
+		req.Header.Set("Range", httprange.From(q.from))
+	}
+	if cred := u.credential(m, at); cred != nil {
+		req.SetBasicAuth(cred.login, cred.password)
+	}
+	if m.files != nil {
+		return m.files.RoundTrip(req.WithContext(ctx))
+	}
+	h := &hop{s: u.shared, m: m, own: !m.foreign(at), fresh: q.fresh, to: hostPort(at)}
+	if proxy, err := u.network.proxy(at); err == nil && isSOCKS4(proxy) {
+		h.socks = proxy
+	}
+	attempts := 0
+	ctx = httptrace.WithClientTrace(context.WithValue(ctx, hopKey{}, h), &httptrace.ClientTrace{
+		GotConn: func(httptrace.GotConnInfo) {
+			c.connected(q.within)
+			// The transport repeats a request by itself when a used connection breaks.
+			if attempts++; attempts > 1 && q.budget.spend(m) != nil {
+				c.timer.Reset(0)
+			}
+		},
+	})
+	via := u.network.pooled
+	if q.fresh {
+		via = u.network.fresh
+	}
+	return via.RoundTrip(req.WithContext(ctx))
+}
+
+// classify returns how a request's error bears on health.
+func classify(err error) failureKind {
+	var op *net.OpError
+	if errors.As(err, &op) && op.Op == "dial" {
+		return failedDial
+	}
+	var (
+		verification *tls.CertificateVerificationError
+		authority    x509.UnknownAuthorityError
+		record       tls.RecordHeaderError
+		alert        tls.AlertError
+	)
+	switch {
+	case errors.As(err, &verification), errors.As(err, &authority), errors.As(err, &record), errors.As(err, &alert), errors.Is(err, errNoDirectory):
+		return failedUnreachable
+	case strings.Contains(err.Error(), "TLS handshake timeout"): // net/http has no type for it
+		return failedConnect
+	}
+	return failedOther
+}
+
+// statusError is an answer that was none of those that are expected.
+type statusError int
+
+func (s statusError) Error() string {
+	return fmt.Sprintf("status %d %s", int(s), http.StatusText(int(s)))
+}
+
+// mayPass reports whether a request that failed like this is worth another one.
+func mayPass(err error) bool {
+	var status statusError
+	if errors.As(err, &status) {
+		return status >= http.StatusInternalServerError
+	}
+	var f *failure
+	return errors.As(err, &f) && (f.kind == failedOther || f.kind == failedSilent) &&
+		!errors.Is(err, errScheme) && !errors.Is(err, errRedirects) && !errors.Is(err, errBudget)
+}
+
+// timedOut reports whether a request failed because nothing came in time.
+func timedOut(err error) bool {
+	var f *failure
+	return errors.As(err, &f) && (f.kind == failedSilent || f.kind == failedDial && isTimeout(f.err))
+}
+
+// refused turns a status other than 200 and 206 into an error, and notes what it says: the
+// cache is busy, or wants credentials.
+func (u *Upstreams) refused(m *mirror, r *reply) error {
+	err := statusError(r.status)
+	switch after := r.header.Get("Retry-After"); {
+	case r.status == http.StatusTooManyRequests, r.status == http.StatusServiceUnavailable && after != "":
+		m.pause(u.retryAfter(after), err)
+		return fmt.Errorf("%w: %s", errBusy, err.Error())
+	case r.status == http.StatusUnauthorized, r.status == http.StatusProxyAuthRequired:
+		if u.logOnce(m, "credentials") {
+			u.log.Warn("upstream wants other credentials", "upstream", m.name, "err", err)
+		}
+	}
+	return err
+}
+
+// retryAfter reads seconds or a date (RFC 9110, 10.2.3), within bounds.
+func (s *shared) retryAfter(text string) time.Duration {
+	d := s.timeouts.busy
+	if n, err := strconv.ParseUint(text, 10, 31); err == nil {
+		d = time.Duration(n) * time.Second
+	} else if at, err := http.ParseTime(text); err == nil {
+		d = max(time.Until(at), 0)
+	}
+	return min(d, s.timeouts.busyMost)
+}
+
+var errEncoding = errors.New("content coding that was not asked for")
+
+// content returns the body with its content coding undone: one of those that were asked for.
+// Closing it leaves the wire open.
+func (r *reply) content() (io.ReadCloser, error) {
+	coding := strings.ToLower(r.header.Get("Content-Encoding"))
+	known := map[string]nix.Compression{"gzip": nix.Gzip, "x-gzip": nix.Gzip, "zstd": nix.Zstd, "br": nix.Brotli}
+	c, ok := known[coding]
+	switch {
+	case coding == "" || coding == "identity":
+		return io.NopCloser(r.body), nil
+	case !ok || r.q.kind == kindNAR:
+		return nil, fmt.Errorf("%w: %q", errEncoding, coding)
+	}
+	return compress.NewStreamReader(c, r.body)
+}
+
+// readAll reads a short body to its end and returns at most most+1 bytes, which shows that
+// there are too many. Headers alone would make a cache look healthy that sends nothing else, so
+// only now the answer counts.
+func (u *Upstreams) readAll(ctx context.Context, m *mirror, r *reply, most int64) ([]byte, error) {
+	text, err := r.text(most)
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return nil, ctx.Err()
+	case errors.Is(err, errStalled):
+		if r.own {
+			if r.q.kind == kindNarInfo {
+				m.noteSilent(r.q.about)
+			}
+			u.failed(m, failedSilent, err)
+		}
+		return nil, &failure{failedSilent, err}
+	case r.own:
+		u.answered(m, r.q.kind)
+	}
+	if err != nil {
+		return nil, &failure{failedOther, err}
+	}
+	return text, nil
+}
+
+func (r *reply) text(most int64) ([]byte, error) {
+	src, err := r.content()
+	if err != nil {
+		return nil, err
+	}
+	defer src.Close()
+	text, err := io.ReadAll(io.LimitReader(src, most+1))
+	if err != nil && len(text) <= int(most) {
+		return nil, err
+	}
+	return text, nil
+}

@@ -1,0 +1,93 @@
+package upstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/nixp2p/nixp2p/internal/nix"
+)
+
+// watch is the part of Run that belongs to one cache.
+func (u *Upstreams) watch(ctx context.Context, m *mirror) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	var due time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+		}
+		now := time.Now()
+		if question, ok := m.question(); ok {
+			_, err := u.probeWith(ctx, m, request{kind: kindNarInfo, about: question, at: m.narInfoAt(question)}, nix.MaxNarInfo)
+			u.log.Debug("upstream probed with a narinfo", "upstream", m.name, "err", err)
+		} else if m.isOpen() || m.fails() || !now.Before(due) {
+			due = now.Add(u.timeouts.refresh)
+			if err := u.look(ctx, m); err != nil {
+				due = now.Add(u.timeouts.refresh / 60)
+				u.log.Debug("no nix-cache-info", "upstream", m.name, "err", err)
+			}
+		}
+		timer.Reset(u.timeouts.probe)
+	}
+}
+
+// probeWith sends a request that shows whether a cache is healthy again, and reads the answer.
+func (u *Upstreams) probeWith(ctx context.Context, m *mirror, q request, most int64) ([]byte, error) {
+	q.within, q.budget = u.timeouts.probing, newBudget(1+maxRedirects)
+	ctx, cancel := context.WithTimeout(ctx, u.beforeHeaders(m, &q)+u.timeouts.probing)
+	defer cancel()
+	began := time.Now()
+	r, err := u.send(ctx, m, q)
+	if err != nil {
+		return nil, err
+	}
+	defer r.body.finish()
+	if m.latency.get() == 0 {
+		m.latency.add(time.Since(began)) // nothing better is known
+	}
+	if r.status != http.StatusOK {
+		return nil, u.refused(m, r)
+	}
+	r.body.stall = min(r.body.stall, u.timeouts.probing)
+	return u.readAll(ctx, m, r, most)
+}
+
+var errStoreDir = errors.New("its store directory is another one")
+
+// look asks a cache what it says about itself, which is a probe too. A page without any of the
+// fields, such as that of a captive portal, says nothing.
+func (u *Upstreams) look(ctx context.Context, m *mirror) error {
+	text, err := u.probeWith(ctx, m, request{kind: kindCacheInfo, at: m.at("nix-cache-info")}, nix.MaxCacheInfo)
+	if err != nil {
+		return err
+	}
+	if len(text) > nix.MaxCacheInfo {
+		return fmt.Errorf("nix-cache-info of more than %d bytes", nix.MaxCacheInfo)
+	}
+	info, err := nix.ParseCacheInfo(text)
+	if err != nil {
+		return err
+	}
+	if info == (nix.CacheInfo{}) {
+		return errors.New("nix-cache-info says nothing")
+	}
+	c := &cacheInfo{priority: info.Priority}
+	if info.StoreDir != "" && info.StoreDir != nix.StoreDir {
+		c.wrong = fmt.Errorf("%w: %q", errStoreDir, info.StoreDir)
+	}
+	was := m.unfit() != nil
+	m.info.Store(c)
+	switch {
+	case c.wrong != nil && !was:
+		m.up.Set(0)
+		u.log.Error("upstream cannot be used", "upstream", m.name, "err", c.wrong)
+	case c.wrong == nil && was:
+		m.up.Set(1)
+	}
+	return nil
+}

@@ -16,8 +16,8 @@ import (
 	"github.com/nixp2p/nixp2p/p2p/machine"
 )
 
-// Peer is a connected peer. It is safe for concurrent use. It does not change its identity:
-// a peer that comes back is another Peer.
+// Peer is a connected peer. It is safe for concurrent use. One that was lost and comes back is
+// another Peer.
 type Peer struct {
 	ID      peer.ID
 	Key     string     // ID as text
@@ -27,14 +27,13 @@ type Peer struct {
 	Sent     metrics.Flow // NAR bytes on the wire
 	Received metrics.Flow
 
-	session   sessionState
-	usage     usage
-	activity  activity
-	inventory inventory.Remote
-	meter     balance.Meter
-	slow      backoff.Delay // not asked at all
-	late      backoff.Delay // not asked for narinfos
-	record    positives
+	session  sessionState
+	usage    usage
+	activity activity
+	told     told
+	meter    balance.Meter
+	pauses   pauses
+	record   positives
 
 	neighbours atomic.Pointer[[]Neighbour]
 	beat       *atomic.Int64 // how often a healthy peer is heard at least, of the peer table
@@ -60,9 +59,12 @@ const (
 func newPeer(id peer.ID, m machine.ID, end context.CancelFunc, beat *atomic.Int64) *Peer {
 	p := &Peer{
 		ID: id, Key: id.String(), Machine: m, Since: time.Now(), beat: beat,
-		slow: backoff.Delay{First: slowFirst, Most: slowMost},
-		late: backoff.Delay{First: slowFirst, Most: slowMost},
+		pauses: pauses{
+			slow: backoff.Delay{First: slowFirst, Most: slowMost},
+			late: backoff.Delay{First: slowFirst, Most: slowMost},
+		},
 	}
+	p.told.inventory.Store(new(inventory.Remote))
 	p.session.end, p.session.admitted = end, make(chan struct{})
 	p.activity.heard()
 	p.usage.last.Store(p.Since.UnixNano())
@@ -75,8 +77,7 @@ type sessionState struct {
 	admitted  chan struct{} // closed when the peer has proved that it belongs to the site
 	once      sync.Once
 	heardOver atomic.Int32 // sessions of the peer to this node
-	told      atomic.Bool  // the peer takes this node's inventory
-	ignore    atomic.Bool  // its inventory was dropped: changes mean nothing until the next one
+	takesOurs atomic.Bool  // the peer takes this node's inventory
 }
 
 func (s *sessionState) admit() { s.once.Do(func() { close(s.admitted) }) }
@@ -96,7 +97,7 @@ func (p *Peer) Admitted() bool {
 func (p *Peer) Member() bool { return p.session.heardOver.Load() > 0 }
 
 // Told reports whether the peer takes this node's inventory.
-func (p *Peer) Told() bool { return p.session.told.Load() }
+func (p *Peer) Told() bool { return p.session.takesOurs.Load() }
 
 // usage is when somebody last needed the connection to a peer.
 type usage struct {
@@ -179,32 +180,44 @@ func (p *Peer) SuspectAfter() time.Duration {
 func (p *Peer) Suspect() bool { return p.Member() && p.Silent() >= p.SuspectAfter() }
 
 // Usable reports whether an answer can be expected soon.
-func (p *Peer) Usable() bool { return p.slow.Ready() && !p.Suspect() }
+func (p *Peer) Usable() bool { return p.pauses.slow.Ready() && !p.Suspect() }
 
 // UsableForInfo reports whether a short question may be answered soon.
-func (p *Peer) UsableForInfo() bool { return p.late.Ready() && p.Usable() }
+func (p *Peer) UsableForInfo() bool { return p.pauses.late.Ready() && p.Usable() }
 
 // TimedOut notes that the peer did not answer in time. It is not blamed for that, but nobody
 // waits for it again at once.
-func (p *Peer) TimedOut() { p.slow.Fail() }
+func (p *Peer) TimedOut() { p.pauses.slow.Fail() }
 
 // SlowAnswer notes that the peer did not answer a short question in time. It may still be the
 // best source of a NAR: a busy machine's is nearer than the upstream's.
-func (p *Peer) SlowAnswer() { p.late.Fail() }
+func (p *Peer) SlowAnswer() { p.pauses.late.Fail() }
 
 // TooSlow notes that the peer sent next to nothing for a long time. All its other NARs would
 // take as long to find that out.
-func (p *Peer) TooSlow() { p.slow.Pause(slowMost) }
+func (p *Peer) TooSlow() { p.pauses.slow.Pause(slowMost) }
 
 // Answered notes that the peer answered within d.
 func (p *Peer) Answered(d time.Duration) {
 	p.meter.Answered(d)
-	p.slow.Succeed()
-	p.late.Succeed()
+	p.pauses.slow.Succeed()
+	p.pauses.late.Succeed()
 }
 
 // Meter returns what was measured of the peer.
 func (p *Peer) Meter() *balance.Meter { return &p.meter }
+
+// pauses are for how long a peer is not asked.
+type pauses struct {
+	slow backoff.Delay // for anything
+	late backoff.Delay // for narinfos
+}
+
+// told is what a peer has told of what it shares.
+type told struct {
+	inventory atomic.Pointer[inventory.Remote]
+	dropped   atomic.Bool // there was no room for it: changes mean nothing
+}
 
 // positives is how the positives of a peer's inventory turned out lately: a peer that says
 // yes to everything is not asked.
@@ -239,10 +252,16 @@ func (p *Peer) RecordPositive(held bool) {
 func (p *Peer) Muted() bool { return !p.record.muted.Ready() }
 
 // Has reports whether the peer's inventory says that it may share what k stands for.
-func (p *Peer) Has(k inventory.Key) bool { return p.inventory.Has(k) && !p.Muted() }
+func (p *Peer) Has(k inventory.Key) bool { return p.told.inventory.Load().Has(k) && !p.Muted() }
+
+// drop forgets the peer's inventory.
+func (p *Peer) drop() {
+	p.told.dropped.Store(true)
+	p.told.inventory.Store(new(inventory.Remote))
+}
 
 // Paths returns about how many paths the peer's inventory has.
-func (p *Peer) Paths() int { return p.inventory.Count() }
+func (p *Peer) Paths() int { return p.told.inventory.Load().Count() }
 
 // Neighbours returns the nodes that the peer said it is connected to.
 func (p *Peer) Neighbours() []Neighbour {

@@ -104,10 +104,20 @@ func ReadHead(r io.Reader, most Kind) (Kind, int, error) {
 
 // ReadBody reads the n bytes of a frame whose head was read.
 func ReadBody(r io.Reader, n int) ([]byte, error) {
+	return ReadBodyStepwise(r, n, func(int) error { return nil })
+}
+
+// ReadBodyStepwise is ReadBody for large frames: room is asked before each step whether the
+// body may take so many bytes.
+func ReadBodyStepwise(r io.Reader, n int, room func(bytes int) error) ([]byte, error) {
 	body := make([]byte, 0, min(n, readStep))
 	for len(body) < n {
 		at := len(body)
-		body = append(body, make([]byte, min(n-at, max(readStep, at)))...)
+		step := min(n-at, max(readStep, at))
+		if err := room(at + step); err != nil {
+			return nil, err
+		}
+		body = append(body, make([]byte, step)...)
 		if _, err := io.ReadFull(r, body[at:]); err != nil {
 			if errors.Is(err, io.EOF) {
 				err = io.ErrUnexpectedEOF

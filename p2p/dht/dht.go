@@ -1,6 +1,6 @@
 // Package dht announces large NARs to a Kademlia table that the nodes of a site hold
-// together, and finds who has one. It alone knows the library that does it. It proves
-// nothing: that somebody is named does not mean that he has it.
+// together, and finds which peers have one. Only this package uses the library for it.
+// A record proves nothing: the peer that it names may not have the NAR.
 package dht
 
 import (
@@ -20,6 +20,7 @@ import (
 	mh "github.com/multiformats/go-multihash"
 
 	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/p2p/machine"
 )
 
 const (
@@ -61,8 +62,10 @@ type Config struct {
 	// Host opens streams only to those who may be asked, and hands in only those of whom
 	// questions may come.
 	Host host.Host
-	// Wanted tells whether somebody may be there who does not learn otherwise what this node
-	// has. Nothing is announced before it has said so for five seconds. nil: there is always.
+	// Machine returns the machine that a peer is on. If nil, all are on one.
+	Machine func(peer.ID) machine.ID
+	// Wanted reports whether somebody may be there who does not learn otherwise what this node
+	// has. Nothing is announced before it has said so for five seconds. If nil, there always is.
 	Wanted func() bool
 	Log    *slog.Logger // nil discards
 }
@@ -92,7 +95,7 @@ func Open(cfg Config) (*DHT, error) {
 		kad.ProtocolPrefix(prefix),
 		kad.DisableValues(),
 		// The library's own store scans all records on each look-up.
-		kad.ProviderDatastore(newStore()),
+		kad.ProviderDatastore(newStore(cfg.Machine)),
 		kad.ProviderManagerOpts(records.ProvideValidity(validity), records.ProviderAddrTTL(validity), records.CleanupInterval(cleanup)),
 		kad.RoutingTableRefreshPeriod(refresh),
 		kad.RoutingTableRefreshQueryTimeout(refreshTime),
@@ -144,14 +147,14 @@ func (d *DHT) waitForOthers() {
 	}
 }
 
-// any tells whether there is something to announce.
+// any reports whether there is something to announce.
 func (d *DHT) any() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return len(d.announced) > 0
 }
 
-// begin gives the library all that is announced, and tells whether it has taken it.
+// begin gives the library all that is announced, and reports whether it has taken it.
 func (d *DHT) begin(ctx context.Context) (bool, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

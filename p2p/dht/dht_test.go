@@ -3,13 +3,16 @@ package dht
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/base32"
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"runtime"
 	"slices"
 	"testing"
 	"time"
+	"unique"
 
 	ds "github.com/ipfs/go-datastore"
 	dsq "github.com/ipfs/go-datastore/query"
@@ -23,6 +26,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/p2p/machine"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -91,7 +95,7 @@ func TestAnnounce(t *testing.T) {
 }
 
 func TestStore(t *testing.T) {
-	s, ctx := newStore(), t.Context()
+	s, ctx := newStore(nil), t.Context()
 	key := func(mh, peer string) ds.Key { return ds.RawKey("/providers/" + mh + "/" + peer) }
 	for _, k := range []ds.Key{key("A", "p"), key("A", "q"), key("B", "p")} {
 		if err := s.Put(ctx, k, []byte("1")); err != nil {
@@ -140,9 +144,45 @@ func TestStore(t *testing.T) {
 	}
 }
 
-// BenchmarkProviders1M has the library's own record keeper on a full store: a million records of
-// 256 peers, five for each NAR.
-func BenchmarkProviders1M(b *testing.B) {
+// TestStoreShares: identities cost nothing, so a flood by one machine does not keep records of
+// others out, nor those of another peer on the same machine.
+func TestStoreShares(t *testing.T) {
+	on := map[peer.ID]machine.ID{
+		"a": machine.Of(netip.MustParseAddr("10.0.0.1")), "b": machine.Of(netip.MustParseAddr("10.0.0.1")),
+		"c": machine.Of(netip.MustParseAddr("10.0.0.2")),
+	}
+	s := newStore(func(id peer.ID) machine.ID { return on[id] })
+	s.most = 100
+	put := func(id peer.ID, n int) (kept int) {
+		name := base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString([]byte(id))
+		for i := range n {
+			_ = s.Put(t.Context(), ds.RawKey(fmt.Sprintf("/providers/%d/%s", i, name)), []byte("1"))
+		}
+		if o := s.byPeer[unique.Make(name)]; o != nil {
+			kept = o.n
+		}
+		return kept
+	}
+	if n := put("a", 1000); n != 100 {
+		t.Errorf("alone: %d records", n)
+	}
+	if n := put("c", 60); n < 49 || n > 51 {
+		t.Errorf("another machine: %d records", n)
+	}
+	if n := put("b", 60); n < 24 || n > 26 {
+		t.Errorf("another peer of the first machine: %d records", n)
+	}
+	sum := 0
+	for _, n := range s.byMachine {
+		sum += n
+	}
+	if s.n > 100 || sum != s.n {
+		t.Errorf("%d records, %d by machine", s.n, sum)
+	}
+}
+
+// BenchmarkProviders256k has the library's own record keeper on a full store, of 256 peers, five for each NAR.
+func BenchmarkProviders256k(b *testing.B) {
 	var before, after runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&before)
@@ -151,7 +191,7 @@ func BenchmarkProviders1M(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer book.Close()
-	s := newStore()
+	s := newStore(nil)
 	m, err := records.NewProviderManager("self", book, s, records.ProvideValidity(validity))
 	if err != nil {
 		b.Fatal(err)

@@ -35,7 +35,7 @@ func dialDaemon(flags *config.Flags) (*daemonClient, error) {
 	return &daemonClient{cfg}, nil
 }
 
-// refusedError is an answer of the daemon that says no.
+// refusedError is an error that the daemon answered with.
 type refusedError struct {
 	status int
 	reason string
@@ -88,7 +88,7 @@ func (d *daemonClient) ask(ctx context.Context, method, path string, body []byte
 		return fmt.Errorf("the daemon at %s answers %s: %w", at, res.Status, &refusedError{res.StatusCode, refusal.Error})
 	}
 	if err := json.Unmarshal(text, v); err != nil {
-		return &hintError{fmt.Errorf("the answer of %s is not understood: %w", at, err), "is another program listening there?"}
+		return &hintError{fmt.Errorf("the answer of %s is not valid: %w", at, err), "is another program listening there?"}
 	}
 	return nil
 }
@@ -114,7 +114,7 @@ func parsePathArg(s string) (nix.StoreHash, error) {
 	}
 	h, err := nix.ParseStoreHash(base)
 	if err != nil {
-		return nix.StoreHash{}, &usageError{&hintError{fmt.Errorf("%q is no store path", s), "give a path such as " + nix.StoreDir + "/<hash>-<name>"}}
+		return nix.StoreHash{}, &usageError{&hintError{fmt.Errorf("%q is not a store path", s), "give a path such as " + nix.StoreDir + "/<hash>-<name>"}}
 	}
 	return h, nil
 }

@@ -22,36 +22,34 @@ import (
 
 // demoOptions are the flags of demo.
 type demoOptions struct {
-	asJSON, withoutNix, lie bool
-	size, uplink, lan       string
-	paths                   int
+	asJSON, lie       bool
+	size, uplink, lan string
+	paths             int
 }
 
 func demoCommand(u *ui) *cobra.Command {
 	var o demoOptions
 	c := &cobra.Command{
-		Use: "demo", Short: "show on this machine alone what nodes do for each other",
-		Long: `Makes up a signed package with all that it needs and an upstream cache behind a slow line,
-starts three nodes, and lets each fetch the package: with this machine's Nix if there is one,
-else with a client of its own that verifies the same. The first one gets it from the upstream,
-the second from the first, and while the third one fetches, the first is killed. Then it says
-where the bytes came from.
+		Use: "demo", Short: "show on this machine what nodes do for each other",
+		Long: `Makes up signed store paths and an upstream cache behind a slow line, starts three daemons,
+and fetches all paths through each of them, as Nix does. The first one gets them from the
+upstream, the second from the first, and while the third fetches, the first is killed. Then it
+shows where the bytes came from.
 
-All of it is on 127.0.0.1, on ports that are free, and in a temporary directory ($TMPDIR), which
-is removed at the end. This machine's Nix store, its configuration and a node that runs here
-are not touched.
+All of it is on 127.0.0.1, on free ports, and in a temporary directory ($TMPDIR) that is removed
+at the end. This machine's Nix store, its configuration and a node that runs here are not
+touched.
 
 The exit code is 0 only if every path arrived as it was signed, the second node needed nothing
-from the upstream, and the third one finished although the first was killed.`,
+from the upstream, and the third finished although the first was killed.`,
 	}
 	f := c.Flags()
-	f.StringVar(&o.uplink, "uplink", "50Mbit/s", "`RATE` at which the upstream sends: that of your own line, for one")
-	f.StringVar(&o.lan, "lan", "1Gbit/s", "`RATE` at which a node sends to others, at most")
-	f.StringVar(&o.size, "size", "80MB", "`SIZE` of the package with all that it needs")
-	f.BoolVar(&o.withoutNix, "without-nix", false, "fetch with the built-in client although there is Nix")
+	f.StringVar(&o.uplink, "uplink", "50Mbit/s", "`RATE` at which the upstream sends")
+	f.StringVar(&o.lan, "lan", "1Gbit/s", "highest `RATE` at which a node sends to others")
+	f.StringVar(&o.size, "size", "80MB", "`SIZE` of all paths together")
 	f.BoolVar(&o.asJSON, "json", false, "print JSON")
-	f.BoolVar(&o.lie, "lie", false, "let the upstream send wrong bytes, so that the demo fails")
-	f.IntVar(&o.paths, "paths", 80, "how many paths there are")
+	f.BoolVar(&o.lie, "lie", false, "the upstream sends wrong bytes, so the demo fails")
+	f.IntVar(&o.paths, "paths", 80, "number of paths")
 	for _, forTests := range []string{"lie", "paths"} {
 		_ = f.MarkHidden(forTests)
 	}
@@ -59,13 +57,13 @@ from the upstream, and the third one finished although the first was killed.`,
 	return c
 }
 
-// demoNodeCommand is what the demo starts: a node that does not outlive it.
+// demoNodeCommand is `serve` for the demo: it ends with the process that started it, even if
+// that is killed.
 func demoNodeCommand(u *ui) *cobra.Command {
 	c := &cobra.Command{Use: "demo-node", Short: "run the daemon until standard input ends", Hidden: true}
-	flags := config.Register(c.Flags())
+	flags := configFlags(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		go func() {
-			// Nobody is left to be served, nor to be told.
 			_, _ = io.Copy(io.Discard, os.Stdin)
 			os.Exit(exitFailed)
 		}()
@@ -79,7 +77,7 @@ func (o demoOptions) config() (cfg demo.Config, err error) {
 	if err != nil {
 		return cfg, err
 	}
-	cfg = demo.Config{Node: []string{self, "demo-node"}, WithoutNix: o.withoutNix, Lie: o.lie, Paths: o.paths}
+	cfg = demo.Config{Node: []string{self, "demo-node"}, Lie: o.lie, Paths: o.paths}
 	for _, x := range []struct {
 		flag, text string
 		parse      func(string) (int64, error)
@@ -90,7 +88,7 @@ func (o demoOptions) config() (cfg demo.Config, err error) {
 		{"lan", o.lan, config.ParseRate, &cfg.LAN},
 	} {
 		if *x.to, err = x.parse(x.text); err == nil && *x.to < 1e5 {
-			err = errors.New("too little to show anything: 100kB at least")
+			err = errors.New("the least is 100kB")
 		}
 		if err != nil {
 			return cfg, &usageError{fmt.Errorf("--%s %s: %w", x.flag, x.text, err)}
@@ -99,8 +97,8 @@ func (o demoOptions) config() (cfg demo.Config, err error) {
 	return cfg, nil
 }
 
-// ownPath returns where this program is. Without /proc, as in a bare chroot, the system does not
-// say, but how it was called does.
+// ownPath returns the path of this program. Without /proc, as in a bare chroot, it is found as
+// the shell found it.
 func ownPath() (string, error) {
 	self, err := os.Executable()
 	if err == nil {
@@ -117,10 +115,10 @@ func (u *ui) demo(ctx context.Context, o demoOptions) error {
 	if err != nil {
 		return err
 	}
-	// A terminal that is closed, and a pipe that nobody reads any more, end it in order, too.
+	// It also cleans up when the terminal is closed, or the reader of its output ends.
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGHUP)
 	defer stop()
-	pipe := make(chan os.Signal, 1) // then writing fails, instead of ending the process
+	pipe := make(chan os.Signal, 1) // without this, SIGPIPE ends the process
 	signal.Notify(pipe, syscall.SIGPIPE)
 	defer signal.Stop(pipe)
 	show := newDemoShow(u, stop)
@@ -140,44 +138,42 @@ func (u *ui) demo(ctx context.Context, o demoOptions) error {
 	return demoHint(err)
 }
 
-// demoHint says what to do about a demo that failed.
+// demoHint adds what to do about a demo that failed.
 func demoHint(err error) error {
 	switch {
 	case err == nil:
 		return nil
 	case errors.Is(err, context.Canceled):
-		return errors.New("interrupted; what was begun is ended and removed")
-	case errors.Is(err, demo.ErrNoRoom):
+		return errors.New("interrupted; everything it started is stopped and removed")
+	case errors.Is(err, demo.ErrNoSpace):
 		return &hintError{err, "name another directory, `TMPDIR=/var/tmp nixp2p demo`, or give a smaller --size"}
 	case errors.Is(err, demo.ErrLoopback):
-		return &hintError{err, "a sandbox or a firewall stands between them, or there is no interface `lo`: Nix could not reach a node here either"}
-	case errors.Is(err, demo.ErrNix):
-		return &hintError{err, "is that Nix itself? --without-nix shows the same with the built-in client"}
-	case errors.Is(err, demo.ErrNotNear):
-		return &hintError{err, "is this machine busy with something else? A node that gets no answer from another in a second goes to the upstream"}
+		return &hintError{err, "a sandbox or a firewall is between them, or there is no interface `lo`: Nix could not reach a node here either"}
+	case errors.Is(err, demo.ErrUpstream):
+		return &hintError{err, "is this machine busy? A node that gets nothing from another within a second asks the upstream"}
 	case errors.Is(err, fs.ErrPermission):
-		return &hintError{err, "name a directory that you may write to, `TMPDIR=/var/tmp nixp2p demo`"}
+		return &hintError{err, "name a directory that you can write to, `TMPDIR=/var/tmp nixp2p demo`"}
 	}
 	return err
 }
 
-// demoShow writes what happens: lines, and on a terminal one that changes.
+// demoShow prints the steps, and on a terminal one line that changes.
 type demoShow struct {
 	u        *ui
-	deaf     func() // called when nobody reads any more
+	unread   func() // called when the reader of the output has ended
 	began    time.Time
-	live     bool // both are terminals: what changes is shown
+	live     bool // both outputs are terminals: the line that changes is shown
 	coloured bool
 	drawn    bool
 	last     time.Time // when the line changed
 }
 
-func newDemoShow(u *ui, deaf func()) *demoShow {
+func newDemoShow(u *ui, unread func()) *demoShow {
 	terminal := onTerminal(u.out)
-	return &demoShow{u: u, deaf: deaf, began: time.Now(), live: terminal && onTerminal(u.err), coloured: terminal && os.Getenv("NO_COLOR") == ""}
+	return &demoShow{u: u, unread: unread, began: time.Now(), live: terminal && onTerminal(u.err), coloured: terminal && os.Getenv("NO_COLOR") == ""}
 }
 
-// onTerminal tells whether w is a terminal that can move its cursor.
+// onTerminal reports whether w is a terminal that can move its cursor.
 func onTerminal(w io.Writer) bool {
 	f, ok := w.(*os.File)
 	if !ok || os.Getenv("TERM") == "dumb" {
@@ -207,7 +203,7 @@ func (s *demoShow) tell(text string) {
 	at := fmt.Sprintf("%5.1f s", time.Since(s.began).Seconds())
 	for line := range strings.SplitSeq(text, "\n") {
 		if _, err := fmt.Fprintf(s.u.out, "%s  %s\n", s.in(sgrFaint, at), line); err != nil {
-			s.deaf()
+			s.unread()
 		}
 		at = strings.Repeat(" ", len(at))
 	}
@@ -222,7 +218,7 @@ func (s *demoShow) progress(p demo.Progress) {
 		p.Elapsed.Seconds(), demo.FormatMB(p.FromUpstream), demo.FormatMB(p.FromPeers))
 }
 
-// erase takes away the line that changes.
+// erase removes the line that changes.
 func (s *demoShow) erase() {
 	if s.drawn {
 		fmt.Fprint(s.u.err, "\r\x1b[K")
@@ -230,7 +226,7 @@ func (s *demoShow) erase() {
 	}
 }
 
-// table says where the bytes came from.
+// table shows where the bytes came from.
 func (s *demoShow) table(r demo.Result) {
 	u := s.u
 	u.printf("\n%s\n", s.in(sgrBold, fmt.Sprintf("%-4s %7s %15s %12s %8s", "node", "paths", "from upstream", "from peers", "time")))
@@ -251,13 +247,10 @@ func demoNote(r demo.Result, n demo.Node) (note string) {
 		note += "  (and " + demo.FormatMB(n.FromCache) + " from its cache)"
 	}
 	if n.FromPeers > 0 && n.Paths == r.Paths && n.FromUpstream+n.FromPeers+n.FromCache < r.NarBytes {
-		note += "  (part of it compressed)"
+		note += "  (partly sent as zstd files)"
 	}
 	if n.Name == "C" && r.KilledAfter > 0 {
 		note += "  A was killed after " + demo.FormatMB(r.KilledAfter)
-	}
-	if n.AskedAgain > 0 {
-		note += fmt.Sprintf("  (%d files asked for again)", n.AskedAgain)
 	}
 	return note
 }

@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"github.com/nixp2p/nixp2p/internal/demo"
-	"github.com/nixp2p/nixp2p/internal/nixtest/realnix"
 )
 
 // A package that is small and peers that are slow: there is time to kill one.
@@ -144,7 +143,7 @@ func demoOutput(t *testing.T, code int, args ...string) (text string, d *demoPro
 		text = d.until("")
 		_ = d.cmd.Wait()
 		d.leavesNothing()
-		if code == 0 && try < tries && strings.Contains(d.errs.String(), demo.ErrNotNear.Error()) {
+		if code == 0 && try < tries && strings.Contains(d.errs.String(), demo.ErrUpstream.Error()) {
 			t.Logf("try %d: %s", try, d.errs.String())
 			continue
 		}
@@ -179,23 +178,13 @@ func wantDemo(t *testing.T, r demo.Result) {
 
 func TestDemo(t *testing.T) {
 	t.Parallel()
-	r, _ := demoResult(t, 0, "--without-nix")
-	wantDemo(t, r)
-}
-
-func TestDemoNix(t *testing.T) {
-	t.Parallel()
-	nix := realnix.Find(t)
 	r, _ := demoResult(t, 0)
 	wantDemo(t, r)
-	if r.Client != "nix "+nix.Version {
-		t.Errorf("the client was %s", r.Client)
-	}
 }
 
 func TestDemoText(t *testing.T) {
 	t.Parallel()
-	text, d := demoOutput(t, 0, "--without-nix")
+	text, d := demoOutput(t, 0)
 	for _, want := range []string{"30 paths", "A fetches", "A is killed", "\nB     30/30 ", "The upstream sent ", "It worked."} {
 		if !strings.Contains(text, want) {
 			t.Errorf("no %q in:\n%s", want, text)
@@ -209,10 +198,10 @@ func TestDemoText(t *testing.T) {
 	}
 }
 
-// An upstream that lies is found out, and the reason is told.
+// Wrong bytes of the upstream make the demo fail, with the reason.
 func TestDemoLie(t *testing.T) {
 	t.Parallel()
-	r, d := demoResult(t, exitFailed, "--without-nix", "--lie")
+	r, d := demoResult(t, exitFailed, "--lie")
 	if r.OK || len(r.Nodes) != 1 || r.Nodes[0].Paths >= r.Paths {
 		t.Errorf("%+v", r)
 	}
@@ -226,7 +215,7 @@ func TestDemoLie(t *testing.T) {
 // slowDemo is on its way until somebody ends it.
 func slowDemo(t *testing.T, args ...string) *demoProcess {
 	t.Helper()
-	d := startDemo(t, append([]string{"--without-nix", "--size", "2MB", "--uplink", "1Mbit/s"}, args...)...)
+	d := startDemo(t, append([]string{"--size", "2MB", "--uplink", "1Mbit/s"}, args...)...)
 	d.until("A fetches")
 	return d
 }
@@ -250,7 +239,7 @@ func TestDemoInterrupted(t *testing.T) {
 // Nobody reads any more, as with `nixp2p demo | head -1`.
 func TestDemoUnread(t *testing.T) {
 	t.Parallel()
-	d := startDemo(t, append([]string{"--without-nix"}, smallDemo...)...)
+	d := startDemo(t, smallDemo...)
 	d.until("An upstream")
 	_ = d.pipe.Close()
 	d.ends(exitFailed)
@@ -276,7 +265,7 @@ func TestDemoKilled(t *testing.T) {
 	next := exec.Command(os.Args[0], "demo", "--size", "100TB")
 	next.Env = d.cmd.Env
 	said, err := next.CombinedOutput()
-	if err == nil || !strings.Contains(string(said), "no room in "+d.tmp) || !strings.Contains(string(said), "hint: name another directory") {
+	if err == nil || !strings.Contains(string(said), "not enough space in "+d.tmp) || !strings.Contains(string(said), "hint: name another directory") {
 		t.Errorf("%v: %s", err, said)
 	}
 	d.leavesNothing()

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 	"syscall"
 	"time"
@@ -15,15 +16,17 @@ import (
 )
 
 func gcCommand(u *ui) *cobra.Command {
-	var asJSON bool
+	var asJSON, verbose bool
 	var size string
 	c := &cobra.Command{
 		Use: "gc", Short: "list the NAR cache, or trim it with --max-size",
-		Long: `Lists what the NAR cache holds, what would go first at the top, with size and last use.
-With --max-size it is trimmed to that first; 0 empties it. Works with the daemon running or not.`,
+		Long: `Lists the files of the NAR cache with size and last use; those that would be removed first are
+at the top. With --max-size it removes files until the cache is no larger than that; 0 empties
+it. It works whether or not the daemon is running.`,
 	}
-	flags := config.Register(c.Flags())
+	flags := configFlags(c)
 	c.Flags().StringVar(&size, "max-size", "", "trim to `SIZE`, such as 5GiB")
+	c.Flags().BoolVarP(&verbose, "verbose", "v", false, "with --max-size, list each file")
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		limit := int64(-1)
@@ -40,13 +43,14 @@ With --max-size it is trimmed to that first; 0 empties it. Works with the daemon
 		if asJSON {
 			return u.json(report)
 		}
-		u.gc(report)
+		u.gc(report, verbose || limit < 0)
 		return nil
 	}
 	return c
 }
 
-// gc asks the daemon, which owns the directory while it runs, or does it itself.
+// gc asks the daemon, which owns the directory while it runs. Without one, it works on the
+// directory itself.
 func gc(c *cobra.Command, flags *config.Flags, limit int64) (narcache.Report, error) {
 	var report narcache.Report
 	d, err := dialDaemon(flags)
@@ -57,19 +61,28 @@ func gc(c *cobra.Command, flags *config.Flags, limit int64) (narcache.Report, er
 	if !errors.Is(err, syscall.ECONNREFUSED) {
 		return report, err
 	}
-	return narcache.GC(filepath.Join(d.cfg.CacheDir, cacheSubdir), limit, nil)
+	report, err = narcache.GC(filepath.Join(d.cfg.CacheDir, cacheSubdir), limit, nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = &hintError{fmt.Errorf("the daemon is not running, and there is no NAR cache in %s", d.cfg.CacheDir), startHint() + ", or name the directory with --cache-dir"}
+	}
+	return report, err
 }
 
 // gc prints a report for a person.
-func (u *ui) gc(r narcache.Report) {
+func (u *ui) gc(r narcache.Report, list bool) {
 	line := func(what string, i narcache.Item) {
 		u.printf("%-7s  %10s  %s  %-4s  %s\n", what, humanSize(i.Size), i.LastUse.Local().Format(time.DateTime), i.Form, i.NarHash)
 	}
-	for _, i := range r.Removed {
-		line("removed", i)
+	if list {
+		for _, i := range r.Removed {
+			line("removed", i)
+		}
+		for _, i := range r.Kept {
+			line("", i)
+		}
 	}
-	for _, i := range r.Kept {
-		line("", i)
+	if len(r.Removed) > 0 {
+		u.printf("removed %s, %s\n", count(len(r.Removed), "file"), humanSize(r.BytesBefore-r.BytesAfter))
 	}
-	u.printf("%d files, %s\n", len(r.Kept), humanSize(r.BytesAfter))
+	u.printf("%s, %s\n", count(len(r.Kept), "file"), humanSize(r.BytesAfter))
 }

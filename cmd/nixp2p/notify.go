@@ -14,8 +14,8 @@ import (
 // notify tells systemd a state; without systemd it does nothing.
 func notify(state string) { _, _ = daemon.SdNotify(false, state) }
 
-// feedWatchdog tells systemd that this process is well as long as a real request through the
-// front is answered. It returns when ctx ends, at once where there is no watchdog.
+// feedWatchdog tells systemd that this process is healthy as long as it answers real requests. It
+// returns when ctx ends, or at once without a watchdog.
 func feedWatchdog(ctx context.Context, front net.Listener) error {
 	every, err := daemon.SdWatchdogEnabled(false)
 	if err != nil {

@@ -27,7 +27,7 @@ func peersCommand(u *ui) *cobra.Command {
 			u.printf("no peers\n")
 			return nil
 		}
-		for _, line := range u.paper().peers(peers) {
+		for _, line := range u.terminal().peers(peers) {
 			u.printf("%s\n", line)
 		}
 		return nil
@@ -36,11 +36,11 @@ func peersCommand(u *ui) *cobra.Command {
 }
 
 // peers lists them; rates are those of the last seconds.
-func (p paper) peers(peers []admin.Peer) []string {
+func (p terminal) peers(peers []admin.Peer) []string {
 	columns := []column{
 		{head: "PEER"}, {head: "FOUND BY", drop: 3}, {head: "RTT", right: true, drop: 1}, {head: "PATHS", right: true, drop: 2},
 		{head: "SENT", right: true}, {head: "NOW", right: true, drop: 4}, {head: "RECEIVED", right: true}, {head: "NOW", right: true, drop: 4},
-		{head: "STANDING", bend: true}, {head: "ADDRESSES", drop: 5},
+		{head: "STANDING", shrink: true}, {head: "ADDRESSES", drop: 5},
 	}
 	var rows [][]cell
 	for _, x := range peers {
@@ -64,7 +64,7 @@ func standing(s string) cell {
 	return cell{clean(s), yellow}
 }
 
-// rate writes bytes a second; nothing is no number.
+// rate writes bytes a second.
 func rate(n int64) string {
 	if n <= 0 {
 		return "–"
@@ -72,7 +72,7 @@ func rate(n int64) string {
 	return humanSize(n) + "/s"
 }
 
-// shortID is the end of a peer ID: all begin alike.
+// shortID is the end of a peer ID: all begin with the same letters.
 func shortID(id string) string {
 	r := []rune(id)
 	return "…" + string(r[max(len(r)-15, 0):])

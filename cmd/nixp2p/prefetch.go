@@ -32,15 +32,15 @@ func prefetchCommand(u *ui) *cobra.Command {
 	var from string
 	c := &cobra.Command{
 		Use:   "prefetch STORE-PATH…",
-		Short: "bring the closures of paths into the NAR cache",
-		Long: `Asks the running daemon to fetch the closures of the given paths, as far as this machine
-does not have them. It can be broken off at any time: what was fetched stays, and the next
-run goes on from there.`,
+		Short: "fetch the closures of paths into the NAR cache",
+		Long: `Asks the running daemon to fetch those paths of the given closures that this machine does not
+have. It can be interrupted at any time: what was fetched stays, and the next run continues from
+there.`,
 		Args: cobra.ArbitraryArgs,
 	}
 	flags := config.RegisterClient(c.Flags())
 	c.Flags().StringVar(&from, "from-file", "", "read paths from `FILE`, one a line; .xz is decoded, - is standard input")
-	c.Flags().BoolVar(&dry, "dry-run", false, "say how much would be fetched")
+	c.Flags().BoolVar(&dry, "dry-run", false, "show how much would be fetched")
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		roots, err := pathArgs(args, from)
@@ -187,8 +187,8 @@ func (p *prefetch) add(hashes []nix.StoreHash) {
 	}
 }
 
-// one fetches a path. An error ends the run: the daemon is gone. What only this path lacks is
-// counted.
+// one fetches a path. It returns an error only if the daemon is gone; what concerns this path
+// alone is counted.
 func (p *prefetch) one(ctx context.Context, h nix.StoreHash) error {
 	var a admin.Prefetched
 	err := p.d.post(ctx, "/api/v1/prefetch", admin.PrefetchRequest{StoreHash: h.String(), DryRun: p.dry}, &a)
@@ -235,7 +235,7 @@ func (u *ui) prefetched(s prefetchSum, dry bool) {
 	if dry {
 		verb = "to fetch"
 	}
-	u.printf("%d paths (%s of NARs): %d at hand, %d %s (%s)", s.Paths, humanSize(s.NarBytes), s.AtHand, s.Fetched, verb, humanSize(s.FetchBytes))
+	u.printf("%s (%s of NARs): %d already here, %d %s (%s)", count(s.Paths, "path"), humanSize(s.NarBytes), s.AtHand, s.Fetched, verb, humanSize(s.FetchBytes))
 	if s.Missing > 0 {
 		u.printf(", %d that no source has", s.Missing)
 	}
@@ -248,7 +248,7 @@ func (u *ui) prefetched(s prefetchSum, dry bool) {
 	}
 }
 
-// bar shows progress: one line that changes on a terminal, a line every few seconds elsewhere.
+// bar shows progress: one line that changes on a terminal, else a line every few seconds.
 type bar struct {
 	ui       *ui
 	quiet    bool
@@ -258,13 +258,7 @@ type bar struct {
 }
 
 func newBar(u *ui, quiet bool) *bar {
-	f, ok := u.err.(*os.File)
-	terminal := false
-	if ok {
-		info, err := f.Stat()
-		terminal = err == nil && info.Mode()&fs.ModeCharDevice != 0 && os.Getenv("TERM") != "dumb"
-	}
-	return &bar{ui: u, quiet: quiet, terminal: terminal, last: time.Now()}
+	return &bar{ui: u, quiet: quiet, terminal: onTerminal(u.err), last: time.Now()}
 }
 
 const (

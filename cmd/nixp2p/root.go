@@ -1,66 +1,164 @@
 package main
 
 import (
+	"errors"
+	"fmt"
+	"os"
 	"runtime"
 	"runtime/debug"
+	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/cobra/doc"
+	"github.com/spf13/pflag"
 
 	"github.com/nixp2p/nixp2p/internal/config"
-	"github.com/nixp2p/nixp2p/internal/manual"
 )
 
 func newRoot(u *ui) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "nixp2p",
-		Short: "a binary cache on every machine, fed by the machines around it",
-		Long: `nixp2p answers Nix on http://127.0.0.1:7654: from this machine's own store, from peers on
-the same site, or from the upstream caches, in that order. It hands out nothing that a
-trusted key has not signed.`,
+		Short: "peer-to-peer binary cache for Nix",
+		Long: `nixp2p is a binary cache for Nix that runs on every machine and shares with its neighbours.
+It answers on http://127.0.0.1:7654: from this machine's own store, from peers on the same
+site, or from the upstream caches, in this order. It serves nothing that a trusted key has not
+signed.`,
 		SilenceUsage: true, SilenceErrors: true,
-		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: false},
 	}
 	root.SetOut(u.out)
 	root.SetErr(u.err)
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return &usageError{&hintError{err, "`" + c.CommandPath() + " --help` lists the flags"}}
 	})
-	root.AddCommand(serveCommand(u), statusCommand(u), whyCommand(u), peersCommand(u), setupCommand(u), doctorCommand(u), prefetchCommand(u), gcCommand(u), swarmKeyCommand(u), demoCommand(u), demoNodeCommand(u), configCommand(u), versionCommand(u), manCommand(u))
-	for _, c := range root.Commands() {
-		wrapArgs(c)
-	}
+	root.AddCommand(serveCommand(u), statusCommand(u), whyCommand(u), peersCommand(u), setupCommand(u), doctorCommand(u),
+		prefetchCommand(u), gcCommand(u), swarmKeyCommand(u), demoCommand(u), demoNodeCommand(u), configCommand(u),
+		versionCommand(u), manCommand(u))
+	root.InitDefaultCompletionCmd()
+	root.InitDefaultHelpCmd()
+	checkArgs(root)
 	return root
 }
 
-// wrapArgs makes wrong arguments wrong usage, for the exit code.
-func wrapArgs(c *cobra.Command) {
-	check := c.Args
-	if check == nil {
-		check = cobra.NoArgs
-	}
-	if !c.HasSubCommands() {
+// checkArgs makes wrong arguments of all commands a usage error. Cobra prints the help of a
+// command that only has subcommands, and succeeds.
+func checkArgs(c *cobra.Command) {
+	switch check := c.Args; {
+	case c.Name() == "help":
 		c.Args = func(c *cobra.Command, args []string) error {
-			if err := check(c, args); err != nil {
-				return &usageError{&hintError{err, "`" + c.CommandPath() + " --help` says what it takes"}}
+			if found, _, err := c.Root().Find(args); err != nil || found == c.Root() && len(args) > 0 {
+				return unknownCommand(c.Root(), args[0])
 			}
 			return nil
 		}
+	case c.HasSubCommands():
+		c.Args = func(c *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return unknownCommand(c, args[0])
+			}
+			return nil
+		}
+		if !c.Runnable() {
+			c.RunE = func(c *cobra.Command, _ []string) error { return c.Help() }
+		}
+	case check == nil:
+		c.Args = noArgs
+	}
+	if c.ValidArgsFunction == nil && !c.HasSubCommands() {
+		c.ValidArgsFunction = cobra.NoFileCompletions
 	}
 	for _, sub := range c.Commands() {
-		wrapArgs(sub)
+		checkArgs(sub)
 	}
 }
 
+func unknownCommand(c *cobra.Command, name string) error {
+	hint := "`" + c.CommandPath() + " --help` lists the commands"
+	if near := c.SuggestionsFor(name); len(near) > 0 {
+		hint = "did you mean `" + c.CommandPath() + " " + near[0] + "`?"
+	}
+	return &usageError{&hintError{fmt.Errorf("unknown command %q", strings.TrimPrefix(c.CommandPath()+" "+name, "nixp2p ")), hint}}
+}
+
+func noArgs(c *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	hint := "`" + c.CommandPath() + " --help` lists what it takes"
+	if args[0] == "true" || args[0] == "false" {
+		hint = "write the value of a switch with =, such as --p2p=" + args[0]
+	}
+	return &usageError{&hintError{fmt.Errorf("unexpected argument %q", args[0]), hint}}
+}
+
+// oneArg requires one argument; at most one if it is optional.
+func oneArg(what string, optional bool) cobra.PositionalArgs {
+	return func(c *cobra.Command, args []string) error {
+		if len(args) == 0 && !optional {
+			return &usageError{&hintError{errors.New("the argument " + what + " is missing"), "`" + c.CommandPath() + " --help` shows how to use it"}}
+		}
+		return noArgs(c, args[min(len(args), 1):])
+	}
+}
+
+// configFlags registers the flags of the configuration. Only `serve` lists them in its help.
+func configFlags(c *cobra.Command) *config.Flags {
+	own := pflag.NewFlagSet("", pflag.ContinueOnError)
+	flags := config.Register(own)
+	own.VisitAll(func(f *pflag.Flag) {
+		f.Hidden = c.Name() != "serve" && f.Name != "config" && f.Name != "admin-listen"
+	})
+	c.Flags().AddFlagSet(own)
+	for name, values := range map[string][]string{"log-level": {"debug", "info", "warn", "error"}, "log-format": {"text", "json"}} {
+		_ = c.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
+	}
+	if c.Name() != "serve" {
+		c.Long = strings.TrimSpace(c.Long + "\n\nIt also takes the flags of `nixp2p serve`.")
+	}
+	return flags
+}
+
 func serveCommand(u *ui) *cobra.Command {
-	c := &cobra.Command{Use: "serve", Short: "run the daemon"}
-	flags := config.Register(c.Flags())
+	c := &cobra.Command{
+		Use: "serve", Short: "run the daemon",
+		Long: `Runs the daemon until SIGTERM or SIGINT. Each flag is a key of the same name in the
+configuration file. A list given as a flag (repeat the flag) replaces the file's list, which
+replaces the default.`,
+	}
+	flags := configFlags(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		return serve(c.Context(), u, func() (*config.Config, error) { return flags.Load(config.Env{}) })
+		load := func() (*config.Config, error) { return flags.Load(config.Env{}) }
+		if cfg, err := load(); err == nil {
+			if err := refuseRoot(cfg); err != nil {
+				return err
+			}
+		}
+		return serve(c.Context(), u, load)
 	}
 	return c
 }
 
-// released is set by release builds with -ldflags -X; else the version is what Go noted.
+// refuseRoot keeps root from leaving files in the directories of the service that its user
+// cannot write. A daemon whose socket systemd holds is not stopped: it has to answer.
+func refuseRoot(cfg *config.Config) error {
+	if os.Geteuid() != 0 || os.Getenv("LISTEN_FDS") != "" {
+		return nil
+	}
+	for _, dir := range []string{cfg.StateDir, cfg.CacheDir} {
+		info, err := os.Stat(dir)
+		if err != nil {
+			continue
+		}
+		if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Uid != 0 {
+			return &hintError{fmt.Errorf("%s belongs to the user of the service (%d), and root would leave files there that the service cannot use", dir, st.Uid),
+				startHint() + ", or name other directories with --state-dir and --cache-dir"}
+		}
+	}
+	return nil
+}
+
+// released is set by release builds with -ldflags -X. Without it, the version is what Go
+// recorded.
 var released string
 
 // version returns the version of this build.
@@ -105,8 +203,13 @@ func configCommand(u *ui) *cobra.Command {
 
 func configShow(u *ui) *cobra.Command {
 	var asJSON bool
-	c := &cobra.Command{Use: "show", Short: "print the configuration in effect, and where each value comes from"}
-	flags := config.Register(c.Flags())
+	c := &cobra.Command{
+		Use: "show", Short: "print the configuration and where each value comes from",
+		Long: `Prints the configuration that the daemon would use if it were started by this user with
+these flags, and where each value comes from. A service of systemd has directories of its own;
+` + "`nixp2p status`" + ` shows what the running daemon uses.`,
+	}
+	flags := configFlags(c)
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	c.RunE = func(*cobra.Command, []string) error {
 		cfg, err := flags.Load(config.Env{})
@@ -125,9 +228,14 @@ func configShow(u *ui) *cobra.Command {
 
 func configCheck(u *ui) *cobra.Command {
 	c := &cobra.Command{
-		Use: "check [FILE]", Short: "say what is wrong with the configuration", Args: cobra.MaximumNArgs(1),
+		Use: "check [FILE]", Short: "check the configuration", Args: oneArg("FILE", true),
+		Long: `Checks the configuration file and the flags, and reports each mistake with its line. Run as
+root, it also reports files that the user of the service will not be able to read.`,
 	}
-	flags := config.Register(c.Flags())
+	c.ValidArgsFunction = func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+		return nil, cobra.ShellCompDirectiveDefault
+	}
+	flags := configFlags(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if len(args) == 1 {
 			if err := c.Flags().Set("config", args[0]); err != nil {
@@ -138,6 +246,7 @@ func configCheck(u *ui) *cobra.Command {
 		if err != nil {
 			return u.problems(err)
 		}
+		cfg.Warnings = append(cfg.Warnings, unreadableByService(cfg)...)
 		u.warnings(cfg)
 		if cfg.File == "" {
 			u.printf("ok: no configuration file, defaults\n")
@@ -149,23 +258,30 @@ func configCheck(u *ui) *cobra.Command {
 	return c
 }
 
-// manCommand is for packagers: it is hidden, since a reader has the page itself.
+// unreadableByService returns a warning for each file that root can read and the user of the
+// service cannot. The unit gets such files with LoadCredential=, see docs/office.md.
+func unreadableByService(cfg *config.Config) (warnings []string) {
+	if os.Geteuid() != 0 || !systemdHas("nixp2p.service") {
+		return nil
+	}
+	for key, file := range map[string]string{"config": cfg.File, "swarm-key-file": cfg.SwarmKeyFile} {
+		info, err := os.Stat(file)
+		if file != "" && err == nil && info.Mode().Perm()&0o004 == 0 {
+			warnings = append(warnings, fmt.Sprintf("%s: the user of the service cannot read %s (mode %o): store secrets in /etc/nixp2p/credentials, see docs/office.md", key, file, info.Mode().Perm()))
+		}
+	}
+	return warnings
+}
+
+// manCommand is for packagers.
 func manCommand(u *ui) *cobra.Command {
-	c := &cobra.Command{Use: "man", Short: "print the manual page", Hidden: true}
-	c.RunE = func(c *cobra.Command, _ []string) error {
-		return manual.Write(u.out, c.Root(), manual.Page{Version: version(), Configured: "serve", Sections: []manual.Section{
-			{Title: "FILES", Entries: []manual.Entry{
-				{Term: config.DefaultFile, Text: "The configuration, TOML. It need not exist."},
-				{Term: "/var/lib/nixp2p", Text: "Identity, known peers, narinfos, what was saved by hour and day."},
-				{Term: "/var/cache/nixp2p", Text: "NAR files, bounded by --cache-size."},
-			}},
-			{Title: "EXIT STATUS", Entries: []manual.Entry{
-				{Term: "0", Text: "Done."},
-				{Term: "1", Text: "Failed."},
-				{Term: "2", Text: "Wrong usage or configuration."},
-			}},
-			{Title: "SEE ALSO", Entries: []manual.Entry{{Text: "nix.conf(5), systemd.socket(5), https://github.com/nixp2p/nixp2p"}}},
-		}})
+	c := &cobra.Command{Use: "man DIR", Short: "write the manual pages into a directory", Hidden: true, Args: oneArg("DIR", false)}
+	c.RunE = func(c *cobra.Command, args []string) error {
+		c.Root().DisableAutoGenTag = true // the same pages each time
+		if err := os.MkdirAll(args[0], 0o755); err != nil {
+			return err
+		}
+		return doc.GenManTree(c.Root(), &doc.GenManHeader{Section: "1", Source: "nixp2p " + version(), Manual: "User Commands"}, args[0])
 	}
 	return c
 }

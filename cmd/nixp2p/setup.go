@@ -29,19 +29,19 @@ type setupOptions struct {
 func setupCommand(u *ui) *cobra.Command {
 	var o setupOptions
 	c := &cobra.Command{
-		Use: "setup", Short: "put the node into nix.conf, or take it out",
-		Long: `Shows the change of nix.conf that lets Nix ask this node first, and makes it with --apply.
-Whatever else stands in the file stays, and what it was is kept beside it. --undo gives the
-old bytes back; where the file was changed meanwhile only what setup put there goes.`,
+		Use: "setup", Short: "make Nix use the node, or undo that",
+		Long: `Shows the change that makes Nix use this node, and applies it with --apply. It writes a file
+nixp2p.conf next to nix.conf and adds one line to nix.conf that includes it; nothing else in
+nix.conf changes. --undo removes both, and the URL of the node wherever else nix.conf names it.`,
 	}
-	flags := config.Register(c.Flags())
-	c.Flags().BoolVar(&o.apply, "apply", false, "make the change")
-	c.Flags().BoolVar(&o.undo, "undo", false, "take the change back")
+	flags := configFlags(c)
+	c.Flags().BoolVar(&o.apply, "apply", false, "apply the change")
+	c.Flags().BoolVar(&o.undo, "undo", false, "undo the change")
 	c.Flags().StringVar(&o.file, "nix-conf", "", "change `FILE` (default $NIX_CONF_DIR/nix.conf, /etc/nix/nix.conf)")
 	c.Flags().BoolVar(&o.asJSON, "json", false, "print JSON")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		if o.apply && o.undo {
-			return &usageError{&hintError{errors.New("--apply and --undo undo each other"), "give one of them"}}
+			return &usageError{errors.New("--apply and --undo cannot be combined")}
 		}
 		cfg, err := flags.Load(config.Env{})
 		if err != nil && !o.undo {
@@ -54,15 +54,15 @@ old bytes back; where the file was changed meanwhile only what setup put there g
 
 // setupResult is what setup prints with --json.
 type setupResult struct {
-	File    string         `json:"file"`
+	File    string         `json:"file"` // nix.conf
+	Own     string         `json:"own_file"`
 	URL     string         `json:"url,omitempty"`
 	Change  bool           `json:"change"` // there is something to change
 	Done    bool           `json:"done"`   // and it was changed
 	Removes bool           `json:"removes_file,omitempty"`
 	Edits   []nixconf.Edit `json:"edits"`
-	Backup  string         `json:"backup,omitempty"`
 	Notes   []string       `json:"notes"`
-	Restart string         `json:"restart,omitempty"` // the command that makes Nix notice
+	Restart string         `json:"restart,omitempty"` // the command that makes the Nix daemon read nix.conf again
 }
 
 func (u *ui) setup(ctx context.Context, cfg *config.Config, o setupOptions) error {
@@ -75,7 +75,7 @@ func (u *ui) setup(ctx context.Context, cfg *config.Config, o setupOptions) erro
 	url, err := substituterURL(cfg.Listen)
 	switch {
 	case o.undo:
-		plan, err = nixconf.NewUndo(o.file, os.Getenv("NIX_STORE_DIR"))
+		plan, err = nixconf.NewUndo(o.file, url, os.Getenv("NIX_STORE_DIR"))
 	case err != nil:
 		return &usageError{&hintError{fmt.Errorf("listen %s: %w", cfg.Listen, err), "give --listen an address such as 127.0.0.1:7654"}}
 	default:
@@ -87,14 +87,11 @@ func (u *ui) setup(ctx context.Context, cfg *config.Config, o setupOptions) erro
 		return setupHint(err, url)
 	}
 	r := setupResult{
-		File: plan.File, URL: url, Change: !plan.Nothing(), Removes: plan.Removes(), Edits: plan.Edits, Backup: plan.Backup,
-		Notes: append(append([]string{}, plan.Notes...), notes...), Restart: restartNix(),
+		File: plan.File, Own: plan.Own, URL: url, Change: !plan.Nothing(), Removes: plan.Removes(),
+		Edits: append([]nixconf.Edit{}, plan.Edits...), Notes: append(append([]string{}, plan.Notes...), notes...), Restart: restartNix(),
 	}
 	if o.undo {
 		r.URL = ""
-	}
-	if r.Edits == nil {
-		r.Edits = []nixconf.Edit{}
 	}
 	if o.apply || o.undo {
 		if err := plan.Make(); err != nil {
@@ -112,44 +109,38 @@ func (u *ui) setup(ctx context.Context, cfg *config.Config, o setupOptions) erro
 // nixTime bounds the question for the version of Nix.
 const nixTime = 10 * time.Second
 
-// knowsFallback tells whether `fallback` does what it says.
+// knowsFallback reports whether this Nix can be used with `fallback`.
 func knowsFallback(ctx context.Context) (bool, []string) {
 	ctx, cancel := context.WithTimeout(ctx, nixTime)
 	defer cancel()
-	const left = "`fallback = true`, which lets Nix go on when a cache does not answer, is left out: "
+	const left = "`fallback = true`, which lets Nix continue when a cache does not answer, is not set: "
 	n, err := nixconf.Find(ctx, os.Getenv)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return false, []string{left + "no Nix was found to ask for its version, and before 2.13 it crashes with that."}
+		return false, []string{left + "no Nix was found (" + err.Error() + "), and Nix before 2.13 crashes with it."}
 	case err != nil:
 		return false, []string{left + err.Error() + "."}
 	case !n.AtLeast(2, 13):
-		return false, []string{left + "Nix " + n.Version + " crashes with that when a cache goes away; 2.13 does not."}
+		return false, []string{left + "Nix " + n.Version + " crashes with it when a cache goes away; 2.13 does not."}
 	}
 	return true, nil
 }
 
-// setupHint says what to do about a file that cannot be changed.
+// setupHint adds what to do about a file that cannot be changed.
 func setupHint(err error, url string) error {
 	var managed *nixconf.ManagedError
-	var changed *nixconf.ChangedError
 	var syntax *nixconf.SyntaxError
 	hint := ""
 	switch {
 	case errors.As(err, &managed):
-		hint = "write into the configuration that makes it, with the module of nixp2p among its imports,\n\n" + moduleSnippet(url) +
-			"\nor, for a node that is run in another way,\n\n" + settingsSnippet(url)
-	case errors.As(err, &changed):
-		hint = "take out by hand what stands between \"# nixp2p setup: begin\" and \"# nixp2p setup: end\", and the URL of the node in the line `substituters`"
-		if changed.Backup != "" {
-			hint += "; what the file was before the setup is in " + changed.Backup
-		}
+		hint = "add to the configuration that generates it, with the module of nixp2p in its imports,\n\n" + moduleSnippet(url) +
+			"\nor, if the node is not run by the module,\n\n" + settingsSnippet(url)
 	case errors.As(err, &syntax):
-		hint = "mend that line first: Nix itself refuses the file"
+		hint = "fix that line first: Nix itself refuses the file"
 	case errors.Is(err, fs.ErrPermission):
 		hint = "run it as root: `sudo nixp2p setup …`"
 	case errors.Is(err, syscall.EROFS):
-		hint = "the file system is read-only: change the file where it is made, or name another with --nix-conf"
+		hint = "the file system is read-only: change the file where it is generated, or name another with --nix-conf"
 	case errors.Is(err, nixconf.ErrMeanwhile):
 		hint = "run it again"
 	}
@@ -159,7 +150,7 @@ func setupHint(err error, url string) error {
 	return &hintError{err, hint}
 }
 
-// moduleSnippet is what the change is on NixOS.
+// moduleSnippet is the change on NixOS.
 func moduleSnippet(url string) string {
 	s := "    services.nixp2p.enable = true;\n"
 	if listen := strings.TrimPrefix(url, "http://"); url != "" && listen != "127.0.0.1:7654" {
@@ -173,8 +164,8 @@ func settingsSnippet(url string) string {
 		url, nixconf.ConnectTimeout)
 }
 
-// restartNix returns the command after which the Nix daemon goes by the new file, "" where
-// there is no daemon: then the next command does.
+// restartNix returns the command that makes the Nix daemon read its configuration again. It is ""
+// without a daemon: then the next command reads it.
 func restartNix() string {
 	if runtime.GOOS == "darwin" {
 		for _, label := range []string{"org.nixos.nix-daemon", "systems.determinate.nix-daemon"} {
@@ -187,7 +178,7 @@ func restartNix() string {
 		return "sudo systemctl restart nix-daemon.service"
 	}
 	if _, err := os.Stat("/nix/var/nix/daemon-socket/socket"); err == nil {
-		return "restart nix-daemon with what started it"
+		return "restart nix-daemon in the way it was started"
 	}
 	return ""
 }
@@ -205,9 +196,9 @@ func systemdHas(unit string) bool {
 func (u *ui) setupDone(r setupResult, o setupOptions) {
 	switch {
 	case !r.Change && o.undo:
-		u.printf("%s: nothing of nixp2p setup is in it\n", r.File)
+		u.printf("nothing to undo in %s\n", r.File)
 	case !r.Change:
-		u.printf("%s: nothing to do, it has %s\n", r.File, r.URL)
+		u.printf("nothing to do: %s already names %s\n", r.File, r.URL)
 	default:
 		u.setupEdits(r)
 		u.setupNext(r, o)
@@ -218,11 +209,10 @@ func (u *ui) setupDone(r setupResult, o setupOptions) {
 }
 
 func (u *ui) setupEdits(r setupResult) {
-	u.printf("%s:\n", r.File)
 	for _, e := range r.Edits {
-		for _, l := range e.Old {
-			u.printf("%5d - %s\n", e.Line, l)
-			e.Line++
+		u.printf("%s:\n", e.File)
+		for i, l := range e.Old {
+			u.printf("%5d - %s\n", e.Line+i, l)
 		}
 		for _, l := range e.New {
 			u.printf("      + %s\n", l)
@@ -234,28 +224,26 @@ func (u *ui) setupEdits(r setupResult) {
 func (u *ui) setupNext(r setupResult, o setupOptions) {
 	switch {
 	case !r.Done:
-		u.printf("nothing is changed yet: run it again with --apply\n")
+		u.printf("nothing has been changed: add --apply to apply this\n")
 		return
 	case r.Removes:
-		u.printf("removed: it was not there before\n")
+		u.printf("undone; %s is removed, since it did not exist before\n", r.File)
 	case o.undo:
 		u.printf("undone\n")
-	case r.Backup != "":
-		u.printf("done; what it was is in %s, and `nixp2p setup --undo` gives it back\n", r.Backup)
 	default:
-		u.printf("done; `nixp2p setup --undo` takes it back\n")
+		u.printf("done; `nixp2p setup --undo` undoes it\n")
 	}
 	if r.Restart != "" {
-		u.printf("now let the Nix daemon notice: %s\n", r.Restart)
+		u.printf("restart the Nix daemon to apply this: %s\n", r.Restart)
 	} else {
-		u.printf("there is no Nix daemon: the next command goes by it\n")
+		u.printf("there is no Nix daemon: the next Nix command uses it\n")
 	}
 }
 
-// errNoURL says that Nix cannot ask the node.
-var errNoURL = errors.New("Nix asks substituters over TCP, on a port that stays the same") //nolint:staticcheck // a name
+// errNoURL is a listen address that Nix cannot use.
+var errNoURL = errors.New("Nix needs a TCP address with a fixed port") //nolint:staticcheck // a name
 
-// substituterURL returns what stands in nix.conf for a node that listens there.
+// substituterURL returns the URL for nix.conf of a node that listens there.
 func substituterURL(listen string) (string, error) {
 	host, port, err := net.SplitHostPort(listen)
 	if err != nil || strings.HasPrefix(listen, "unix:") || port == "0" {

@@ -18,18 +18,20 @@ func statusCommand(u *ui) *cobra.Command {
 	var asJSON, watch bool
 	var every time.Duration
 	c := &cobra.Command{
-		Use: "status", Short: "say how the daemon is",
-		Long: `Says how the running daemon is: what it shares, where the bytes came from and what did not
-have to cross the uplink, what is on its way now, how the upstreams are, and what went wrong.
-With --watch it goes on saying so, in place on a terminal, and through a restart of the daemon.`,
+		Use: "status", Short: "show the daemon's state",
+		Long: `Shows the state of the running daemon: what it shares, where the bytes came from, how much did
+not have to cross the uplink, transfers in progress, the upstreams, and recent errors. With
+--watch it refreshes, in place on a terminal, and continues through a restart of the daemon.
+
+The exit code is 1 if the daemon is not running or not ready.`,
 	}
 	flags := config.RegisterClient(c.Flags())
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON; with --watch an object a line")
-	c.Flags().BoolVarP(&watch, "watch", "w", false, "say it again and again, until Ctrl-C")
-	c.Flags().DurationVar(&every, "every", time.Second, "how often --watch looks")
+	c.Flags().BoolVarP(&watch, "watch", "w", false, "refresh until Ctrl-C")
+	c.Flags().DurationVar(&every, "every", time.Second, "how often --watch refreshes")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		if every < leastEvery {
-			return &usageError{fmt.Errorf("--every: %s is too short, %s is the least", every, leastEvery)}
+			return &usageError{fmt.Errorf("--every: %s is too short, the least is %s", every, leastEvery)}
 		}
 		d, err := dialDaemon(flags)
 		if err != nil {
@@ -43,15 +45,21 @@ With --watch it goes on saying so, in place on a terminal, and through a restart
 			return err
 		}
 		if asJSON {
-			return u.json(s)
+			if err := u.json(s); err != nil {
+				return err
+			}
+		} else {
+			u.printf("%s\n", strings.Join(u.terminal().status(s, time.Now()), "\n"))
 		}
-		u.printf("%s\n", strings.Join(u.paper().status(s, time.Now()), "\n"))
+		if !s.Ready {
+			return errSilent
+		}
 		return nil
 	}
 	return c
 }
 
-// leastEvery keeps a slip of the finger from keeping the daemon busy.
+// leastEvery keeps a typing mistake from loading the daemon.
 const leastEvery = 100 * time.Millisecond
 
 // watch shows the status until ctx ends. A daemon that is not there at the start is an error; one
@@ -76,7 +84,7 @@ func (u *ui) watch(ctx context.Context, d *daemonClient, every time.Duration, as
 				return err
 			}
 		default:
-			if err := v.show(u.paper(), s); err != nil {
+			if err := v.show(u.terminal(), s); err != nil {
 				return err
 			}
 		}
@@ -89,31 +97,31 @@ func (u *ui) watch(ctx context.Context, d *daemonClient, every time.Duration, as
 	}
 }
 
-// view shows one thing after the other: in the same place on a terminal, else one below the
+// view shows one status after the other: in the same place on a terminal, else one below the
 // other.
 type view struct {
 	ui    *ui
-	drawn int // lines on the terminal; 0 before the first
-	ill   bool
+	drawn int  // lines on the terminal; 0 before the first
+	down  bool // the daemon did not answer
 }
 
-func (v *view) show(p paper, s admin.Status) error {
-	v.ill = false
+func (v *view) show(p terminal, s admin.Status) error {
+	v.down = false
 	return v.draw(p, p.status(s, time.Now()))
 }
 
-// trouble says once that the daemon is not there.
+// trouble prints once that the daemon does not answer.
 func (v *view) trouble(err error) {
-	if !v.ill {
+	if !v.down {
 		fmt.Fprintf(v.ui.err, "nixp2p: %s\n", clean(err.Error()))
 		v.drawn = 0
 	}
-	v.ill = true
+	v.down = true
 }
 
-func (v *view) draw(p paper, lines []string) error {
+func (v *view) draw(p terminal, lines []string) error {
 	var b strings.Builder
-	if !p.terminal {
+	if !p.interactive {
 		_, err := fmt.Fprintf(v.ui.out, "%s\n\n", strings.Join(lines, "\n"))
 		return err
 	}
@@ -141,8 +149,8 @@ func (v *view) end() {
 	}
 }
 
-// status says s for a person, as lines.
-func (p paper) status(s admin.Status, now time.Time) []string {
+// status formats s for a person, as lines.
+func (p terminal) status(s admin.Status, now time.Time) []string {
 	lines := []string{p.headline(s, now)}
 	if !s.Ready {
 		lines = append(lines, p.sentence(red, "not ready: "+s.NotReady)...)
@@ -160,13 +168,13 @@ func (p paper) status(s admin.Status, now time.Time) []string {
 	return lines
 }
 
-func (p paper) headline(s admin.Status, now time.Time) string {
+func (p terminal) headline(s admin.Status, now time.Time) string {
 	up := admin.FormatDuration(s.UptimeSeconds)
 	return p.paint(bold, cut(fmt.Sprintf("nixp2p %s, up %s, since %s", clean(s.Version), up, clock(s.Since, now)), p.width))
 }
 
-// sentence is a text over as many lines as it takes.
-func (p paper) sentence(st style, text string) (lines []string) {
+// sentence wraps a text into lines.
+func (p terminal) sentence(st style, text string) (lines []string) {
 	for _, l := range wrap(clean(text), p.width) {
 		lines = append(lines, p.paint(st, l))
 	}
@@ -174,32 +182,29 @@ func (p paper) sentence(st style, text string) (lines []string) {
 }
 
 // facts has one line for each thing to know first.
-func (p paper) facts(s admin.Status) []string {
+func (p terminal) facts(s admin.Status) []string {
 	peers := "no peers"
-	switch {
-	case s.Peers == 1:
-		peers = "1 peer"
-	case s.Peers > 1:
-		peers = fmt.Sprintf("%d peers", s.Peers)
+	if s.Peers > 0 {
+		peers = count(s.Peers, "peer")
 	}
 	rows := [][]cell{
 		{{"saved", bold}, {text: fmt.Sprintf("today %s, in 7 days %s, in all %s", humanSize(s.Saved.Today), humanSize(s.Saved.Week), humanSize(s.Saved.Total)), style: green}},
-		{{"shared", bold}, {text: fmt.Sprintf("%d store paths, with %s", s.StorePathsShared, peers)}},
+		{{"shared", bold}, {text: count(s.StorePathsShared, "store path") + ", with " + peers}},
 		{{"peers", bold}, {text: fmt.Sprintf("received %s, sent %s", humanSize(s.PeerReceivedBytes), humanSize(s.PeerSentBytes))}},
 		{{"upstreams", bold}, {text: "received " + humanSize(s.UpstreamBytes)}},
 	}
 	if s.Cache.Limit > 0 {
-		rows = append(rows, []cell{{"NAR cache", bold}, {text: fmt.Sprintf("%s of %s in %d files", humanSize(s.Cache.Bytes), humanSize(s.Cache.Limit), s.Cache.Entries)}})
+		rows = append(rows, []cell{{"NAR cache", bold}, {text: fmt.Sprintf("%s of %s in %s", humanSize(s.Cache.Bytes), humanSize(s.Cache.Limit), count(s.Cache.Entries, "file"))}})
 	}
-	return p.table([]column{{}, {bend: true}}, rows)
+	return p.table([]column{{}, {shrink: true}}, rows)
 }
 
-// sources says who answered Nix since the start.
-func (p paper) sources(s admin.Status) []string {
+// sources shows which source answered Nix since the start.
+func (p terminal) sources(s admin.Status) []string {
 	nars := map[string]int64{"store": s.Bytes.Store, "cache": s.Bytes.Cache, "peer": s.Bytes.Peer, "upstream": s.Bytes.Upstream}
 	columns := []column{
 		{head: "SENT TO NIX"}, {head: "NARS", right: true}, {head: "NARINFOS", right: true},
-		{head: "ABSENT", right: true, drop: 1}, {head: "TOO LATE", right: true, drop: 2},
+		{head: "MISSES", right: true, drop: 1}, {head: "TIMED OUT", right: true, drop: 2},
 	}
 	var rows [][]cell
 	for _, source := range []string{"memory", "disk", "store", "cache", "peer", "upstream", "none"} {
@@ -217,7 +222,7 @@ func (p paper) sources(s admin.Status) []string {
 
 func decimal(n int64) string { return fmt.Sprint(n) }
 
-// dash writes a number; nothing is a dash, so that what there is is seen.
+// dash writes a number; zero is a dash, so that the others stand out.
 func dash(n int64, write func(int64) string) cell {
 	if n == 0 {
 		return cell{"–", dim}
@@ -225,12 +230,12 @@ func dash(n int64, write func(int64) string) cell {
 	return cell{text: write(n)}
 }
 
-func (p paper) upstreams(list []admin.Upstream, now time.Time) []string {
+func (p terminal) upstreams(list []admin.Upstream, now time.Time) []string {
 	if len(list) == 0 {
 		return nil
 	}
 	columns := []column{
-		{head: "UPSTREAM", bend: true}, {head: "STATE"}, {head: "SINCE", drop: 1}, {head: "NARINFO", right: true, drop: 2}, {head: "REQUESTS", right: true, drop: 3},
+		{head: "UPSTREAM", shrink: true}, {head: "STATE"}, {head: "SINCE", drop: 1}, {head: "NARINFO", right: true, drop: 2}, {head: "REQUESTS", right: true, drop: 3},
 	}
 	var rows [][]cell
 	var reasons []string
@@ -240,7 +245,7 @@ func (p paper) upstreams(list []admin.Upstream, now time.Time) []string {
 		case !up.Up:
 			state = cell{"down", red}
 		case up.Why != "":
-			state = cell{"ill", yellow}
+			state = cell{"degraded", yellow}
 		}
 		latency := cell{"–", dim}
 		if up.LatencyMS > 0 {
@@ -256,20 +261,20 @@ func (p paper) upstreams(list []admin.Upstream, now time.Time) []string {
 
 const (
 	barLetters   = 12
-	maxOnPaper   = 10 // transfers and failures that a person takes in
+	maxListed    = 10 // transfers and errors
 	progressMark = "█"
 	progressRest = "░"
 )
 
-func (p paper) transfers(s admin.Status) []string {
+func (p terminal) transfers(s admin.Status) []string {
 	if len(s.Transfers) == 0 {
 		return nil
 	}
 	columns := []column{
-		{head: "NOW"}, {head: "", drop: 2}, {head: "DONE", right: true}, {head: "OF", right: true}, {head: "RATE", right: true, drop: 1}, {head: "PATH", bend: true},
+		{head: "NOW"}, {head: "", drop: 2}, {head: "DONE", right: true}, {head: "OF", right: true}, {head: "RATE", right: true, drop: 1}, {head: "PATH", shrink: true},
 	}
 	var rows [][]cell
-	for _, t := range s.Transfers[:min(len(s.Transfers), maxOnPaper)] {
+	for _, t := range s.Transfers[:min(len(s.Transfers), maxListed)] {
 		rows = append(rows, []cell{
 			{text: wayOf(t)}, {progress(t.Bytes, t.Size), green}, {text: percent(t.Bytes, t.Size)}, {text: humanSize(t.Size)},
 			{text: rate(t.BytesPerSecond)}, {text: pathOf(t)},
@@ -282,7 +287,7 @@ func (p paper) transfers(s admin.Status) []string {
 	return lines
 }
 
-// wayOf says from where to where.
+// wayOf shows source and destination.
 func wayOf(t admin.Transfer) string {
 	from := clean(t.Source)
 	if from == "" {
@@ -299,7 +304,7 @@ func wayOf(t admin.Transfer) string {
 
 func pathOf(t admin.Transfer) string {
 	path := strings.TrimPrefix(t.StorePath, "/nix/store/")
-	// The name says more than the hash.
+	// The name means more than the hash.
 	if _, name, ok := strings.Cut(path, "-"); ok {
 		return clean(name)
 	}
@@ -321,16 +326,16 @@ func percent(done, size int64) string {
 	return fmt.Sprintf("%d%%", min(max(done, 0)*100/size, 100))
 }
 
-func (p paper) failures(list []admin.Failure, now time.Time) []string {
+func (p terminal) failures(list []admin.Failure, now time.Time) []string {
 	if len(list) == 0 {
 		return nil
 	}
-	lines := []string{p.paint(bold, "WHAT WENT WRONG")}
-	for _, f := range list[:min(len(list), maxOnPaper)] {
+	lines := []string{p.paint(bold, "RECENT ERRORS")}
+	for _, f := range list[:min(len(list), maxListed)] {
 		when := clock(f.At, now)
 		text := f.Source + ": " + f.What
 		if f.Source == "upstream" && strings.Contains(f.What, "://") {
-			text = f.What // which names it
+			text = f.What // it contains the URL
 		}
 		if f.StorePath != "" {
 			text += ", " + f.StorePath
@@ -352,7 +357,7 @@ func (p paper) failures(list []admin.Failure, now time.Time) []string {
 	return lines
 }
 
-// clock writes when something was: the time of day, with the date when that was another day.
+// clock writes a time of day, with the date if that is not today.
 func clock(t, now time.Time) string {
 	if t.IsZero() {
 		return "–"

@@ -203,13 +203,13 @@ func busy(now time.Time) admin.Status {
 	return s
 }
 
-// TestPaper: on any width no line is longer, and nothing that others wrote reaches the terminal
+// TestTerminal: on any width no line is longer, and nothing that others wrote reaches the terminal
 // as anything but letters.
-func TestPaper(t *testing.T) {
+func TestTerminal(t *testing.T) {
 	now := time.Now()
 	peers := []admin.Peer{{ID: strings.Repeat("x", 52) + "\x1b", Standing: "liar: " + strings.Repeat("no ", 40), Addresses: []string{"/ip4/192.0.2.1/tcp/7656"}}, {ID: "", Standing: "good"}}
 	for _, width := range []int{0, 20, 30, 40, 60, 80, 132, 300} {
-		p := paper{width: width}
+		p := terminal{width: width}
 		lines := append(p.status(busy(now), now), p.peers(peers)...)
 		lines = append(lines, p.status(admin.Status{}, now)...)
 		for _, l := range lines {
@@ -222,13 +222,13 @@ func TestPaper(t *testing.T) {
 			}
 		}
 		text := strings.Join(lines, "\n")
-		for _, want := range []string{"saved", "WHAT WENT WRONG", "down", "and 70 more"} {
+		for _, want := range []string{"saved", "RECENT ERRORS", "down", "and 70 more"} {
 			if !strings.Contains(text, want) {
 				t.Errorf("on %d letters %q is missing:\n%s", width, want, text)
 			}
 		}
 	}
-	colour := strings.Join(paper{colour: true}.status(busy(now), now), "\n")
+	colour := strings.Join(terminal{colour: true}.status(busy(now), now), "\n")
 	if !strings.Contains(colour, "\x1b[31mdown\x1b[0m") || strings.Contains(colour, "\x1b]0;") {
 		t.Error("no colours, or foreign ones")
 	}

@@ -12,11 +12,12 @@ import (
 	"github.com/nixp2p/nixp2p/internal/config"
 )
 
-// ui writes what a person reads. Its rules: an error is one line "nixp2p: error: …" without
-// capital or full stop, and where the mistake is a known one a line "nixp2p: hint: …" says
-// what to do; results go to out, everything else to err.
+// ui writes what a person reads. An error is one line "nixp2p: error: …" without capital or full
+// stop. If the mistake is a known one, a line "nixp2p: hint: …" says what to do. Results go to
+// out, everything else to err.
 type ui struct {
 	out, err io.Writer
+	outErr   error // the first error of out
 }
 
 // Exit codes.
@@ -31,7 +32,7 @@ type usageError struct{ err error }
 func (e *usageError) Error() string { return e.err.Error() }
 func (e *usageError) Unwrap() error { return e.err }
 
-// hintError carries what to do about it.
+// hintError carries a hint for the user.
 type hintError struct {
 	err  error
 	hint string
@@ -40,10 +41,13 @@ type hintError struct {
 func (e *hintError) Error() string { return e.err.Error() }
 func (e *hintError) Unwrap() error { return e.err }
 
-// errSilent fails without a word: what there was to say is printed.
+// errSilent fails without a message: the reason has been printed.
 var errSilent = errors.New("failed")
 
 func (u *ui) exitCode(err error) int {
+	if err == nil && u.outErr != nil {
+		err = fmt.Errorf("write the result: %w", u.outErr)
+	}
 	if err == nil {
 		return 0
 	}
@@ -60,7 +64,7 @@ func (u *ui) exitCode(err error) int {
 	return exitFailed
 }
 
-// hintFor answers the mistakes that people make.
+// hintFor returns the hint for a known mistake.
 func hintFor(err error) string {
 	var given *hintError
 	var dial *net.OpError
@@ -68,13 +72,21 @@ func hintFor(err error) string {
 	case errors.As(err, &given):
 		return given.hint
 	case errors.Is(err, syscall.EADDRINUSE):
-		return "is another nixp2p running? `nixp2p status` asks it; --listen and --admin-listen take other addresses"
+		return "is another nixp2p running? `nixp2p status` asks it; --listen and --admin-listen choose other addresses"
 	case errors.As(err, &dial) && dial.Op == "dial":
-		return "is the daemon running? start it with `nixp2p serve`, or name its address with --admin-listen"
+		return "is the daemon running? " + startHint() + ", or name its address with --admin-listen"
 	case errors.Is(err, fs.ErrPermission):
-		return "run as the user of the daemon, or name other directories with --state-dir and --cache-dir"
+		return "run it as the user of the daemon, or name other directories with --state-dir and --cache-dir"
 	}
 	return ""
+}
+
+// startHint says how to start the daemon on this machine.
+func startHint() string {
+	if systemdHas("nixp2p.service") {
+		return "start it with `systemctl start nixp2p.socket nixp2p.service`"
+	}
+	return "start it with `nixp2p serve`"
 }
 
 // problems prints each mistake of a configuration with its hint.
@@ -92,19 +104,31 @@ func (u *ui) problems(err error) error {
 	return &usageError{errSilent}
 }
 
-// warnings prints what is allowed but probably not meant.
+// warnings prints what is allowed but probably a mistake.
 func (u *ui) warnings(c *config.Config) {
 	for _, w := range c.Warnings {
 		fmt.Fprintf(u.err, "nixp2p: warning: %s\n", w)
 	}
 }
 
-// printf writes a line of result.
-func (u *ui) printf(format string, args ...any) { fmt.Fprintf(u.out, format, args...) }
+// printf writes a part of the result.
+func (u *ui) printf(format string, args ...any) {
+	if _, err := fmt.Fprintf(u.out, format, args...); err != nil && u.outErr == nil {
+		u.outErr = err
+	}
+}
 
 // json writes v as indented JSON.
 func (u *ui) json(v any) error {
 	enc := json.NewEncoder(u.out)
 	enc.SetIndent("", "  ")
 	return enc.Encode(v)
+}
+
+// count writes a number with its noun: "1 path", "2 paths".
+func count[N int | int64](n N, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
 }

@@ -13,7 +13,7 @@ import (
 func whyCommand(u *ui) *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
-		Use: "why STORE-PATH", Short: "ask every source for a path and say what each answers", Args: cobra.ExactArgs(1),
+		Use: "why STORE-PATH", Short: "ask every source for a path and show the answers", Args: oneArg("STORE-PATH", false),
 	}
 	flags := config.RegisterClient(c.Flags())
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
@@ -36,9 +36,9 @@ func whyCommand(u *ui) *cobra.Command {
 
 var resultStyles = map[admin.Result]style{admin.Has: green, admin.Absent: dim, admin.Unavailable: yellow, admin.Lied: red}
 
-// why prints what each source says; nobody having the path is a failure.
+// why prints the answer of each source. It fails if no source has the path.
 func (u *ui) why(w admin.Why) error {
-	p := u.paper()
+	p := u.terminal()
 	columns := []column{{head: "SOURCE"}, {head: "ANSWER"}, {head: "TOOK", right: true}}
 	var rows [][]cell
 	for _, a := range w.Answers {
@@ -65,8 +65,8 @@ func (u *ui) why(w admin.Why) error {
 	return nil
 }
 
-// beside prints a line of a table and a text beside it, which goes on below where the paper ends.
-func (u *ui) beside(p paper, line string, width int, text string) {
+// beside prints a line of a table and a text next to it, wrapped at the width of the terminal.
+func (u *ui) beside(p terminal, line string, width int, text string) {
 	indent := width + gap
 	room := p.width - indent
 	if text == "" {
@@ -92,7 +92,7 @@ func (u *ui) beside(p paper, line string, width int, text string) {
 
 // plainWidth is how wide the lines of a table are that ends with a column set to the right.
 func plainWidth(columns []column, rows [][]cell) int {
-	return len([]rune((paper{}).table(columns, rows)[0]))
+	return len([]rune((terminal{}).table(columns, rows)[0]))
 }
 
 func whyDetail(a admin.Answer) string {

@@ -10,21 +10,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// paper is what a command prints on: a terminal has a width and colours, a file or a pipe has
-// neither.
-type paper struct {
-	width, height int // 0: no bound
+// terminal describes where results are printed: a terminal has a width and colours, a file or a
+// pipe has neither.
+type terminal struct {
+	width, height int // 0: no limit
 	colour        bool
-	terminal      bool
+	interactive   bool
 }
 
-// paper looks at where results go. COLUMNS bounds the width anywhere; NO_COLOR takes colours
-// away (no-color.org).
-func (u *ui) paper() paper {
-	var p paper
+// terminal looks at where results go. COLUMNS limits the width anywhere; NO_COLOR turns colours
+// off (no-color.org).
+func (u *ui) terminal() terminal {
+	var p terminal
 	if f, ok := u.out.(*os.File); ok && os.Getenv("TERM") != "dumb" {
 		if size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ); err == nil {
-			p.terminal, p.width, p.height = true, int(size.Col), int(size.Row)
+			p.interactive, p.width, p.height = true, int(size.Col), int(size.Row)
 		}
 	}
 	if n, err := strconv.Atoi(os.Getenv("COLUMNS")); err == nil && n > 0 {
@@ -33,11 +33,11 @@ func (u *ui) paper() paper {
 	if p.width > 0 {
 		p.width = max(p.width, leastWidth)
 	}
-	p.colour = p.terminal && os.Getenv("NO_COLOR") == ""
+	p.colour = p.interactive && os.Getenv("NO_COLOR") == ""
 	return p
 }
 
-// leastWidth is the narrowest that lines are cut to: below it nothing is left to read.
+// leastWidth is the narrowest width that lines are cut to.
 const leastWidth = 20
 
 // style is how a terminal shows a text: the number of an attribute or a colour.
@@ -52,15 +52,15 @@ const (
 	yellow style = 33
 )
 
-func (p paper) paint(s style, text string) string {
+func (p terminal) paint(s style, text string) string {
 	if !p.colour || s == plain || text == "" {
 		return text
 	}
 	return "\x1b[" + strconv.Itoa(int(s)) + "m" + text + "\x1b[0m"
 }
 
-// clean makes a text harmless: errors and names may come from others, and a terminal obeys
-// what it is shown.
+// clean replaces control characters: errors and names may come from other machines, and a
+// terminal executes the control sequences that it is sent.
 func clean(s string) string {
 	return strings.Map(func(r rune) rune {
 		if r == '\n' || r == '\t' {
@@ -73,7 +73,7 @@ func clean(s string) string {
 	}, s)
 }
 
-// cut shortens a text to width letters, the end being what is left out; 0 is no bound.
+// cut shortens a text to width letters by dropping its end; 0 is no limit.
 func cut(s string, width int) string {
 	if width <= 0 || utf8.RuneCountInString(s) <= width {
 		return s
@@ -110,23 +110,23 @@ type cell struct {
 	style style
 }
 
-// column says how a column is set.
+// column says how a column is printed.
 type column struct {
 	head  string
 	right bool // numbers
-	// Where the width is not enough, the column with the highest drop goes first, and then the
-	// one that bends is cut. 0 stays.
-	drop int
-	bend bool
+	// If the width is not enough, columns are dropped, the one with the highest drop first,
+	// and then the one with shrink is cut. A column with drop 0 stays.
+	drop   int
+	shrink bool
 }
 
 const (
 	gap     = 2  // between columns
-	leastOf = 12 // letters of the column that bends
+	leastOf = 12 // letters of the column that shrinks
 )
 
-// table sets rows below the heads of their columns, none when no head is given.
-func (p paper) table(columns []column, rows [][]cell) []string {
+// table formats rows below the heads of their columns, without heads if all are empty.
+func (p terminal) table(columns []column, rows [][]cell) []string {
 	shown := make([]int, 0, len(columns)) // indices
 	width := make([]int, len(columns))
 	heads := make([]cell, len(columns))
@@ -164,30 +164,30 @@ func (p paper) table(columns []column, rows [][]cell) []string {
 	return lines
 }
 
-// fit leaves out columns and narrows the one that bends until a line fits.
-func (p paper) fit(columns []column, shown, width []int) []int {
+// fit drops columns and narrows the one that shrinks until a line fits.
+func (p terminal) fit(columns []column, shown, width []int) []int {
 	if p.width == 0 {
 		return shown
 	}
 	for {
-		total, bends, last := -gap, -1, -1
+		total, shrinks, last := -gap, -1, -1
 		for k, i := range shown {
 			total += width[i] + gap
-			if columns[i].bend {
-				bends = i
+			if columns[i].shrink {
+				shrinks = i
 			}
 			if columns[i].drop > 0 && (last < 0 || columns[i].drop > columns[shown[last]].drop) {
 				last = k
 			}
 		}
 		over := total - p.width
-		if bends >= 0 && over > 0 && width[bends]-over >= leastOf {
-			width[bends] -= over
+		if shrinks >= 0 && over > 0 && width[shrinks]-over >= leastOf {
+			width[shrinks] -= over
 			over = 0
 		}
 		if over <= 0 || last < 0 {
-			if bends >= 0 && over > 0 {
-				width[bends] = max(width[bends]-over, 4)
+			if shrinks >= 0 && over > 0 {
+				width[shrinks] = max(width[shrinks]-over, 4)
 			}
 			return shown
 		}

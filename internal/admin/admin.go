@@ -1,28 +1,32 @@
 // Package admin answers operators: a status page, a JSON API, metrics, health and profiles,
-// on a listener of its own. It believes no browser: a web page that is open on the same
-// machine must neither read nor cause anything here. It
-// never takes part in answering Nix.
+// on a listener of its own. Any user of the machine may read; only root and the service's own
+// user may change something or take profiles. A web page of another site that is open in a
+// browser on the machine can neither read nor cause anything.
 package admin
 
 import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"html/template"
 	"log/slog"
 	"net/http"
 	"net/http/pprof"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/nixp2p/nixp2p/internal/metrics"
 	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/origin"
 )
 
 // Node is what is asked about. Its methods are called from many goroutines.
 type Node interface {
-	// Ready returns nil when the node can do its work, else why it cannot.
+	// Ready returns nil if the node can do its work, else why it cannot.
 	Ready() error
 	State() State
 	// Why asks every source for a path.
@@ -30,7 +34,7 @@ type Node interface {
 	Peers() []Peer
 	// History returns what was sent to Nix in the last 24 hours and 30 days.
 	History() History
-	// Prefetch brings a path into the NAR cache unless this machine has it; with dry it
+	// Prefetch brings a path into the NAR cache unless this machine has it. If dry is set, it
 	// only says what it would do. An error that wraps fs.ErrNotExist means that no source has it.
 	Prefetch(ctx context.Context, h nix.StoreHash, dry bool) (Prefetched, error)
 	// Trim shrinks the NAR cache to max bytes, or only lists it when max is negative. The
@@ -42,11 +46,13 @@ type Node interface {
 type Config struct {
 	Node    Node             // required
 	Metrics *metrics.Metrics // required
-	// Addr is the configured address, "host:port": its host may stand in the Host header.
+	// Addr is the configured address, "host:port": its host may stand in the Host header, and so
+	// may Names.
 	Addr    string
+	Names   []string
 	Version string
-	Started time.Time    // zero means now
-	Log     *slog.Logger // nil discards
+	Started time.Time    // If zero, now.
+	Log     *slog.Logger // If nil, nothing is logged.
 }
 
 // whyTime bounds a question to all sources: above the longest deadline of a narinfo.
@@ -62,9 +68,11 @@ const contentPolicy = "default-src 'none'; script-src 'self'; style-src 'self'; 
 
 // Handler serves the admin listener. It is safe for concurrent use.
 type Handler struct {
-	cfg  Config
-	mux  *http.ServeMux
-	page *template.Template
+	cfg     Config
+	mux     *http.ServeMux
+	page    *template.Template
+	check   origin.Check
+	isOwner func(*http.Request) bool
 }
 
 // New returns the handler.
@@ -78,7 +86,8 @@ func New(cfg Config) (*Handler, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	h := &Handler{cfg: cfg, mux: http.NewServeMux()}
+	h := &Handler{cfg: cfg, mux: http.NewServeMux(), isOwner: fromOwner}
+	h.check = origin.Check{Names: append([]string{cfg.Addr}, cfg.Names...), Pages: true}
 	if err := h.handlePage(); err != nil {
 		return nil, err
 	}
@@ -93,11 +102,11 @@ func New(cfg Config) (*Handler, error) {
 	h.mux.HandleFunc("GET /api/v1/why/{hash}", h.why)
 	h.mux.HandleFunc("POST /api/v1/prefetch", h.prefetch)
 	h.mux.HandleFunc("POST /api/v1/gc", h.gc)
-	h.mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	h.mux.HandleFunc("GET /debug/pprof/", bounded(pprof.Index))
 	h.mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
-	h.mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	h.mux.HandleFunc("GET /debug/pprof/profile", bounded(pprof.Profile))
 	h.mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
-	h.mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	h.mux.HandleFunc("GET /debug/pprof/trace", bounded(pprof.Trace))
 	return h, nil
 }
 
@@ -109,12 +118,32 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	head.Set("Referrer-Policy", "no-referrer")
 	head.Set("Cross-Origin-Resource-Policy", "same-origin")
 	head.Set("Cache-Control", "no-store")
-	if refused := refuse(r, h.cfg.Addr); refused != nil {
-		h.cfg.Log.Debug("admin request refused", "host", r.Host, "err", refused)
+	if refused := h.refuse(r); refused != nil {
+		h.cfg.Log.Debug("admin request refused", "host", r.Host, "reason", refused.reason)
+		if strings.HasPrefix(r.URL.Path, "/api/") {
+			h.json(w, refused.status, Refusal{refused.reason})
+			return
+		}
 		text(w, refused.status, refused.reason)
 		return
 	}
 	h.mux.ServeHTTP(w, r)
+}
+
+// maxProfile is the longest time for which a profile is taken: only one can be at a time.
+const maxProfile = 60 // seconds
+
+// bounded refuses to take a profile for longer than maxProfile.
+func bounded(profile http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if s := r.URL.Query().Get("seconds"); s != "" {
+			if n, err := strconv.ParseFloat(s, 64); err != nil || !(0 <= n && n <= maxProfile) {
+				text(w, http.StatusBadRequest, fmt.Sprintf("seconds must be a number up to %d", maxProfile))
+				return
+			}
+		}
+		profile(w, r)
+	}
 }
 
 func (h *Handler) readyz(w http.ResponseWriter, _ *http.Request) {

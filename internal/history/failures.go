@@ -29,7 +29,7 @@ var sentences = map[source.EventKind]string{
 	source.CacheDown:      "cannot be reached",
 	source.CacheFailed:    "the disk of the NAR cache failed; NARs are passed through and not kept",
 	source.WrongFile:      "a file does not hold the signed NAR and was removed",
-	source.CacheRecovered: "works again",
+	source.CacheRecovered: "can be reached again",
 }
 
 // Failures has the last ones, in memory. The zero value is ready; it is safe for concurrent use.

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"strconv"
 	"sync"
 	"time"
@@ -18,17 +17,17 @@ import (
 // with Commit or Abort; any number follow it with readers of their own.
 type Download struct {
 	c    *Cache
+	info *verify.Info
 	key  key
 	size int64
 	tmp  string
-	info *verify.Info
 
 	mu      sync.Mutex
 	file    *os.File // nil once it has ended and nobody uses it
-	users   int      // of file: the filler, readers, and who writes it through
+	users   int      // of file: the writer, readers, and who writes it through
 	written int64
-	doubted bool  // others see nothing from doubt on
-	doubt   int64 // byte
+	hidden  bool  // other machines see nothing from hideAt on
+	hideAt  int64 // byte
 	state   state
 	err     error         // of Abort
 	entry   *entry        // after Commit
@@ -43,73 +42,86 @@ const (
 	aborted
 )
 
+// containerRoom is what a file may be larger than its NAR: containers store what cannot be
+// compressed with a few bytes for each 64 KiB.
+func containerRoom(narSize int64) int64 { return narSize/1024 + 64<<10 }
+
 // Create begins a download of size bytes, all of which are counted from now on; others are
-// evicted for them. The error wraps ErrDoesNotFit when what is in use leaves no room,
-// ErrDegraded when the disk failed, now or a moment ago. The caller ends it with Commit or Abort.
-//
-// A file is not larger than the signed NAR and a container around it, so that no size that
-// somebody names empties the cache for a NAR that is small.
+// evicted for them. A raw NAR has the signed size, and a file is not larger than that and a
+// container around it, so that no size that somebody names empties the cache for a small NAR. The
+// error wraps ErrDoesNotFit if what is in use leaves no room, ErrDegraded if the disk failed, now
+// or a moment ago. The caller ends the download with Commit or Abort.
 func (c *Cache) Create(info *verify.Info, form nix.Form, size int64) (*Download, error) {
 	nar := info.NarHash()
-	if size <= 0 || size > c.max {
-		return nil, fmt.Errorf("narcache: %s: %d bytes: %w", nar, size, ErrDoesNotFit)
-	}
-	if c.resting() {
-		return nil, fmt.Errorf("narcache: %s: %w", nar, ErrDegraded)
-	}
-	d := &Download{info: info,
-		c: c, key: key{nar, form}, size: size, users: 1,
-		tmp: filepath.Join(c.cfg.Dir, tmpDir, strconv.FormatUint(c.nextTmp.Add(1), 10)),
-	}
-	if err := c.announce(d); err != nil {
+	d, err := c.create(info, form, size)
+	if err != nil {
 		return nil, fmt.Errorf("narcache: %s: %w", nar, err)
-	}
-	if err := c.reserve(cost(size)); err != nil {
-		c.withdraw(d)
-		return nil, fmt.Errorf("narcache: %s: %w", nar, err)
-	}
-	if err := d.open(); err != nil {
-		_ = os.Remove(d.tmp)
-		c.withdraw(d)
-		c.mu.Lock()
-		c.count(-cost(size))
-		c.mu.Unlock()
-		return nil, c.fault("create", err)
-	}
-	c.mu.Lock()
-	closed := c.closed
-	c.mu.Unlock()
-	if closed { // Close may not have seen its file
-		d.Abort(errStopped)
-		return nil, fmt.Errorf("narcache: %s: %w", nar, errStopped)
 	}
 	return d, nil
 }
 
-// announce lets nobody else begin the same download. Downloading shows it only when it has a
-// file.
+func (c *Cache) create(info *verify.Info, form nix.Form, size int64) (*Download, error) {
+	n := info.NarSize()
+	switch {
+	case form.IsRaw() && size != n, size > n+containerRoom(n):
+		return nil, fmt.Errorf("%s of %d bytes, for a NAR of %d", form, size, n)
+	case size <= 0 || size > c.max:
+		return nil, fmt.Errorf("%d bytes: %w", size, ErrDoesNotFit)
+	case c.degraded():
+		return nil, ErrDegraded
+	}
+	d := &Download{
+		c: c, info: info, key: key{info.NarHash(), form}, size: size, users: 1,
+		tmp: tmpDir + "/" + strconv.FormatUint(c.nextTmp.Add(1), 10),
+	}
+	if err := c.announce(d); err != nil {
+		return nil, err
+	}
+	if err := c.reserve(cost(size)); err != nil {
+		c.withdraw(d, 0)
+		return nil, err
+	}
+	if err := d.open(); err != nil {
+		_ = c.root.Remove(d.tmp)
+		c.withdraw(d, cost(size))
+		return nil, c.failed("create", err)
+	}
+	c.mu.Lock()
+	closed := c.state.closed
+	c.mu.Unlock()
+	if closed { // Close may not have seen its file
+		d.Abort(errClosed)
+		return nil, errClosed
+	}
+	return d, nil
+}
+
+// announce lets nobody else begin the same download. Downloading shows it once it has a file.
 func (c *Cache) announce(d *Download) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	_, dying := c.dying[d.key]
+	s := &c.state
+	_, removing := s.removing[d.key]
 	switch {
-	case c.closed:
-		return errStopped
-	case dying || c.downloads[d.key] != nil || c.find(d.key) != nil:
+	case s.closed:
+		return errClosed
+	case removing || s.downloads[d.key] != nil || s.find(d.key) != nil:
 		return errExists
 	}
-	c.downloads[d.key] = d
+	s.downloads[d.key] = d
 	return nil
 }
 
-func (c *Cache) withdraw(d *Download) {
+// withdraw ends what announce began and counts freed bytes less.
+func (c *Cache) withdraw(d *Download, freed int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	delete(c.downloads, d.key)
+	delete(c.state.downloads, d.key)
+	c.count(-freed)
 }
 
 func (d *Download) open() error {
-	f, err := os.OpenFile(d.tmp, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	f, err := d.c.root.OpenFile(d.tmp, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
@@ -123,87 +135,119 @@ func (d *Download) open() error {
 	return nil
 }
 
-// Downloading returns the download of this form that is in progress, or nil. Ask it before
-// NAR: what it does not show any more NAR has.
-func (c *Cache) Downloading(nar nix.NarHash, form nix.Form) *Download {
-	c.mu.Lock()
-	d := c.downloads[key{nar, form}]
-	c.mu.Unlock()
-	if d == nil {
-		return nil
-	}
+// started reports whether the download has a file.
+func (d *Download) started() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.file == nil {
+	return d.file != nil
+}
+
+// Downloading returns the download of this form that is in progress, or nil. Ask it before NAR:
+// what it no longer shows NAR has.
+func (c *Cache) Downloading(nar nix.NarHash, form nix.Form) *Download {
+	c.mu.Lock()
+	d := c.state.downloads[key{nar, form}]
+	c.mu.Unlock()
+	if d == nil || !d.started() {
 		return nil
 	}
 	return d
 }
 
-// HideFromPeers keeps what is written from now on from other machines, until the end or until there is no
-// doubt any more: then they see all.
-func (d *Download) HideFromPeers(doubted bool) {
+// Downloads returns the downloads of a NAR that are in progress, raw first.
+func (c *Cache) Downloads(nar nix.NarHash) (list []*Download) {
+	c.mu.Lock()
+	for k, d := range c.state.downloads {
+		if k.nar == nar {
+			list = append(list, d)
+		}
+	}
+	c.mu.Unlock()
+	started := list[:0]
+	for _, d := range list {
+		if !d.started() {
+			continue
+		}
+		started = append(started, d)
+		if d.key.form.IsRaw() {
+			last := len(started) - 1
+			started[0], started[last] = started[last], started[0]
+		}
+	}
+	return started
+}
+
+// HideFromPeers keeps what is written from now on from other machines, until the end or until it
+// is called with false: then they see all.
+func (d *Download) HideFromPeers(hide bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	switch {
-	case doubted && !d.doubted:
-		d.doubt = d.written
-	case !doubted && d.doubted:
+	case hide && !d.hidden:
+		d.hideAt = d.written
+	case !hide && d.hidden:
 		d.wakeLocked()
 	}
-	d.doubted = doubted
+	d.hidden = hide
 }
 
-// Downloads returns all downloads of a NAR that are in progress.
-func (c *Cache) Downloads(nar nix.NarHash) []*Download {
-	return nil
-}
-
-// Info returns the narinfo under which the NAR is fetched.
+// Info returns the narinfo of the NAR.
 func (d *Download) Info() *verify.Info { return d.info }
 
 // Form returns the form of the bytes.
 func (d *Download) Form() nix.Form { return d.key.form }
 
-// Readable returns how many bytes another machine can read now.
-func (d *Download) Readable() int64 { return 0 }
-
 // Size returns the bytes that the whole will have.
 func (d *Download) Size() int64 { return d.size }
 
-// Write appends. When the disk fails, the download ends for all, and the error wraps
-// ErrDegraded.
+// Readable returns how many bytes from the first one on another machine can read now.
+func (d *Download) Readable() int64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var tail verify.Tail
+	return d.visibleLocked(&tail, true)
+}
+
+// visibleLocked returns how many bytes from the first one on a reader may see.
+func (d *Download) visibleLocked(tail *verify.Tail, peer bool) int64 {
+	n := tail.Visible(d.written, d.size, d.state == committed)
+	if peer && d.hidden && d.state != committed {
+		n = min(n, d.hideAt)
+	}
+	return n
+}
+
+// Write appends. If the disk fails, the download ends for all, and the error wraps ErrDegraded.
 func (d *Download) Write(p []byte) (int, error) {
 	d.mu.Lock()
 	at, f := d.written, d.file
-	if err := d.endedLocked(); err != nil {
-		d.mu.Unlock()
+	err := d.endedLocked()
+	d.mu.Unlock()
+	if err != nil {
 		return 0, err
 	}
-	d.mu.Unlock()
 	if int64(len(p)) > d.size-at {
 		return 0, fmt.Errorf("narcache: %s: more than %d bytes", d.key.nar, d.size)
 	}
 	n, err := f.WriteAt(p, at)
-	if err != nil {
-		d.mu.Lock()
-		ended := d.endedLocked()
-		d.mu.Unlock()
-		if ended != nil { // its file was closed under us
-			return n, ended
-		}
-		err = d.c.fault("write", err)
-		d.Abort(err)
-		return n, err
-	}
 	d.mu.Lock()
-	d.written += int64(n)
-	d.wakeLocked()
+	if err == nil {
+		d.written += int64(n)
+		d.wakeLocked()
+		d.mu.Unlock()
+		return n, nil
+	}
+	ended := d.endedLocked()
 	d.mu.Unlock()
-	return n, nil
+	if ended != nil { // its file was closed meanwhile
+		return n, ended
+	}
+	err = d.c.failed("write", err)
+	d.Abort(err)
+	return n, err
 }
 
-// endedLocked returns why there can be no more writing.
+// endedLocked returns why nothing more can be written.
 func (d *Download) endedLocked() error {
 	switch d.state {
 	case aborted:
@@ -222,48 +266,51 @@ func (d *Download) wakeLocked() {
 	}
 }
 
-// Commit says that the caller has proven the bytes. They are visible and whole for the readers
-// when it returns; writing them through and giving the file its name follows in the background.
+// Commit says that the bytes are those that the form names: the caller has checked NarHash of a
+// raw NAR, FileHash of a file. They are visible and whole for the readers when it returns; writing
+// them through and giving the file its name follows in the background. A file is not proven by
+// that: see Prove.
 func (d *Download) Commit() error {
-	c := d.c
-	c.mu.Lock()
-	d.mu.Lock()
-	err := d.endedLocked()
-	if err == nil && c.closed {
-		err = errStopped
-	}
-	if err == nil && d.written != d.size {
-		err = fmt.Errorf("narcache: commit %s: %d of %d bytes: %w", d.key.nar, d.written, d.size, io.ErrUnexpectedEOF)
-	}
+	open, err := d.commit()
 	if err != nil {
-		d.mu.Unlock()
-		c.mu.Unlock()
 		d.Abort(err)
 		return err
+	}
+	if !open {
+		d.release()
+	}
+	d.c.wake()
+	return nil
+}
+
+func (d *Download) commit() (open bool, err error) {
+	c := d.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch err := d.endedLocked(); {
+	case err != nil:
+		return false, err
+	case c.state.closed:
+		return false, errClosed
+	case d.written != d.size:
+		return false, fmt.Errorf("narcache: commit %s: %d of %d bytes: %w", d.key.nar, d.written, d.size, io.ErrUnexpectedEOF)
 	}
 	now := time.Now().Unix()
 	// The reference is d's, for as long as its file is open.
 	d.entry = &entry{
-		key: d.key, size: d.size, tmp: d.tmp, refs: 1,
-		proven: true, used: now, stamped: now,
+		record: record{key: d.key, size: d.size}, file: d.tmp, refs: 1,
+		intact: true, used: now, stamped: now,
 	}
 	d.state = committed
 	d.wakeLocked()
-	delete(c.downloads, d.key)
-	c.add(d.entry)
-	// The filler's use of the file goes to who writes it through, unless many wait for that.
-	open := len(c.queue) < maxOpen
-	c.queue = append(c.queue, unnamed{d, open})
-	d.mu.Unlock()
-	c.mu.Unlock()
-	if !open {
-		d.leave()
-	}
-	select {
-	case c.work <- struct{}{}:
-	default:
-	}
-	return nil
+	delete(c.state.downloads, d.key)
+	c.state.add(d.entry)
+	// The writer's use of the file goes to who writes it through, unless many wait for that.
+	open = len(c.state.queue) < maxOpen
+	c.state.queue = append(c.state.queue, pending{d, open})
+	return open, nil
 }
 
 // Abort ends the download for all who follow it: they get err. After Commit or Abort it does
@@ -283,32 +330,30 @@ func (d *Download) Abort(err error) {
 	d.mu.Unlock()
 	// Readers may keep the file open; its bytes go now.
 	freed := f != nil && f.Truncate(0) == nil
-	freed = os.Remove(d.tmp) == nil || freed
-	d.leave()
-	c := d.c
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	delete(c.downloads, d.key)
+	freed = d.c.root.Remove(d.tmp) == nil || freed
+	d.release()
 	if freed {
-		c.count(-cost(d.size))
+		d.c.withdraw(d, cost(d.size))
+	} else {
+		d.c.withdraw(d, 0)
 	}
 }
 
-// enter returns the file for another user, and what to call when done with it. Whoever comes
-// when it is closed after Commit gets one of his own.
-func (d *Download) enter() (f *os.File, leave func(), err error) {
+// retain returns the file for another user, and what to call when done with it. After Commit,
+// when it is closed, a user gets one of its own.
+func (d *Download) retain() (f *os.File, release func(), err error) {
 	d.mu.Lock()
-	if d.state == aborted {
-		defer d.mu.Unlock()
-		return nil, nil, d.err
-	}
-	if d.file != nil {
-		defer d.mu.Unlock()
+	f, e := d.file, d.entry
+	switch {
+	case d.state == aborted:
+		err = d.err
+	case f != nil:
 		d.users++
-		return d.file, d.leave, nil
 	}
 	d.mu.Unlock()
-	e := d.entry // set, for there is no file any more
+	if err != nil || f != nil {
+		return f, d.release, err
+	}
 	if f, err = d.c.openEntry(e); err != nil {
 		return nil, nil, err
 	}
@@ -318,8 +363,8 @@ func (d *Download) enter() (f *os.File, leave func(), err error) {
 	}, nil
 }
 
-// leave gives up one use of the file. With the last it is closed.
-func (d *Download) leave() {
+// release gives up one use of the file. With the last it is closed.
+func (d *Download) release() {
 	d.mu.Lock()
 	d.users--
 	f, e := d.file, d.entry

@@ -13,6 +13,12 @@ import (
 	"github.com/nixp2p/nixp2p/verify"
 )
 
+// How verify.Tail lets a reader see more.
+const (
+	shrunkTail = 64 << 10
+	patience   = 20 * time.Second
+)
+
 // TestFollow checks at each step how much a follower may see.
 func TestFollow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -60,14 +66,14 @@ func TestFollow(t *testing.T) {
 		expect(1)
 		write(2 * mib)
 		expect(2*mib - verify.TailSize)
-		<-time.After(patience - time.Second)
+		time.Sleep(patience - time.Second)
 		expect(2*mib - verify.TailSize)
-		<-time.After(2 * time.Second)
+		time.Sleep(2 * time.Second)
 		expect(2*mib - shrunkTail)
 		write(len(n.data))
 		expect(len(n.data) - shrunkTail)
 		if whole, err := io.ReadAll(d.ReadBack()); err != nil || !bytes.Equal(whole, n.data) {
-			t.Fatalf("the filler sees %d bytes, %v", len(whole), err)
+			t.Fatalf("the writer sees %d bytes, %v", len(whole), err)
 		}
 		if err := d.Commit(); err != nil {
 			t.Fatal(err)
@@ -86,7 +92,7 @@ func TestFollow(t *testing.T) {
 	})
 }
 
-// TestDoubt: what is doubted is kept from other machines, not from this one's clients.
+// TestHideFromPeers: what is hidden is kept from other machines, not from this one's clients.
 func TestHideFromPeers(t *testing.T) {
 	c := open(t, Config{Dir: t.TempDir()})
 	n := rawNAR(t, "a", 5*mib)
@@ -217,9 +223,9 @@ func TestReaderOutlivesEntry(t *testing.T) {
 	_, _ = d.Write(n.data)
 	follower := d.Reader(0)
 	_ = d.Commit()
-	nameAll(c)
+	persistAll(c)
 	other := rawNAR(t, "b", 2*mib)
-	if _, err := c.Create(other.info.NarHash(), other.form, int64(len(other.data))); !errors.Is(err, ErrDoesNotFit) {
+	if _, err := c.Create(other.info, other.form, int64(len(other.data))); !errors.Is(err, ErrDoesNotFit) {
 		t.Fatalf("evicted what is followed: %v", err)
 	}
 	claim, err := c.NAR(t.Context(), n.info, n.form, 0)

@@ -9,33 +9,47 @@ import (
 	"github.com/nixp2p/nixp2p/internal/nix"
 )
 
-// A file's name is its record: "<narhash>-<size>.nar" or
-// "<narhash>-<filehash>-<size>.nar.xz" or ".nar.zst", hashes in nix32, the size of the file
-// in decimal. So a start needs no other file to know what should be there, and nothing can
-// get out of step with it. The time of modification is the last use.
+// A file's name is its record: "<narhash>-<size>.nar" or "<narhash>-<filehash>-<size>.nar.xz" or
+// ".nar.zst", hashes in nix32, the size of the file in decimal, and "-ok" after the size once the
+// file was decoded to the NAR. So a start needs no other file to know what should be there, and
+// nothing can get out of step with it. The time of modification is the last use.
 
 const (
 	suffixRaw  = ".nar"
 	suffixXZ   = ".nar.xz"
 	suffixZstd = ".nar.zst"
+
+	decodedMark = "ok"
 )
 
 var errName = errors.New("not a file of the cache")
 
-func fileName(k key, size int64) string {
-	n := strconv.FormatInt(size, 10)
-	switch k.form.Compression {
-	case nix.XZ:
-		return k.nar.Nix32() + "-" + k.form.File.Nix32() + "-" + n + suffixXZ
-	case nix.Zstd:
-		return k.nar.Nix32() + "-" + k.form.File.Nix32() + "-" + n + suffixZstd
-	default:
-		return k.nar.Nix32() + "-" + n + suffixRaw
-	}
+// record is what the name of a file says.
+type record struct {
+	key
+	size    int64
+	decoded bool // of a file: it holds the NAR
 }
 
-// parseFileName reads what fileName wrote, and nothing else.
-func parseFileName(s string) (k key, size int64, err error) {
+// name returns the name of the file and its directory.
+func (r record) name() string {
+	parts, suffix := []string{r.nar.Nix32()}, suffixRaw
+	if !r.form.IsRaw() {
+		parts = append(parts, r.form.File.Nix32())
+		if suffix = suffixXZ; r.form.Compression == nix.Zstd {
+			suffix = suffixZstd
+		}
+	}
+	parts = append(parts, strconv.FormatInt(r.size, 10))
+	if r.decoded {
+		parts = append(parts, decodedMark)
+	}
+	return shard(r.nar) + "/" + strings.Join(parts, "-") + suffix
+}
+
+// parseName reads what name wrote, without the directory, and nothing else.
+func parseName(s string) (r record, err error) {
+	bad := func(err error) (record, error) { return record{}, fmt.Errorf("%q: %w: %w", s, errName, err) }
 	stem, suffix := s, ""
 	for _, end := range [...]string{suffixRaw, suffixXZ, suffixZstd} {
 		if cut, ok := strings.CutSuffix(s, end); ok {
@@ -43,30 +57,33 @@ func parseFileName(s string) (k key, size int64, err error) {
 		}
 	}
 	parts := strings.Split(stem, "-")
+	if suffix != suffixRaw && len(parts) == 4 && parts[3] == decodedMark {
+		r.decoded, parts = true, parts[:3]
+	}
 	switch {
 	case suffix == suffixRaw && len(parts) == 2:
 	case suffix == suffixXZ && len(parts) == 3:
-		k.form.Compression = nix.XZ
+		r.form.Compression = nix.XZ
 	case suffix == suffixZstd && len(parts) == 3:
-		k.form.Compression = nix.Zstd
+		r.form.Compression = nix.Zstd
 	default:
-		return key{}, 0, fmt.Errorf("%q: %w", s, errName)
+		return bad(errors.New("other parts"))
 	}
-	if k.nar, err = nix.ParseNarHash32(parts[0]); err != nil {
-		return key{}, 0, fmt.Errorf("%q: %w: %w", s, errName, err)
+	if r.nar, err = nix.ParseNarHash32(parts[0]); err != nil {
+		return bad(err)
 	}
 	if len(parts) == 3 {
-		if k.form.File, err = nix.ParseFileHash32(parts[1]); err != nil {
-			return key{}, 0, fmt.Errorf("%q: %w: %w", s, errName, err)
+		if r.form.File, err = nix.ParseFileHash32(parts[1]); err != nil {
+			return bad(err)
 		}
 	}
-	// A size has one text only: no sign, no zeros in front.
+	// A size has one text only: no sign, no leading zeros.
 	n := parts[len(parts)-1]
-	size, err = strconv.ParseInt(n, 10, 64)
-	if err != nil || size <= 0 || n[0] < '1' || n[0] > '9' {
-		return key{}, 0, fmt.Errorf("%q: %w: size", s, errName)
+	r.size, err = strconv.ParseInt(n, 10, 64)
+	if err != nil || r.size <= 0 || n[0] < '1' || n[0] > '9' {
+		return bad(errors.New("size"))
 	}
-	return k, size, nil
+	return r, nil
 }
 
 // shardLetters are the names of the directories that hold the files: the last digit of the
@@ -82,7 +99,7 @@ func shard(nar nix.NarHash) string {
 // Bytes are counted as file systems give them out.
 const (
 	block = 4096
-	// perFile is what a file takes beside its blocks: its name in the directory.
+	// perFile is what a file takes next to its blocks: its name in the directory.
 	perFile = 256
 	// dirBytes is set aside for the directories: the shards, the one for temporary files,
 	// and the one that holds them.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/nixp2p/nixp2p/internal/compress"
 	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/source"
 	"github.com/nixp2p/nixp2p/verify"
 )
 
@@ -26,19 +27,21 @@ const (
 // errDropped says that an entry was found bad and is gone.
 var errDropped = errors.New("was damaged")
 
-// NAR returns the bytes of a form from byte off on, if it is here as a whole; raw is decoded
-// from a file if need be. An entry from before the start is hashed first; what is wrong is
-// dropped, as if it had never been here. The error wraps fs.ErrNotExist when there is none.
+// NAR returns the bytes of a form from byte off on, if it is here as a whole; raw is decoded from
+// a file if need be. A file from before the start is hashed first, and one that is not proven is
+// proven first: see Prove. What the disk damaged is dropped, as if it had never been here; what is
+// not the NAR is dropped, and the error is a *verify.InvalidError. The error wraps fs.ErrNotExist
+// if there is none.
 func (c *Cache) NAR(ctx context.Context, info *verify.Info, form nix.Form, off int64) (*verify.Unverified, error) {
 	for {
 		e := c.choose(info.NarHash(), form)
 		if e == nil {
 			return nil, fmt.Errorf("narcache: %s: %w", info.NarHash(), fs.ErrNotExist)
 		}
-		claim, err := c.claim(ctx, e, info, form, off)
+		u, err := c.serve(ctx, e, info, form, off)
 		switch {
 		case err == nil:
-			return claim, nil
+			return u, nil
 		case errors.Is(err, errDropped):
 			continue // perhaps there is another
 		default:
@@ -48,23 +51,32 @@ func (c *Cache) NAR(ctx context.Context, info *verify.Info, form nix.Form, off i
 }
 
 // choose returns the entry to serve form from: itself, or for raw the file that is decoded
-// fastest.
+// fastest, of those that are proven if there are any.
 func (c *Cache) choose(nar nix.NarHash, form nix.Form) *entry {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if e := c.find(key{nar, form}); e != nil || !form.IsRaw() {
+	if e := c.state.find(key{nar, form}); e != nil || !form.IsRaw() {
 		return e
 	}
-	var best *entry
-	for e := c.index[nar]; e != nil; e = e.sibling {
-		if best == nil || e.form.Compression == nix.Zstd {
+	rank := func(e *entry) (n int) {
+		if e.decoded {
+			n += 2
+		}
+		if e.form.Compression == nix.Zstd {
+			n++
+		}
+		return n
+	}
+	best := c.state.index[nar]
+	for e := best; e != nil; e = e.sibling {
+		if rank(e) > rank(best) {
 			best = e
 		}
 	}
 	return best
 }
 
-func (c *Cache) claim(ctx context.Context, e *entry, info *verify.Info, form nix.Form, off int64) (*verify.Unverified, error) {
+func (c *Cache) serve(ctx context.Context, e *entry, info *verify.Info, form nix.Form, off int64) (*verify.Unverified, error) {
 	decode := e.form != form
 	size := e.size
 	if decode || form.IsRaw() {
@@ -73,15 +85,15 @@ func (c *Cache) claim(ctx context.Context, e *entry, info *verify.Info, form nix
 	if off < 0 || off > size || !decode && size != e.size {
 		return nil, fmt.Errorf("byte %d of %d, has %d", off, size, e.size)
 	}
+	// Whoever reads raw compares it with NarHash: the file need not be decoded before.
+	if err := c.ensure(ctx, e, info, !decode); err != nil {
+		return nil, err
+	}
 	f, err := c.openEntry(e)
 	if err != nil {
 		return nil, err
 	}
 	body := &entryReader{c: c, e: e, f: f}
-	if err := c.proveOnce(ctx, e, f); err != nil {
-		_ = body.Close()
-		return nil, err
-	}
 	c.use(e)
 	if !decode {
 		if err := body.seek(off); err != nil {
@@ -96,9 +108,6 @@ func (c *Cache) claim(ctx context.Context, e *entry, info *verify.Info, form nix
 	}
 	if err := skip(ctx, dec, off); err != nil {
 		_ = dec.Close()
-		if isLie(err) {
-			err = errDropped
-		}
 		return nil, err
 	}
 	return &verify.Unverified{Body: dec, Size: size}, nil
@@ -108,161 +117,76 @@ func (c *Cache) claim(ctx context.Context, e *entry, info *verify.Info, form nix
 // without a good file is dropped.
 func (c *Cache) openEntry(e *entry) (*os.File, error) {
 	c.mu.Lock()
-	if e.gone {
-		c.mu.Unlock()
+	gone := e.gone
+	if !gone {
+		c.state.acquire(e)
+	}
+	c.mu.Unlock()
+	if gone {
 		return nil, errDropped
 	}
-	c.acquire(e)
-	named := e.named
-	c.mu.Unlock()
-	final := c.path(e.key, e.size)
-	f, err := os.Open(final)
-	if err != nil && !named {
-		// It may get its name at any moment: look at both, and at the final one again.
-		if f, err = os.Open(e.tmp); err != nil {
-			f, err = os.Open(final)
-		}
+	name := c.fileOf(e)
+	f, err := c.root.Open(name)
+	for now := c.fileOf(e); errors.Is(err, fs.ErrNotExist) && now != name; now = c.fileOf(e) {
+		name = now // it was renamed meanwhile
+		f, err = c.root.Open(name)
 	}
 	if err == nil {
 		var st os.FileInfo
-		if st, err = f.Stat(); err == nil && st.Size() != e.size {
+		if st, err = f.Stat(); err == nil && (st.Size() != e.size || !st.Mode().IsRegular()) {
 			err = fmt.Errorf("has %d bytes instead of %d", st.Size(), e.size)
 		}
-		if err != nil {
-			_ = f.Close()
+		if err == nil {
+			return f, nil
 		}
-	}
-	if err == nil {
-		return f, nil
+		_ = f.Close()
 	}
 	c.release(e)
-	if isShortOfFiles(err) {
-		return nil, err
+	if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) || errors.Is(err, fs.ErrClosed) {
+		return nil, err // too many files are open, or the cache is closed: the file may be good
 	}
-	c.discard(e, err)
+	c.discard(e, "", err)
 	return nil, errDropped
 }
 
-// isShortOfFiles tells that the process has too many files open, which says nothing about this
-// one.
-func isShortOfFiles(err error) bool {
-	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE)
-}
-
-// discard drops an entry that cannot be used and says so; false when somebody did before.
-func (c *Cache) discard(e *entry, err error) bool {
+// discard drops an entry that cannot be used and reports it. It returns false if the entry was
+// dropped before.
+func (c *Cache) discard(e *entry, storePath string, err error) bool {
 	if !c.drop(e) {
 		return false
 	}
-	c.log.Warn("a file of the cache cannot be used and is removed", "source", name,
+	c.log.Warn("a file of the cache cannot be used and is removed",
 		"nar", e.nar.String(), "form", e.form.String(), "err", err)
-	c.cfg.Trouble(name, "a file could not be used and was removed", "", err)
+	c.cfg.Events.Send(source.Event{Kind: source.WrongFile, Source: source.Cache, StorePath: storePath, Err: err})
 	return true
 }
 
-// proveOnce hashes an entry from before the start when it is first offered. Who comes meanwhile
-// waits for the result.
-func (c *Cache) proveOnce(ctx context.Context, e *entry, f *os.File) error {
-	for {
-		c.mu.Lock()
-		if e.proven || e.gone {
-			proven := e.proven
-			c.mu.Unlock()
-			if !proven {
-				return errDropped
-			}
-			return nil
-		}
-		wait, running := c.proving[e]
-		if !running {
-			wait = make(chan struct{})
-			c.proving[e] = wait
-		}
-		c.mu.Unlock()
-		if running {
-			select {
-			case <-wait:
-				continue
-			case <-ctx.Done():
-				return ctx.Err()
-			}
-		}
-		err := prove(ctx, e, f)
-		if err != nil && ctx.Err() == nil {
-			c.blame(e, err) // before others may try
-			err = errDropped
-		}
-		c.mu.Lock()
-		delete(c.proving, e)
-		e.proven = err == nil
-		c.mu.Unlock()
-		close(wait)
-		return err
-	}
-}
-
-// prove hashes the file and goes back to its beginning.
-func prove(ctx context.Context, e *entry, f *os.File) error {
-	want := verify.Want{Size: e.size, Hash: e.nar}
-	if !e.form.IsRaw() {
-		want.Hash = e.form.File
-	}
-	proof := verify.NewProof(want)
-	buf := make([]byte, min(readSize, e.size))
-	for {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		n, err := f.Read(buf)
-		if _, err := proof.Write(buf[:n]); err != nil {
-			return err
-		}
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			return err
-		}
-	}
-	if err := proof.Check(); err != nil {
-		return err
-	}
-	_, err := f.Seek(0, io.SeekStart)
-	return err
-}
-
 // blame drops an entry whose bytes are wrong, and counts it.
-func (c *Cache) blame(e *entry, err error) {
-	var lie *verify.InvalidError
-	if !c.discard(e, err) || !errors.As(err, &lie) {
+func (c *Cache) blame(e *entry, storePath string, err error) {
+	if !c.discard(e, storePath, err) {
 		return
 	}
-	if m := c.cfg.Metrics; m != nil {
-		m.VerifyFailures.WithLabelValues(name, string(lie.Reason)).Inc()
+	if invalid := source.Invalid(err); invalid != nil && c.cfg.Metrics != nil {
+		c.cfg.Metrics.VerifyFailures.WithLabelValues(source.Cache.String(), string(invalid.Reason)).Inc()
 	}
 }
 
-func isLie(err error) bool {
-	var lie *verify.InvalidError
-	return errors.As(err, &lie)
-}
-
-// Invalid says that what NAR gave for this form was wrong, and drops it. With a nil err it is
-// dropped without blame.
+// Invalid reports that what NAR returned for this form was wrong, and drops it. With a nil err it
+// is dropped without being counted.
 func (c *Cache) Invalid(info *verify.Info, form nix.Form, err error) {
-	var guilty []*entry
+	var wrong []*entry
 	c.mu.Lock()
-	if e := c.find(key{info.NarHash(), form}); e != nil {
-		guilty = append(guilty, e)
+	if e := c.state.find(key{info.NarHash(), form}); e != nil {
+		wrong = append(wrong, e)
 	} else if form.IsRaw() { // then it was decoded from one of these
-		for e := c.index[info.NarHash()]; e != nil; e = e.sibling {
-			guilty = append(guilty, e)
+		for e := c.state.index[info.NarHash()]; e != nil; e = e.sibling {
+			wrong = append(wrong, e)
 		}
 	}
 	c.mu.Unlock()
-	for _, e := range guilty {
+	for _, e := range wrong {
 		if err != nil {
-			c.blame(e, err)
+			c.blame(e, info.StorePath().String(), err)
 		} else {
 			c.drop(e)
 		}
@@ -275,15 +199,16 @@ func (c *Cache) use(e *entry) {
 	c.mu.Lock()
 	e.used = now.Unix()
 	if !e.gone {
-		c.ranks.use(e)
+		c.state.policy.use(e)
 	}
 	stamp := e.named && e.used-e.stamped >= int64(stampAfter/time.Second)
 	if stamp {
 		e.stamped = e.used
 	}
+	file := e.file
 	c.mu.Unlock()
 	if stamp {
-		_ = os.Chtimes(c.path(e.key, e.size), time.Time{}, now) // what fails is known less exactly
+		_ = c.root.Chtimes(file, time.Time{}, now) // what fails is known less exactly
 	}
 }
 
@@ -302,7 +227,7 @@ func (r *entryReader) seek(off int64) error {
 	return err
 }
 
-// Read drops the entry when the disk does not give what it should.
+// Read drops the entry if the disk does not give what it should.
 func (r *entryReader) Read(p []byte) (int, error) {
 	n, err := r.f.Read(p)
 	r.at += int64(n)
@@ -316,7 +241,7 @@ func (r *entryReader) Read(p []byte) (int, error) {
 	case errors.Is(err, io.EOF):
 		err = io.ErrUnexpectedEOF
 	}
-	r.c.discard(r.e, err)
+	r.c.discard(r.e, "", err)
 	return n, fmt.Errorf("narcache: read %s: %w", r.e.nar, err)
 }
 
@@ -349,15 +274,21 @@ func newDecoder(src *entryReader) (*decoder, error) {
 	return &decoder{src: src, dec: dec}, nil
 }
 
-// Read drops the entry when the whole file is not what its compression says.
+// Read drops the entry if the whole file is not what its compression says.
 func (d *decoder) Read(p []byte) (int, error) {
+	n, err := d.read(p)
+	if source.Invalid(err) != nil {
+		d.src.c.blame(d.src.e, "", err)
+	}
+	return n, err
+}
+
+func (d *decoder) read(p []byte) (int, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	n, err := d.dec.Read(p)
-	e := d.src.e
-	if errors.Is(err, compress.ErrCorrupt) || errors.Is(err, io.ErrUnexpectedEOF) && d.src.at == e.size {
+	if errors.Is(err, compress.ErrCorrupt) || errors.Is(err, io.ErrUnexpectedEOF) && d.src.at == d.src.e.size {
 		err = &verify.InvalidError{Reason: verify.ReasonEncoding, Err: err}
-		d.src.c.blame(e, err)
 	}
 	return n, err
 }

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -23,6 +24,7 @@ import (
 	"github.com/nixp2p/nixp2p/internal/metrics"
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/internal/nixtest"
+	"github.com/nixp2p/nixp2p/internal/source"
 	"github.com/nixp2p/nixp2p/verify"
 )
 
@@ -65,9 +67,40 @@ func fileNAR(t testing.TB, name string, size int, c nix.Compression) nar {
 	return n
 }
 
-func (n nar) key() key { return key{n.info.NarHash(), n.form} }
+func (n nar) record() record {
+	return record{key: key{n.info.NarHash(), n.form}, size: int64(len(n.data))}
+}
 
-func (n nar) file(c *Cache) string { return c.path(n.key(), int64(len(n.data))) }
+// file returns where the file of n lies: proven if there is such a file, else not.
+func (n nar) file(c *Cache) string {
+	r := n.record()
+	r.decoded = !n.form.IsRaw()
+	if name := filepath.Join(c.cfg.Dir, r.name()); exists(name) {
+		return name
+	}
+	return filepath.Join(c.cfg.Dir, n.record().name())
+}
+
+func exists(name string) bool {
+	_, err := os.Lstat(name)
+	return err == nil
+}
+
+// signed returns a narinfo of a NAR with this hash and size.
+func signed(t testing.TB, nar nix.NarHash, size int64) *verify.Info {
+	t.Helper()
+	p := nixtest.NewPath("a", 1)
+	n := p.NarInfo()
+	n.NarHash, n.NarSize, n.FileHash, n.FileSize = nar, size, nix.FileHash(nar), size
+	testKey.Sign(n)
+	info, err := nixtest.Keys(t, testKey).OpenNarInfo(n, p.Hash())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info
+}
+
+func isInvalid(err error) bool { return source.Invalid(err) != nil }
 
 // open opens cfg; the test need not close it.
 func open(t testing.TB, cfg Config) *Cache {
@@ -85,7 +118,7 @@ func open(t testing.TB, cfg Config) *Cache {
 
 func create(t testing.TB, c *Cache, n nar) *Download {
 	t.Helper()
-	d, err := c.Create(n.info.NarHash(), n.form, int64(len(n.data)))
+	d, err := c.Create(n.info, n.form, int64(len(n.data)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -102,13 +135,13 @@ func put(t testing.TB, c *Cache, n nar) {
 	if err := d.Commit(); err != nil {
 		t.Fatal(err)
 	}
-	nameAll(c)
+	persistAll(c)
 }
 
-// nameAll does what Run does for committed files.
-func nameAll(c *Cache) {
-	for u, _ := c.nextUnnamed(); u.d != nil; u, _ = c.nextUnnamed() {
-		c.nameFile(u)
+// persistAll does what Run does for committed files.
+func persistAll(c *Cache) {
+	for u, _ := c.nextPending(); u.d != nil; u, _ = c.nextPending() {
+		c.persist(u)
 	}
 }
 
@@ -134,16 +167,7 @@ func get(t testing.TB, c *Cache, n nar, form nix.Form, off int64) []byte {
 }
 
 func has(c *Cache, n nar) bool {
-	raw, files := c.HeldForms(n.info.NarHash())
-	if n.form.IsRaw() {
-		return raw
-	}
-	for _, f := range files {
-		if f == n.form {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(c.Forms(n.info.NarHash()), n.form)
 }
 
 // textLog returns a logger and what it wrote.
@@ -241,7 +265,7 @@ func TestServedBeforeNamed(t *testing.T) {
 		if !bytes.Equal(get(t, c, n, nix.Raw, 0), n.data) || !bytes.Equal(late, n.data) {
 			t.Fatal("not readable after Commit")
 		}
-		nameAll(c) // and after it has its name
+		persistAll(c) // and after it has its name
 	}
 	if _, err := os.Stat(n.file(c)); err != nil {
 		t.Error(err)
@@ -258,7 +282,7 @@ func TestCommitDoesNotWait(t *testing.T) {
 	go func() { done <- c.Run(ctx) }()
 	proto := rawNAR(t, "a", 100)
 	for i := range 800 {
-		d, err := c.Create(nix.NarHash{byte(i), byte(i >> 8)}, nix.Raw, int64(len(proto.data)))
+		d, err := c.Create(signed(t, nix.NarHash{byte(i), byte(i >> 8)}, int64(len(proto.data))), nix.Raw, int64(len(proto.data)))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -308,15 +332,16 @@ func TestOneDownloadAForm(t *testing.T) {
 	c := open(t, Config{Dir: t.TempDir()})
 	n := rawNAR(t, "a", 100)
 	d := create(t, c, n)
-	if _, err := c.Create(n.info.NarHash(), n.form, 100); !errors.Is(err, errExists) {
+	size := int64(len(n.data))
+	if _, err := c.Create(n.info, n.form, size); !errors.Is(err, errExists) {
 		t.Errorf("while in progress: %v", err)
 	}
 	_, _ = d.Write(n.data)
 	_ = d.Commit()
-	if _, err := c.Create(n.info.NarHash(), n.form, 100); !errors.Is(err, errExists) {
+	if _, err := c.Create(n.info, n.form, size); !errors.Is(err, errExists) {
 		t.Errorf("when there: %v", err)
 	}
-	d, err := c.Create(n.info.NarHash(), nix.Form{Compression: nix.XZ, File: nix.FileHash{1}}, 100)
+	d, err := c.Create(n.info, nix.Form{Compression: nix.XZ, File: nix.FileHash{1}}, 100)
 	if err != nil {
 		t.Fatalf("another form: %v", err)
 	}
@@ -452,19 +477,19 @@ func TestProveCancelled(t *testing.T) {
 	}
 }
 
-func TestConvict(t *testing.T) {
+func TestInvalid(t *testing.T) {
 	m := metrics.New()
 	c := open(t, Config{Dir: t.TempDir(), Metrics: m})
-	lie := &verify.InvalidError{Reason: verify.ReasonHash, Err: errors.New("wrong")}
+	wrong := &verify.InvalidError{Reason: verify.ReasonHash, Err: errors.New("wrong")}
 	raw, file, other := rawNAR(t, "a", 100), fileNAR(t, "a", 100, nix.XZ), rawNAR(t, "b", 100)
 	put(t, c, raw)
 	put(t, c, file)
 	put(t, c, other)
-	c.Invalid(raw.info, nix.Raw, lie)
+	c.Invalid(raw.info, nix.Raw, wrong)
 	if has(c, raw) || !has(c, file) || !has(c, other) {
 		t.Error("raw: the wrong one went")
 	}
-	c.Invalid(raw.info, nix.Raw, lie) // which was decoded from the file
+	c.Invalid(raw.info, nix.Raw, wrong) // which was decoded from the file
 	if has(c, file) || !has(c, other) {
 		t.Error("decoded: the wrong one went")
 	}
@@ -490,17 +515,17 @@ func TestUndecodable(t *testing.T) {
 	}
 	_, err = io.ReadAll(claim.Body)
 	_ = claim.Body.Close()
-	if !isLie(err) || has(c, n) || value(t, m, "nixp2p_verify_failures_total") != 1 {
+	if !isInvalid(err) || has(c, n) || value(t, m, "nixp2p_verify_failures_total") != 1 {
 		t.Errorf("%v, has %v", err, has(c, n))
 	}
 	put(t, c, n)
-	if _, err := c.NAR(t.Context(), n.info, nix.Raw, 5000); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := c.NAR(t.Context(), n.info, nix.Raw, 5000); !isInvalid(err) || has(c, n) {
 		t.Errorf("from 5000 on: %v", err)
 	}
 }
 
-// TestSpare drops what the store has too, ten minutes after its last use.
-func TestSpare(t *testing.T) {
+// TestDropDuplicates drops what the store has too, ten minutes after its last use.
+func TestDropDuplicates(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		stored, private, streamed := rawNAR(t, "stored", 100), rawNAR(t, "private", 100), rawNAR(t, "streamed", 100)
 		c := open(t, Config{Dir: t.TempDir(), InStore: func(h nix.NarHash) bool { return h != private.info.NarHash() }})
@@ -514,13 +539,13 @@ func TestSpare(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		<-time.After(5 * time.Minute)
+		time.Sleep(5 * time.Minute)
 		_ = get(t, c, stored, nix.Raw, 0)
-		<-time.After(9 * time.Minute)
+		time.Sleep(9 * time.Minute)
 		if !has(c, stored) {
 			t.Error("dropped within ten minutes of its last use")
 		}
-		<-time.After(3 * time.Minute)
+		time.Sleep(3 * time.Minute)
 		synctest.Wait()
 		if has(c, stored) || !has(c, private) || !has(c, streamed) {
 			t.Errorf("has stored %v, private %v, streamed %v", has(c, stored), has(c, private), has(c, streamed))
@@ -530,7 +555,7 @@ func TestSpare(t *testing.T) {
 			t.Error("stream broke")
 		}
 		_ = claim.Body.Close()
-		<-time.After(12 * time.Minute)
+		time.Sleep(12 * time.Minute)
 		synctest.Wait()
 		if has(c, streamed) {
 			t.Error("kept after its stream")
@@ -579,11 +604,11 @@ func TestDiskFails(t *testing.T) {
 	}{
 		{"create", func(c *Cache, n nar) error {
 			c.disk.allocate = func(*os.File, int64) error { return syscall.ENOSPC }
-			_, err := c.Create(n.info.NarHash(), n.form, int64(len(n.data)))
+			_, err := c.Create(n.info, n.form, int64(len(n.data)))
 			return err
 		}},
 		{"write", func(c *Cache, n nar) error {
-			d, err := c.Create(n.info.NarHash(), n.form, int64(len(n.data)))
+			d, err := c.Create(n.info, n.form, int64(len(n.data)))
 			if err != nil {
 				return err
 			}
@@ -599,7 +624,7 @@ func TestDiskFails(t *testing.T) {
 		}},
 		{"write through", func(c *Cache, n nar) error {
 			c.disk.sync = func(*os.File) error { return syscall.EIO }
-			d, err := c.Create(n.info.NarHash(), n.form, int64(len(n.data)))
+			d, err := c.Create(n.info, n.form, int64(len(n.data)))
 			if err != nil {
 				return err
 			}
@@ -609,11 +634,11 @@ func TestDiskFails(t *testing.T) {
 			}
 			follower := d.Reader(0)
 			defer follower.Close()
-			nameAll(c)
+			persistAll(c)
 			if b, err := io.ReadAll(follower); err != nil || !bytes.Equal(b, n.data) {
 				return fmt.Errorf("the follower got %d bytes, %w", len(b), err)
 			}
-			_, err = c.Create(nix.NarHash{1}, nix.Raw, 10)
+			_, err = c.Create(signed(t, nix.NarHash{1}, 10), nix.Raw, 10)
 			return err
 		}},
 	} {
@@ -633,10 +658,10 @@ func TestDiskFails(t *testing.T) {
 					if v := value(t, m, "nixp2p_cache_degraded"); v != 1 {
 						t.Fatalf("degraded %v", v)
 					}
-					if _, err := c.Create(nix.NarHash{1}, nix.Raw, 10); !errors.Is(err, ErrDegraded) {
+					if _, err := c.Create(signed(t, nix.NarHash{1}, 10), nix.Raw, 10); !errors.Is(err, ErrDegraded) {
 						t.Fatalf("a moment later: %v", err)
 					}
-					<-time.After(degradedFor + time.Second)
+					time.Sleep(degradedFor + time.Second)
 				}
 				if n := strings.Count(text.String(), "level=WARN"); n != 1 {
 					t.Errorf("%d warnings: %s", n, text)
@@ -661,7 +686,7 @@ func TestZeroSize(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	if _, err := c.Create(nix.NarHash{1}, nix.Raw, 1); !errors.Is(err, ErrDoesNotFit) {
+	if _, err := c.Create(signed(t, nix.NarHash{1}, 1), nix.Raw, 1); !errors.Is(err, ErrDoesNotFit) {
 		t.Errorf("takes something: %v", err)
 	}
 	if c.Usage() != 0 || len(c.Entries()) != 0 {
@@ -679,14 +704,14 @@ func TestCloseEndsDownloads(t *testing.T) {
 		got <- err
 	}()
 	_ = c.Close()
-	if err := <-got; !errors.Is(err, errStopped) {
+	if err := <-got; !errors.Is(err, errClosed) {
 		t.Errorf("the follower got %v", err)
 	}
 	_ = r.Close()
 	if err := d.Commit(); err == nil {
 		t.Error("commit after Close")
 	}
-	if _, err := c.Create(nix.NarHash{1}, nix.Raw, 1); !errors.Is(err, errStopped) {
+	if _, err := c.Create(signed(t, nix.NarHash{1}, 1), nix.Raw, 1); !errors.Is(err, errClosed) {
 		t.Errorf("create after Close: %v", err)
 	}
 }

@@ -12,53 +12,59 @@ import (
 	"github.com/nixp2p/nixp2p/verify"
 )
 
-const (
-	// shrunkTail is what is still held back from a reader that has waited for patience: as in
-	// verify.Guard, a client that hears nothing would give up.
-	shrunkTail = 64 << 10
-	patience   = 20 * time.Second
-)
-
 // Reader reads a download, from its own place and at its own pace. Read is for one goroutine,
 // Close may be called at any time by any.
 type Reader struct {
-	d      *Download
-	file   *os.File
-	leave  func()
-	err    error // why there is no file
-	follow bool
-	others bool // it is for another machine
-	off    int64
-	hold   int64
+	d       *Download
+	file    *os.File
+	release func()
+	err     error // why there is no file
+	follow  bool
+	peer    bool // it is for another machine
+	off     int64
+	tail    verify.Tail // guarded by d.mu
 
 	once   sync.Once
 	closed chan struct{}
 }
 
-// Reader returns a reader from byte off on. It blocks for bytes that are still to come, sees
-// all but the last verify.TailSize of what was written until Commit, everything after it, and
-// the error of Abort after that.
-func (d *Download) Reader(off int64) *Reader { return d.reader(off, true) }
+// Reader returns a reader from byte off on. It blocks for bytes that are still to come, sees all
+// but the held-back tail of what was written until Commit, everything after it, and the error of
+// Abort after that.
+func (d *Download) Reader(off int64) *Reader { return d.reader(off, true, false) }
 
-// PeerReader is Reader for another machine: it waits for what is doubted as for what is still to come.
-func (d *Download) PeerReader(off int64) *Reader {
-	r := d.reader(off, true)
-	r.others = true
+// PeerReader is Reader for another machine: it waits for what is hidden as for what is still to
+// come. A file that has ended and is not proven does not exist for it.
+func (d *Download) PeerReader(off int64) *Reader { return d.reader(off, true, true) }
+
+// ReadBack returns a reader of what was written so far, the tail included: unproven bytes, for
+// the writer's own use. It ends where writing is.
+func (d *Download) ReadBack() *Reader { return d.reader(0, false, false) }
+
+func (d *Download) reader(off int64, follow, peer bool) *Reader {
+	r := &Reader{d: d, follow: follow, peer: peer, off: off, closed: make(chan struct{})}
+	switch {
+	case off < 0 || off > d.size:
+		r.err = fmt.Errorf("narcache: %s: byte %d of %d", d.key.nar, off, d.size)
+	case peer && d.unproven():
+		r.err = fmt.Errorf("narcache: %s: not proven: %w", d.key.nar, fs.ErrNotExist)
+	default:
+		r.file, r.release, r.err = d.retain()
+	}
 	return r
 }
 
-// ReadBack returns a reader of what was written so far, the tail included: unproven bytes, for the
-// filler's own eyes. It ends where writing is.
-func (d *Download) ReadBack() *Reader { return d.reader(0, false) }
-
-func (d *Download) reader(off int64, follow bool) *Reader {
-	r := &Reader{d: d, follow: follow, off: off, hold: verify.TailSize, closed: make(chan struct{})}
-	if off < 0 || off > d.size {
-		r.err = fmt.Errorf("narcache: %s: byte %d of %d", d.key.nar, off, d.size)
-		return r
+// unproven reports whether the download has ended and nobody knows that it is the NAR.
+func (d *Download) unproven() bool {
+	d.mu.Lock()
+	e := d.entry
+	d.mu.Unlock()
+	if e == nil {
+		return false
 	}
-	r.file, r.leave, r.err = d.enter()
-	return r
+	d.c.mu.Lock()
+	defer d.c.mu.Unlock()
+	return !e.proven()
 }
 
 // Read returns the next bytes that may be seen.
@@ -76,7 +82,7 @@ func (r *Reader) Read(p []byte) (int, error) {
 			return 0, err
 		}
 		if timer == nil {
-			timer = time.NewTimer(patience)
+			timer = time.NewTimer(r.tail.Patience(r.d.size))
 			defer timer.Stop()
 			continue // now with a channel to wait for
 		}
@@ -85,33 +91,28 @@ func (r *Reader) Read(p []byte) (int, error) {
 		case <-r.closed:
 			return 0, fs.ErrClosed
 		case <-timer.C:
-			r.hold = min(r.hold, shrunkTail)
+			r.d.mu.Lock()
+			r.tail.Shrink(r.d.size)
+			r.d.mu.Unlock()
 		}
 	}
 }
 
 // Have returns how many bytes from the first one on can be read without waiting.
 func (r *Reader) Have() int64 {
-	d := r.d
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return max(r.seen(), 0)
+	r.d.mu.Lock()
+	defer r.d.mu.Unlock()
+	return r.visibleLocked()
 }
 
-// seen returns how many bytes from the first one on this reader may see. The caller holds d.mu.
-func (r *Reader) seen() int64 {
-	d := r.d
-	n := d.written
-	if d.state != filling || !r.follow {
-		return n
+func (r *Reader) visibleLocked() int64 {
+	if !r.follow {
+		return r.d.written
 	}
-	if n -= r.hold; r.others && d.doubted {
-		n = min(n, d.doubt)
-	}
-	return n
+	return r.d.visibleLocked(&r.tail, r.peer)
 }
 
-// free returns how many bytes may be read now. When there are none it returns a channel that is
+// free returns how many bytes may be read now. If there are none it returns a channel that is
 // closed at the next change, if wait asks for one.
 func (r *Reader) free(wait bool) (n int64, changed <-chan struct{}, err error) {
 	d := r.d
@@ -125,7 +126,7 @@ func (r *Reader) free(wait bool) (n int64, changed <-chan struct{}, err error) {
 	if d.state == aborted {
 		return 0, nil, d.err
 	}
-	if n = r.seen() - r.off; n > 0 {
+	if n = r.visibleLocked() - r.off; n > 0 {
 		return n, nil, nil
 	}
 	if d.state == committed || !r.follow {
@@ -160,8 +161,8 @@ func (r *Reader) take(p []byte) (int, error) {
 func (r *Reader) Close() error {
 	r.once.Do(func() {
 		close(r.closed)
-		if r.leave != nil {
-			r.leave()
+		if r.release != nil {
+			r.release()
 		}
 	})
 	return nil

@@ -2,62 +2,70 @@ package narcache
 
 import (
 	"fmt"
-	"sync"
+	"sync/atomic"
 	"time"
+
+	"github.com/nixp2p/nixp2p/internal/backoff"
+	"github.com/nixp2p/nixp2p/internal/source"
 )
+
+// take counts n bytes if they fit. If evicting would make them fit, victim is what is to be
+// evicted first; the caller destroys it.
+func (c *Cache) take(n int64, evict bool) (ok bool, victim *entry, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch s := &c.state; {
+	case s.used+n <= c.max:
+		c.count(n)
+		return true, nil, nil
+	case s.used-s.idle+n > c.max: // what cannot fit costs nobody its place
+		return false, nil, fmt.Errorf("%d bytes: %w", n, ErrDoesNotFit)
+	case !evict:
+		return false, nil, nil
+	default:
+		return false, s.evict(), nil
+	}
+}
 
 // reserve counts n bytes, after evicting what has to go for them.
 func (c *Cache) reserve(n int64) error {
-	c.mu.Lock()
-	if c.used+n <= c.max {
-		c.count(n)
-		c.mu.Unlock()
-		return nil
+	if ok, _, err := c.take(n, false); ok || err != nil {
+		return err
 	}
-	c.mu.Unlock()
 	c.space.Lock()
 	defer c.space.Unlock()
 	for {
-		c.mu.Lock()
-		if c.used+n <= c.max {
-			c.count(n)
-			c.mu.Unlock()
-			return nil
+		ok, victim, err := c.take(n, true)
+		if ok || err != nil {
+			return err
 		}
-		// What cannot fit costs nobody his place.
-		if c.used-c.idle+n > c.max {
-			c.mu.Unlock()
-			return fmt.Errorf("%d bytes: %w", n, ErrDoesNotFit)
-		}
-		e := c.evict()
-		c.mu.Unlock()
-		if err := c.destroy(e); err != nil {
+		if err := c.destroy(victim); err != nil {
 			return err
 		}
 	}
 }
 
-// evict detaches the next victim; there is one while idle > 0. The caller holds mu, and
-// destroys it.
-func (c *Cache) evict() *entry {
-	e := c.ranks.victim()
-	c.detach(e)
-	c.ranks.mourn(e)
+// evict detaches the next victim; there is one while idle > 0. The caller holds mu, and destroys
+// it after releasing mu.
+func (s *contents) evict() *entry {
+	e := s.policy.victim()
+	s.detach(e)
+	s.policy.rememberEvicted(e)
 	return e
 }
 
-// Trim evicts until at most max bytes are used, as far as they are not in use, and returns
-// what it evicted.
+// Trim evicts until at most max bytes are used, as far as they are not in use, and returns what
+// it evicted.
 func (c *Cache) Trim(max int64) (removed []Entry) {
 	c.space.Lock()
 	defer c.space.Unlock()
 	for {
 		c.mu.Lock()
-		if c.used <= max || c.idle == 0 {
+		if c.state.used <= max || c.state.idle == 0 {
 			c.mu.Unlock()
 			return removed
 		}
-		e := c.evict()
+		e := c.state.evict()
 		c.mu.Unlock()
 		if c.destroy(e) != nil {
 			return removed
@@ -72,38 +80,33 @@ const degradedFor = 30 * time.Second
 
 // health is whether the disk takes what is written.
 type health struct {
-	mu    sync.Mutex
-	ill   bool
-	until time.Time
+	failing *atomic.Bool
+	rest    *backoff.Delay
 }
 
-// fault notes that the disk failed, says so once an episode, and returns the error to return.
-func (c *Cache) fault(operation string, err error) error {
-	h := &c.health
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if !h.ill {
-		c.log.Warn("the cache cannot write; NARs stream through", "source", name, "operation", operation, "err", err)
-		c.cfg.Trouble(name, "cannot write: NARs stream through and are not kept", "", err)
+func newHealth() health {
+	return health{new(atomic.Bool), &backoff.Delay{First: degradedFor, Most: degradedFor}}
+}
+
+// failed notes that the disk failed, reports it once an episode, and returns the error to return.
+func (c *Cache) failed(operation string, err error) error {
+	c.health.rest.Fail()
+	if !c.health.failing.Swap(true) {
+		c.showHealth(1)
+		c.log.Warn("the cache cannot write; NARs are passed through and not kept", "operation", operation, "err", err)
+		c.cfg.Events.Send(source.Event{Kind: source.CacheFailed, Source: source.Cache, Err: err})
 	}
-	h.ill, h.until = true, time.Now().Add(degradedFor)
-	c.showHealth(1)
 	return fmt.Errorf("narcache: %s: %w: %w", operation, ErrDegraded, err)
 }
 
-// well notes that a file was written through.
-func (c *Cache) well() {
-	h := &c.health
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	// What was written before the fault proves nothing.
-	if !h.ill || time.Now().Before(h.until) {
-		return
+// recovered notes that a file was written through.
+func (c *Cache) recovered() {
+	// What was written before the failure proves nothing.
+	if c.health.rest.Ready() && c.health.failing.Swap(false) {
+		c.health.rest.Succeed()
+		c.showHealth(0)
+		c.log.Info("the cache writes again")
 	}
-	h.ill = false
-	c.showHealth(0)
-	c.log.Info("the cache writes again", "source", name)
-	c.cfg.Trouble(name, "writes again", "", nil)
 }
 
 func (c *Cache) showHealth(v float64) {
@@ -112,10 +115,5 @@ func (c *Cache) showHealth(v float64) {
 	}
 }
 
-// resting tells that nothing is to be written for now.
-func (c *Cache) resting() bool {
-	h := &c.health
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.ill && time.Now().Before(h.until)
-}
+// degraded reports whether nothing is to be written for now.
+func (c *Cache) degraded() bool { return !c.health.rest.Ready() }

@@ -1,0 +1,207 @@
+package narcache
+
+import (
+	"context"
+	"errors"
+	"os"
+	"sync"
+	"time"
+)
+
+const (
+	// workers is how many files are written through at once: file systems gather such requests.
+	workers = 4
+	// maxOpen is how many files wait for that with their file open, for those who follow.
+	maxOpen = 512
+	// closeFor is how long Close goes on writing files through. What is left is lost.
+	closeFor = 3 * time.Second
+
+	// duplicateAfter is how long after its last use an entry goes that the store has too.
+	duplicateAfter = 10 * time.Minute
+	duplicateEvery = time.Minute
+)
+
+// pending is a committed download whose file is not written through yet.
+type pending struct {
+	d    *Download
+	open bool // the writer's use of the file came along
+}
+
+// Run writes committed files through and drops what the store has too, until ctx ends.
+func (c *Cache) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	for range workers {
+		wg.Go(func() { c.persistAll(ctx) })
+	}
+	tick := time.NewTicker(duplicateEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			wg.Wait()
+			return nil
+		case <-tick.C:
+			c.dropDuplicates(ctx)
+		}
+	}
+}
+
+func (c *Cache) persistAll(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-c.work:
+		}
+		for ctx.Err() == nil {
+			p, more := c.nextPending()
+			if p.d == nil {
+				break
+			}
+			if more {
+				c.wake()
+			}
+			c.persist(p)
+		}
+	}
+}
+
+func (c *Cache) wake() {
+	select {
+	case c.work <- struct{}{}:
+	default:
+	}
+}
+
+func (c *Cache) nextPending() (p pending, more bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	q := c.state.queue
+	if len(q) == 0 {
+		return pending{}, false
+	}
+	p = q[0]
+	q[0] = pending{}
+	c.state.queue = q[1:]
+	return p, len(q) > 1
+}
+
+// persist writes a file through and then gives it its name, so that after a power failure what
+// has a name has its bytes. The directory is not written through: a name that is lost costs one
+// entry.
+func (c *Cache) persist(p pending) {
+	if p.open {
+		defer p.d.release()
+	}
+	file, release, err := p.d.retain()
+	if err != nil {
+		return // evicted or found wrong already
+	}
+	defer release()
+	e := p.d.entry
+	if c.isGone(e) {
+		return
+	}
+	if err = c.disk.sync(file); err == nil {
+		err = c.rename(e, true)
+	}
+	switch {
+	case err == nil:
+		c.recovered()
+	case !c.isGone(e) || !errors.Is(err, os.ErrNotExist):
+		_ = c.failed("commit", err)
+		c.drop(e)
+	}
+}
+
+func (c *Cache) isGone(e *entry) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return e.gone
+}
+
+// rename gives the file of e the name that its record has now. Unless it is synced, a file that
+// has none yet keeps its temporary one: it gets the right one later.
+func (c *Cache) rename(e *entry, synced bool) error {
+	c.naming.Lock()
+	defer c.naming.Unlock()
+	c.mu.Lock()
+	from, to := e.file, e.record.name()
+	skip := e.gone || from == to || !e.named && !synced
+	c.mu.Unlock()
+	if skip {
+		return nil
+	}
+	if err := c.root.Rename(from, to); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	e.file, e.named = to, true
+	c.mu.Unlock()
+	return nil
+}
+
+// dropDuplicates drops entries that were not used for a while and that the store has too.
+func (c *Cache) dropDuplicates(ctx context.Context) {
+	if c.cfg.InStore == nil {
+		return
+	}
+	before := time.Now().Add(-duplicateAfter).Unix()
+	unused := func(e *entry) bool { return e.refs == 0 && !e.gone && e.used <= before }
+	var candidates []*entry
+	c.mu.Lock()
+	for e := range c.state.policy.all() {
+		if unused(e) {
+			candidates = append(candidates, e)
+		}
+	}
+	c.mu.Unlock()
+	for _, e := range candidates {
+		if ctx.Err() != nil {
+			return
+		}
+		if !c.cfg.InStore(e.nar) {
+			continue
+		}
+		c.mu.Lock()
+		mine := unused(e) && c.state.detach(e)
+		c.mu.Unlock()
+		if !mine {
+			continue
+		}
+		c.log.Debug("dropped a NAR that the store has", "nar", e.nar.String())
+		if c.destroy(e) != nil {
+			return
+		}
+	}
+}
+
+// Close ends the downloads in progress, writes through what was committed, and unlocks the
+// directory. Run must have ended. Readers that are still open may read on.
+func (c *Cache) Close() error {
+	c.mu.Lock()
+	if c.state.closed {
+		c.mu.Unlock()
+		return nil
+	}
+	c.state.closed = true
+	var open []*Download
+	for _, d := range c.state.downloads {
+		open = append(open, d)
+	}
+	c.mu.Unlock()
+	for _, d := range open {
+		if d.started() { // else Create is about to notice
+			d.Abort(errClosed)
+		}
+	}
+	deadline := time.Now().Add(closeFor)
+	for p, _ := c.nextPending(); p.d != nil; p, _ = c.nextPending() {
+		if time.Now().Before(deadline) {
+			c.persist(p)
+		} else if p.open {
+			p.d.release()
+		}
+	}
+	return errors.Join(c.root.Close(), c.lock.Close())
+}

@@ -1,0 +1,152 @@
+package narcache
+
+import (
+	"iter"
+	"time"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
+
+	"github.com/nixp2p/nixp2p/internal/nix"
+)
+
+// entry is a whole file. Its fields are guarded by Cache.mu, except key and size, which never
+// change.
+type entry struct {
+	record
+	file     string // where it is now, below the root
+	named    bool   // it has its name: written through and renamed
+	gone     bool   // out of the index
+	unlinked bool   // gone from the disk, but for those who have it open
+	intact   bool   // hashed, or written, by this process
+	refs     int    // who has it open; not evicted meanwhile
+	used     int64  // Unix seconds of the last use
+	stamped  int64  // what the disk knows of used
+	hits     int    // uses since it came here
+
+	sibling *entry // another form of the same NAR
+
+	in         *list
+	prev, next *entry
+}
+
+// proven reports whether e is known to be the NAR. The caller holds mu.
+func (e *entry) proven() bool { return e.intact && (e.decoded || e.form.IsRaw()) }
+
+func (e *entry) describe() Entry {
+	return Entry{Nar: e.nar, Form: e.form, Size: e.size, LastUse: time.Unix(e.used, 0).UTC()}
+}
+
+// list has entries, the last used first.
+type list struct {
+	first, last *entry
+	n           int
+	bytes       int64
+}
+
+func (l *list) push(e *entry) {
+	e.in, e.prev, e.next = l, nil, l.first
+	if l.first != nil {
+		l.first.prev = e
+	} else {
+		l.last = e
+	}
+	l.first = e
+	l.n++
+	l.bytes += cost(e.size)
+}
+
+func (l *list) remove(e *entry) {
+	if e.prev != nil {
+		e.prev.next = e.next
+	} else {
+		l.first = e.next
+	}
+	if e.next != nil {
+		e.next.prev = e.prev
+	} else {
+		l.last = e.prev
+	}
+	e.in, e.prev, e.next = nil, nil, nil
+	l.n--
+	l.bytes -= cost(e.size)
+}
+
+const (
+	// frequentHits is how many reads make an entry one that is used again: the first may belong
+	// to the download itself.
+	frequentHits = 2
+	// maxEvicted is how many NARs are remembered after their eviction. One that comes back was
+	// evicted too early.
+	maxEvicted = 8192
+)
+
+// policy decides what is evicted: 2Q, counted in bytes. What came once waits in recent; what is
+// used again moves to frequent, which has three quarters of the room at most and gives its last
+// back to recent. Victims come from recent, so that a scan through many NARs leaves frequent alone.
+type policy struct {
+	recent, frequent list
+	frequentMax      int64
+	evicted          *simplelru.LRU[nix.NarHash, struct{}]
+}
+
+func newPolicy(max int64) policy {
+	g, _ := simplelru.NewLRU[nix.NarHash, struct{}](maxEvicted, nil) // fails for sizes below 1 only
+	return policy{frequentMax: max / 4 * 3, evicted: g}
+}
+
+func (p *policy) add(e *entry) {
+	if p.evicted.Remove(e.nar) {
+		e.hits = frequentHits
+		p.addFrequent(e)
+		return
+	}
+	p.recent.push(e)
+}
+
+func (p *policy) use(e *entry) {
+	e.hits++
+	e.in.remove(e)
+	if e.hits >= frequentHits {
+		p.addFrequent(e)
+	} else {
+		p.recent.push(e)
+	}
+}
+
+func (p *policy) addFrequent(e *entry) {
+	p.frequent.push(e)
+	for p.frequent.bytes > p.frequentMax && p.frequent.n > 1 {
+		down := p.frequent.last
+		p.frequent.remove(down)
+		down.hits = 0
+		p.recent.push(down)
+	}
+}
+
+func (p *policy) remove(e *entry) { e.in.remove(e) }
+
+// all returns the entries in the order in which they would be evicted.
+func (p *policy) all() iter.Seq[*entry] {
+	return func(yield func(*entry) bool) {
+		for _, l := range [...]*list{&p.recent, &p.frequent} {
+			for e := l.last; e != nil; e = e.prev {
+				if !yield(e) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// victim returns what is evicted next, nil if all are in use.
+func (p *policy) victim() *entry {
+	for e := range p.all() {
+		if e.refs == 0 {
+			return e
+		}
+	}
+	return nil
+}
+
+// rememberEvicted notes a victim.
+func (p *policy) rememberEvicted(e *entry) { p.evicted.Add(e.nar, struct{}{}) }

@@ -1,0 +1,201 @@
+package narcache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+
+	"github.com/nixp2p/nixp2p/internal/compress"
+	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/source"
+	"github.com/nixp2p/nixp2p/verify"
+)
+
+// proof is the check of one entry, which all who need it share.
+type proof struct {
+	done   chan struct{} // closed at the end
+	decode bool
+	err    error // set before done is closed
+}
+
+// Proven reports whether a form is here as a whole and is known to be the signed NAR.
+func (c *Cache) Proven(nar nix.NarHash, form nix.Form) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.state.find(key{nar, form})
+	return e != nil && e.proven()
+}
+
+// Prove checks that a form that is here as a whole is the signed NAR: a file is decoded, once,
+// for its FileHash is only a name. Callers at the same time share the work, and what is proven
+// costs nothing; after a restart it is hashed again. A form that is not the NAR is removed, and
+// the error is a *verify.InvalidError; one that the disk damaged is removed, and the error wraps
+// fs.ErrNotExist, as for one that is not here.
+func (c *Cache) Prove(ctx context.Context, info *verify.Info, form nix.Form) error {
+	c.mu.Lock()
+	e := c.state.find(key{info.NarHash(), form})
+	c.mu.Unlock()
+	err := errDropped
+	if e != nil {
+		err = c.ensure(ctx, e, info, true)
+	}
+	if errors.Is(err, errDropped) {
+		return fmt.Errorf("narcache: %s: %w", info.NarHash(), fs.ErrNotExist)
+	}
+	return err
+}
+
+// ensure checks e, unless that was done: that its bytes are those that its form names, and with
+// decode that they are the NAR.
+func (c *Cache) ensure(ctx context.Context, e *entry, info *verify.Info, decode bool) error {
+	decode = decode && !e.form.IsRaw()
+	for {
+		c.mu.Lock()
+		running, intact := c.state.proving[e], e.intact
+		switch {
+		case e.gone && running == nil:
+			c.mu.Unlock()
+			return errDropped
+		case running == nil && intact && (e.decoded || !decode):
+			c.mu.Unlock()
+			return nil
+		case running == nil:
+			p := &proof{done: make(chan struct{}), decode: decode && !e.decoded}
+			c.state.proving[e] = p
+			c.mu.Unlock()
+			return c.runProof(ctx, p, e, info, intact)
+		}
+		c.mu.Unlock()
+		select {
+		case <-running.done:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		if source.Invalid(running.err) != nil {
+			return running.err
+		}
+	}
+}
+
+// runProof checks e for all who wait for p.
+func (c *Cache) runProof(ctx context.Context, p *proof, e *entry, info *verify.Info, intact bool) error {
+	p.err = c.check(ctx, e, info, p.decode, intact)
+	switch {
+	case p.err == nil, errors.Is(p.err, errDropped):
+	case source.Invalid(p.err) != nil && p.decode:
+		c.blame(e, info.StorePath().String(), p.err)
+	case source.Invalid(p.err) != nil: // the disk changed it
+		c.blame(e, info.StorePath().String(), p.err)
+		p.err = errDropped
+	case ctx.Err() != nil: // the next one does it
+	default:
+		c.discard(e, info.StorePath().String(), p.err)
+		p.err = errDropped
+	}
+	c.mu.Lock()
+	delete(c.state.proving, e)
+	if p.err == nil {
+		e.intact = true
+		e.decoded = e.decoded || p.decode
+	}
+	c.mu.Unlock()
+	close(p.done)
+	if p.err == nil && p.decode {
+		if err := c.rename(e, false); err != nil {
+			_ = c.failed("rename", err) // it is decoded again after a restart
+		}
+	}
+	return p.err
+}
+
+// check reads e once: it hashes the file unless it is intact, and decodes it if asked to. The
+// error is a *verify.InvalidError if a file that is intact does not decode to the NAR, or, without
+// decode, if the file is not intact; errDropped if it is damaged.
+func (c *Cache) check(ctx context.Context, e *entry, info *verify.Info, decode, intact bool) error {
+	f, err := c.openEntry(e)
+	if err != nil {
+		return err
+	}
+	body := &entryReader{c: c, e: e, f: f}
+	defer body.Close()
+	want := verify.Digest{Size: e.size, Hash: e.form.File}
+	if e.form.IsRaw() {
+		want.Hash = e.nar
+	}
+	file := verify.NewProof(want)
+	var src io.Reader = readerFunc(func(p []byte) (int, error) {
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
+		return body.Read(p)
+	})
+	if !intact {
+		src = io.TeeReader(src, file)
+	}
+	var invalid error
+	if decode {
+		if invalid = decodes(src, e, info); invalid != nil && source.Invalid(invalid) == nil {
+			return invalid // it was not read to the end
+		}
+	}
+	if !intact {
+		if err := copyTo(io.Discard, src); err != nil {
+			return err
+		}
+		if err := file.Check(); err != nil && decode {
+			c.blame(e, info.StorePath().String(), err)
+			return errDropped // whatever it decodes to
+		} else if err != nil {
+			return err
+		}
+	}
+	return invalid
+}
+
+// decodes reads the NAR in a file. Only what the file says makes the error a *verify.InvalidError.
+func decodes(src io.Reader, e *entry, info *verify.Info) error {
+	noted := &noting{r: src}
+	dec, err := compress.NewReader(e.form.Compression, noted)
+	if err != nil {
+		return err
+	}
+	defer dec.Close()
+	nar := verify.NewProof(info.Digest(nix.Raw, 0))
+	err = copyTo(nar, dec)
+	if noted.err != nil {
+		return noted.err
+	}
+	if err == nil {
+		err = nar.Check()
+	}
+	if err != nil && source.Invalid(err) == nil {
+		err = &verify.InvalidError{Reason: verify.ReasonEncoding, Err: err}
+	}
+	return err
+}
+
+func copyTo(dst io.Writer, src io.Reader) error {
+	_, err := io.CopyBuffer(struct{ io.Writer }{dst}, struct{ io.Reader }{src}, make([]byte, readSize))
+	return err
+}
+
+// readerFunc is a Reader made of a function.
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
+// noting remembers an error other than the end.
+type noting struct {
+	r   io.Reader
+	err error
+}
+
+func (r *noting) Read(p []byte) (int, error) {
+	n, err := r.r.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		r.err = err
+	}
+	return n, err
+}

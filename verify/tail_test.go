@@ -189,3 +189,46 @@ func TestGuardReaderGoneWhileFull(t *testing.T) {
 		g.Free()
 	})
 }
+
+// TestTail: the rule itself, which is the same for streams and for downloads that are read while
+// they grow.
+func TestTail(t *testing.T) {
+	const mib = 1 << 20
+	for _, c := range []struct {
+		name    string
+		hold    Holdback
+		size    int64
+		visible [3]int64         // of 2 MiB, before anything, after one Shrink and after two
+		wait    [3]time.Duration // before each of them
+	}{
+		{"default", Holdback{}, 3 * mib, [3]int64{mib, 2*mib - shrunkTail, 2*mib - shrunkTail}, [3]time.Duration{patience, patience, patience}},
+		{"tail of 2 MiB", Holdback{Tail: 2 * mib}, 3 * mib, [3]int64{0, 2*mib - shrunkTail, 2*mib - shrunkTail}, [3]time.Duration{patience, patience, patience}},
+		{"small tail", Holdback{Tail: 10}, 3 * mib, [3]int64{2*mib - 10, 2*mib - 10, 2*mib - 10}, [3]time.Duration{patience, patience, patience}},
+		{"verified first", Holdback{VerifyFirst: 3 * mib}, 3 * mib, [3]int64{0, 2*mib - shrunkTail, 2*mib - shrunkTail}, [3]time.Duration{patience, patience, patience}},
+		{"too large for that", Holdback{VerifyFirst: 3 * mib}, 3*mib + 1, [3]int64{mib, 2*mib - shrunkTail, 2*mib - shrunkTail}, [3]time.Duration{patience, patience, patience}},
+		{"verified first for 1 s", Holdback{VerifyFirst: 3 * mib, VerifyFor: time.Second}, 3 * mib, [3]int64{0, mib, 2*mib - shrunkTail}, [3]time.Duration{time.Second, patience, patience}},
+		{"low memory", Holdback{LowMemory: true}, 3 * mib, [3]int64{2*mib - shrunkTail, 2*mib - shrunkTail, 2*mib - shrunkTail}, [3]time.Duration{patience, patience, patience}},
+		{"proven before", Holdback{Previous: &BlockSums{}}, 3 * mib, [3]int64{2*mib - sumBlock, 2*mib - sumBlock, 2*mib - sumBlock}, [3]time.Duration{patience, patience, patience}},
+	} {
+		tail := NewTail(c.hold)
+		for i, want := range c.visible {
+			if got := tail.Visible(2*mib, c.size, false); got != want {
+				t.Errorf("%s, shrunk %d times: %d visible, want %d", c.name, i, got, want)
+			}
+			if got := tail.Patience(c.size); got != c.wait[i] {
+				t.Errorf("%s, shrunk %d times: waits %v, want %v", c.name, i, got, c.wait[i])
+			}
+			if got := tail.Visible(c.size, c.size, true); got != c.size {
+				t.Errorf("%s: proven, and %d visible", c.name, got)
+			}
+			if got := tail.Visible(10, c.size, false); got < 0 || got > 10 {
+				t.Errorf("%s: %d of 10 visible", c.name, got)
+			}
+			tail.Shrink(c.size)
+		}
+	}
+	var zero Tail
+	if got := zero.Visible(3*mib, 9*mib, false); got != 2*mib {
+		t.Errorf("zero value: %d", got)
+	}
+}

@@ -188,7 +188,7 @@ func verdict(answers []Answer) string {
 		}
 	}
 	for _, a := range answers {
-		if a.Result == Unavailable || a.Result == Lied {
+		if a.Result == Unavailable || a.Result == Invalid {
 			return "No source that could be asked has it, but not all could."
 		}
 	}

@@ -170,7 +170,7 @@ const (
 	Has         Result = "has"
 	Absent      Result = "absent"      // it says no
 	Unavailable Result = "unavailable" // it could not say
-	Lied        Result = "lied"        // it said something wrong
+	Invalid     Result = "invalid"     // it said something wrong
 )
 
 // Answer is what one source said.

@@ -79,7 +79,9 @@ func TestDownThoughNobodyWaits(t *testing.T) {
 		<-ctx.Done()
 		return nil, &net.OpError{Op: "dial", Net: "tcp", Err: os.ErrDeadlineExceeded}
 	}
-	b := open(t, func(c *Config) { c.dialer, c.timeouts.connect, c.timeouts.probe = block, 50*time.Millisecond, time.Hour }, "http://cache.example.org")
+	b := open(t, func(c *Config) {
+		c.dialer, c.timeouts.connect, c.timeouts.probe = block, 50*time.Millisecond, time.Hour
+	}, "http://cache.example.org")
 	until(t, "down", func() bool {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 		defer cancel()

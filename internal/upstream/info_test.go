@@ -385,4 +385,3 @@ func TestNewRefuses(t *testing.T) {
 		t.Error("netrc that is not there")
 	}
 }
-

@@ -34,7 +34,7 @@ type mirror struct {
 	base     *url.URL // ends in a slash; no user, query or fragment
 	name     string   // base as text: it has no secret
 	own      *credential
-	priority *int         // from the configuration
+	priority *int              // from the configuration
 	files    http.RoundTripper // of a directory, nil for HTTP
 	up       prometheus.Gauge
 

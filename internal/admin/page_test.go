@@ -314,7 +314,7 @@ func TestVerdict(t *testing.T) {
 		{[]Answer{has("upstream"), has("store")}, "own store"},
 		{[]Answer{has("upstream"), has("cache")}, "NAR cache"},
 		{[]Answer{has("upstream"), has("peer")}, "a peer"},
-		{[]Answer{{Source: "store", Result: Lied}, has("upstream")}, "an upstream"},
+		{[]Answer{{Source: "store", Result: Invalid}, has("upstream")}, "an upstream"},
 		{[]Answer{has("disk")}, "No source has it."}, // a remembered narinfo has no bytes
 		{[]Answer{{Source: "store", Result: Absent}, {Source: "upstream", Result: Unavailable}}, "not all could"},
 		{nil, "No source has it."},

@@ -1,137 +1,90 @@
-// Package p2p makes this machine a node of its site: it finds other nodes, tells them what
-// this machine shares and learns what they do, asks them for narinfos and NARs, and answers
-// them from a Holder. What peers say is proven by others: narinfos by verify.Keys, NARs by
-// the reader. On behalf of a peer it never goes to anybody else.
+// Package p2p makes this machine a node of its site. It only composes the parts: site knows
+// who is connected, client asks peers, server answers them from what share shows, lease agrees
+// who fetches, dht and inventory say who has what, and reputation how far each is believed.
 package p2p
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"iter"
 	"log/slog"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/libp2p/go-libp2p/core/crypto"
-	"github.com/libp2p/go-libp2p/core/host"
-	"github.com/libp2p/go-libp2p/core/peer"
-	"golang.org/x/sync/semaphore"
-
+	"github.com/nixp2p/nixp2p/internal/backoff"
 	"github.com/nixp2p/nixp2p/internal/metrics"
 	"github.com/nixp2p/nixp2p/internal/nix"
-	"github.com/nixp2p/nixp2p/p2p/dht"
+	"github.com/nixp2p/nixp2p/internal/source"
+	"github.com/nixp2p/nixp2p/p2p/client"
 	"github.com/nixp2p/nixp2p/p2p/discovery"
-	"github.com/nixp2p/nixp2p/p2p/inventory"
 	"github.com/nixp2p/nixp2p/p2p/lease"
-	"github.com/nixp2p/nixp2p/p2p/leasing"
-	"github.com/nixp2p/nixp2p/p2p/pick"
-	"github.com/nixp2p/nixp2p/p2p/quota"
-	"github.com/nixp2p/nixp2p/p2p/standing"
+	"github.com/nixp2p/nixp2p/p2p/reputation"
+	"github.com/nixp2p/nixp2p/p2p/server"
+	"github.com/nixp2p/nixp2p/p2p/share"
+	"github.com/nixp2p/nixp2p/p2p/site"
 	"github.com/nixp2p/nixp2p/p2p/swarmkey"
 	"github.com/nixp2p/nixp2p/verify"
 )
 
-// Held is one path that this machine shares.
-type Held struct {
-	Question nix.Question
-	NarHash  nix.NarHash
-	NarSize  int64 // bytes
-}
-
-// Holder is what this machine shares. Only what a share key signed comes out of it; all else
-// is absent, an error that wraps fs.ErrNotExist, whatever the reason and in the same time. One
-// that also has a method HasRaw(context.Context, nix.NarHash) bool says with it whether a NAR is
-// there raw, or coming so: else it is only as an upstream's file, and decoding it takes time.
-type Holder interface {
-	Info(ctx context.Context, q nix.Question) (*verify.Info, error)
-	// NAR returns the bytes in exactly this form from byte off on; those of a download in
-	// progress grow as it does. A body that also has a method Have() int64 says with it how
-	// many bytes of the form are there so far, one with About() (storePath, source string)
-	// what they are, for people.
-	NAR(ctx context.Context, nar nix.NarHash, form nix.Form, off int64) (*verify.Unverified, error)
-	// Held lists everything that is shared now.
-	Held(ctx context.Context) iter.Seq[Held]
-}
-
 // Config says how a Node works. Zero fields mean what is said beside them.
 type Config struct {
-	// StateDir keeps the identity, the peers of last time and the liars. Empty: nothing is
-	// kept, and the identity is a fresh one.
-	StateDir     string
+	StateDir     string   // keeps the identity; "": it is a fresh one each time
 	Listen       []string // multiaddrs; none: /ip4/0.0.0.0/tcp/7656 and /ip6/::/tcp/7656
 	Bootstrap    []string // as in --bootstrap
 	MDNS         bool
 	MaxPeers     int    // 0: 256
-	SwarmKeyFile string // empty: an open site
-	// AllowCIDRs are the networks of which peers may be; nil: the private ones. Loopback is
-	// allowed besides when Listen names a loopback address.
+	SwarmKeyFile string // "": an open site
+	// AllowCIDRs are the networks whose machines may be peers; nil: the private ones. Loopback
+	// is allowed as well if Listen names a loopback address.
 	AllowCIDRs  []netip.Prefix
 	AllowOnLink bool  // also the networks that this machine's interfaces are on
 	UploadLimit int64 // bytes a second; 0: no limit
-	Leases      bool  // agree with the site on who fetches what nobody has
+	Leases      bool  // agree with the site who fetches what no peer has
 	Keys        *verify.Keys
-	ShareKeys   []string
-	Holder      Holder             // nil shares nothing
-	Resolver    discovery.Resolver // nil: the system's
-	// Trouble is told of peers that lied or did not keep to the protocol. nil: nobody is told.
-	Trouble func(source, what, storePath string, err error)
-	Metrics *metrics.Metrics // required
-	Log     *slog.Logger     // nil discards
+	ShareKeys   []string         // names
+	Holder      *share.Holder    // nil shares nothing
+	Saved       site.Saved       // addresses of the last run; may be nil
+	Reputation  reputation.Saved // may be nil
+	Resolver    discovery.Resolver
+	Events      source.Events
+	Metrics     *metrics.Metrics // required
+	Log         *slog.Logger     // nil discards
 }
-
-const defaultMaxPeers = 256
 
 // defaultCIDRs are private and link-local networks: a site, not the internet.
 var defaultCIDRs = []string{"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16", "fc00::/7", "fe80::/10"}
 
-var defaultListen = []string{"/ip4/0.0.0.0/tcp/7656", "/ip6/::/tcp/7656"}
-
 // Node is this machine among its peers. It is safe for concurrent use. Run must be running;
-// before and after, nobody is known.
+// before and after, no peer is connected.
 type Node struct {
-	cfg      Config
-	log      *slog.Logger
-	identity crypto.PrivKey
-	self     peer.ID
-	swarm    swarmkey.Keys
-	sources  []*discovery.Source
-
-	gate     *gate
-	addrs    *advertiser
-	book     *discovery.Book
-	standing *standing.Book
-	own      *inventory.Own
-	share    *share
-	uploads  *quota.Uploads
-	limiter  *quota.Limiter
-	sending  uploads
-	hedge    pick.Hedge // of narinfos
-	opens    pick.Hedge // of NARs
-	trails   standing.Trails
-	evidence standing.Evidence
-	table    table
-	incoming *semaphore.Weighted // bytes of inventories on their way in
-	crew     crew                // what libp2p starts, and what outlives its caller
-
-	host        atomic.Pointer[host.Host]
-	dht         atomic.Pointer[dht.DHT]
-	lookups     lookups
-	leases      *leasing.Leases
-	coordinator *lease.Table
-	live        atomic.Pointer[live] // as of a moment ago
-	draining    atomic.Bool          // it gives nothing new to others any more
-	leave       chan struct{}        // closed with that
-	ways        ways                 // to nodes that others named
-	vouched     sync.Map             // by ID as text: who has given right bytes
-	ready       chan struct{}        // closed when the host listens
-	news        signal               // the inventory has changed
-	kick        chan struct{}        // somebody is to be dialled
+	cfg         Config
+	log         *slog.Logger
+	site        *site.Site
+	reputation  *reputation.Book
+	client      *client.Client
+	server      *server.Server
+	announcer   *share.Announcer
+	leases      *lease.Client
+	coordinator *lease.Coordinator
+	leaseless   *backoff.Set[string] // peers that do not coordinate, by ID
+	live        atomic.Pointer[live]
+	directory   atomic.Pointer[directory] // nil without a DHT
+	started     atomic.Bool
+	ready       chan struct{}
 }
+
+var _ source.Peers = (*Node)(nil)
+
+const (
+	// leaselessFor is how long a node is not asked that does not coordinate.
+	leaselessFor = 10 * time.Minute
+	maxLeaseless = 512
+	// tidyEvery is how often what is over is dropped, and the metric of standings is set.
+	tidyEvery = 2 * time.Second
+)
 
 // New returns a Node with its identity. It opens no socket and starts nothing.
 func New(cfg Config) (*Node, error) {
@@ -141,220 +94,161 @@ func New(cfg Config) (*Node, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	if cfg.MaxPeers <= 0 {
-		cfg.MaxPeers = defaultMaxPeers
-	}
-	if len(cfg.Listen) == 0 {
-		cfg.Listen = defaultListen
-	}
 	if cfg.AllowCIDRs == nil {
 		for _, c := range defaultCIDRs {
 			cfg.AllowCIDRs = append(cfg.AllowCIDRs, netip.MustParsePrefix(c))
 		}
 	}
+	if cfg.Holder == nil {
+		cfg.Holder = share.New(share.Config{})
+	}
+	path := ""
+	if cfg.StateDir != "" {
+		path = filepath.Join(cfg.StateDir, "identity.key")
+	}
+	key, err := identity(path)
+	if err != nil {
+		return nil, fmt.Errorf("p2p: identity: %w", err)
+	}
 	n := &Node{
-		cfg: cfg, log: cfg.Log,
-		own: inventory.NewOwn(), share: newShare(),
-		uploads: quota.NewUploads(), limiter: quota.NewLimiter(cfg.UploadLimit),
-		incoming: semaphore.NewWeighted(maxIncoming),
-		opens:    pick.Hedge{Start: openStart, Least: openLeast, Most: openTime},
-		ready:    make(chan struct{}), kick: make(chan struct{}, 1), leave: make(chan struct{}),
+		cfg: cfg, log: cfg.Log, reputation: reputation.New(cfg.Reputation),
+		leaseless: backoff.NewSet[string](maxLeaseless), ready: make(chan struct{}),
 	}
-	n.news.init()
-	if err := n.load(); err != nil {
-		return nil, err
+	n.site, err = site.New(site.Config{
+		Listen: cfg.Listen, Bootstrap: cfg.Bootstrap, MDNS: cfg.MDNS, MaxPeers: cfg.MaxPeers, SwarmKeyFile: cfg.SwarmKeyFile,
+		AllowCIDRs: cfg.AllowCIDRs, AllowOnLink: cfg.AllowOnLink, Identity: key, Saved: cfg.Saved, Banned: n.reputation.Blamed,
+		Inventory: cfg.Holder.Inventory(), Resolver: cfg.Resolver, Events: cfg.Events, Metrics: cfg.Metrics, Log: cfg.Log,
+		OnLost: n.lost,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("p2p: %w", err)
 	}
-	n.book = discovery.NewBook(n.self.String())
-	n.leases, n.coordinator = leasing.New(coordinators{n}), lease.NewTable(nodeID(n.self))
-	loopback := listensOnLoopback(cfg.Listen)
-	n.gate = newGate(cfg.AllowCIDRs, cfg.AllowOnLink, loopback)
-	n.addrs = &advertiser{loopback: loopback}
+	n.compose()
 	return n, nil
 }
 
-// load reads what is kept in files.
-func (n *Node) load() error {
-	var err error
-	if n.identity, err = identity(n.statePath("identity.key")); err != nil {
-		return fmt.Errorf("p2p: identity: %w", err)
+// compose makes the parts that work on the site.
+func (n *Node) compose() {
+	cfg, peers := &n.cfg, admitted{n.site}
+	self := lease.NodeID(n.site.ID())
+	n.coordinator = lease.NewCoordinator(self)
+	sc := server.Config{Site: peers, Holder: cfg.Holder, UploadLimit: cfg.UploadLimit, Metrics: cfg.Metrics, Log: cfg.Log}
+	cc := client.Config{
+		Site: peers, Keys: cfg.Keys, ShareKeys: cfg.ShareKeys, Reputation: n.reputation, DHT: beyond{n},
+		Events: cfg.Events, Metrics: cfg.Metrics, Log: cfg.Log,
 	}
-	if n.self, err = peer.IDFromPrivateKey(n.identity); err != nil {
-		return fmt.Errorf("p2p: identity: %w", err)
+	n.leases = lease.NewClient(coordinators{n})
+	if cfg.Leases {
+		sc.Coordinate, cc.Leases = n.coordinate, n.leases
 	}
-	if name := n.cfg.SwarmKeyFile; name != "" {
-		text, err := os.ReadFile(name)
-		if err != nil {
-			return fmt.Errorf("p2p: swarm key: %w", err)
-		}
-		if n.swarm, err = swarmkey.Parse(text); err != nil {
-			return fmt.Errorf("p2p: %s: %w", name, err)
-		}
-	}
-	for _, b := range n.cfg.Bootstrap {
-		s, err := discovery.Parse(b, n.cfg.Resolver)
-		if err != nil {
-			return fmt.Errorf("p2p: bootstrap: %w", err)
-		}
-		n.sources = append(n.sources, s)
-	}
-	if n.standing, err = standing.Open(n.statePath("standing.json")); err != nil {
-		n.log.Warn("who lied is forgotten", "err", err)
-	}
-	return nil
+	n.server, n.client = server.New(sc), client.New(cc)
+	n.announcer = share.NewAnnouncer(cfg.Holder)
+	n.announcer.Changed, n.announcer.Log = n.site.InventoryChanged, cfg.Log
 }
-
-// statePath returns the name of a file of the state directory, "" without one.
-func (n *Node) statePath(name string) string {
-	if n.cfg.StateDir == "" {
-		return ""
-	}
-	return filepath.Join(n.cfg.StateDir, name)
-}
-
-// Name returns the label of this source in metrics.
-func (n *Node) Name() string { return "peer" }
-
-// ID returns this node's peer ID.
-func (n *Node) ID() string { return n.self.String() }
 
 // NewSwarmKey returns a fresh secret for a closed site, a line of its key file.
 func NewSwarmKey() string { return swarmkey.New() }
+
+// ID returns this node's peer ID.
+func (n *Node) ID() string { return n.site.ID().String() }
 
 // Ready is closed when the node listens.
 func (n *Node) Ready() <-chan struct{} { return n.ready }
 
 // Addrs returns the addresses, with the peer ID, under which others reach this node.
-func (n *Node) Addrs() []string {
-	h := n.host.Load()
-	if h == nil {
-		return nil
-	}
-	return fullAddrs(peer.AddrInfo{ID: n.self, Addrs: (*h).Addrs()})
-}
+func (n *Node) Addrs() []string { return n.site.Addrs() }
 
-// Run makes the node live until ctx ends. An error says that it cannot: an address that it
-// cannot listen on, for one.
+// Run makes the node live until ctx ends. It returns an error if it cannot, for example when
+// an address to listen on is taken, and when it is called a second time.
 func (n *Node) Run(ctx context.Context) error {
+	if n.started.Swap(true) {
+		return errors.New("p2p: Run was called before")
+	}
+	// The site outlives the parts that work on it.
+	outer, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	ended := make(chan error, 1)
+	go func() { ended <- n.site.Run(outer) }()
+	select {
+	case <-n.site.Ready():
+	case err := <-ended:
+		return err
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	n.openDHT()
 	var parts sync.WaitGroup
-	h, err := n.open()
-	if err != nil {
-		return fmt.Errorf("p2p: %w", err)
-	}
-	// From here on everything ends in the reverse order: no new work, then the host with
-	// its streams, then those who worked on them.
-	server := n.server(ctx)
-	n.host.Store(&h)
-	requests := n.listener(h)
-	parts.Go(func() { _ = server.Serve(requests) })
-	watched, stop, err := n.watch(h)
-	if err == nil {
-		d, derr := dht.Open(n.dhtConfig(h))
-		if derr != nil {
-			n.log.Error("no DHT", "err", derr)
-		} else {
-			n.dht.Store(d)
-		}
-		n.answerSessions(ctx, h)
-		for _, part := range []func(context.Context){
-			func(ctx context.Context) { n.followConnections(ctx, watched) },
-			n.find, n.keepShare, n.keepHouse,
-		} {
-			parts.Go(func() { part(ctx) })
-		}
-		if n.cfg.MDNS {
-			parts.Go(func() { n.findOnLink(ctx) })
-		}
-		close(n.ready)
-		n.log.Info("peers can connect", "peer", n.self, "addresses", n.Addrs())
-		<-ctx.Done()
+	parts.Go(func() { n.server.Serve(ctx, n.site.Listen()) })
+	parts.Go(func() { n.announcer.Run(ctx) })
+	parts.Go(func() { n.tidy(ctx) })
+	close(n.ready)
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-ended:
+		ended <- nil
 	}
 	cancel()
-	n.savePeers()
-	n.leases.Close()
-	n.host.Store(nil)
-	if d := n.dht.Swap(nil); d != nil {
-		d.Close()
+	n.leases.Close() // while the last reports can be sent
+	if d := n.directory.Swap(nil); d != nil {
+		d.dht.Close()
+		d.finder.Close()
 	}
 	stop()
-	_ = server.Close()
-	_ = h.Close()
+	if e := <-ended; err == nil {
+		err = e
+	}
 	parts.Wait()
-	n.crew.dismiss()
-	n.table.clear()
-	n.cfg.Metrics.Peers.Set(0)
+	n.client.Close()
 	return err
 }
 
-// signal wakes all who wait for the next event.
-type signal struct {
-	mu sync.Mutex
-	c  chan struct{}
+// Drain withdraws this node from the site, which it is about to leave: others are told that it
+// shares nothing, and no peer begins an upload or asks it as coordinator any more. It returns
+// when the uploads that were going on have ended, or ctx has.
+func (n *Node) Drain(ctx context.Context) {
+	n.announcer.Withdraw()
+	n.server.Drain(ctx)
 }
 
-func (s *signal) init() { s.c = make(chan struct{}) }
-
-// next returns a channel that is closed at the next event.
-func (s *signal) next() <-chan struct{} {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.c
-}
-
-func (s *signal) fire() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	close(s.c)
-	s.c = make(chan struct{})
-}
-
-// crew is goroutines that others start. It ends when all have and lets no more begin.
-type crew struct {
-	mu     sync.Mutex
-	closed bool
-	all    sync.WaitGroup
-}
-
-// enter notes that the caller's goroutine works; false means that it must not. It calls
-// leave at its end.
-func (c *crew) enter() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.closed {
-		return false
-	}
-	c.all.Add(1)
-	return true
-}
-
-func (c *crew) leave() { c.all.Done() }
-
-// start runs f in a goroutine, unless it is too late.
-func (c *crew) start(f func()) {
-	if c.enter() {
-		go func() {
-			defer c.leave()
-			f()
-		}()
+// tidy drops what is over.
+func (n *Node) tidy(ctx context.Context) {
+	tick := time.NewTicker(tidyEvery)
+	defer tick.Stop()
+	for {
+		n.countStandings()
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-tick.C:
+			n.coordinator.Expire(now)
+		}
 	}
 }
 
-func (c *crew) dismiss() {
-	c.mu.Lock()
-	c.closed = true
-	c.mu.Unlock()
-	c.all.Wait()
-}
-
-// pause waits, or returns false when ctx ends first.
-func pause(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
+// lost is told of peers that are not connected any more.
+func (n *Node) lost(p *site.Peer) {
+	n.coordinator.Lost(lease.NodeID(p.ID))
+	if d := n.directory.Load(); d != nil {
+		d.dht.Remove(p.ID)
 	}
 }
+
+// Info is part of source.Peers.
+func (n *Node) Info(ctx context.Context, h nix.StoreHash) (*verify.Info, error) {
+	return n.client.Info(ctx, h)
+}
+
+// MayHave is part of source.Peers.
+func (n *Node) MayHave(h nix.StoreHash) bool { return n.client.MayHave(h) }
+
+// Raw is part of source.Peers.
+func (n *Node) Raw(info *verify.Info) bool { return n.client.Raw(info) }
+
+// Begin is part of source.Peers.
+func (n *Node) Begin(ctx context.Context, want source.Want) source.Session {
+	return n.client.Begin(ctx, want)
+}
+
+// Search is part of source.Peers.
+func (n *Node) Search(ctx context.Context, info *verify.Info) bool { return n.client.Search(ctx, info) }

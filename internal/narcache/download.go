@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -51,6 +52,9 @@ func containerRoom(narSize int64) int64 { return narSize/1024 + 64<<10 }
 // container around it, so that no size that somebody names empties the cache for a small NAR. The
 // error wraps ErrDoesNotFit if what is in use leaves no room, ErrDegraded if the disk failed, now
 // or a moment ago. The caller ends the download with Commit or Abort.
+//
+// There is one download of a form at a time, and a second one if the first is hidden from peers:
+// the first that is committed is kept, and the other is then dropped by its own Commit.
 func (c *Cache) Create(info *verify.Info, form nix.Form, size int64) (*Download, error) {
 	nar := info.NarHash()
 	d, err := c.create(info, form, size)
@@ -96,19 +100,20 @@ func (c *Cache) create(info *verify.Info, form nix.Form, size int64) (*Download,
 	return d, nil
 }
 
-// announce lets nobody else begin the same download. Downloading shows it once it has a file.
+// announce makes d one of the downloads in progress. Downloading shows it once it has a file.
 func (c *Cache) announce(d *Download) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s := &c.state
 	_, removing := s.removing[d.key]
+	others := s.downloads[d.key]
 	switch {
 	case s.closed:
 		return errClosed
-	case removing || s.downloads[d.key] != nil || s.find(d.key) != nil:
+	case removing || s.find(d.key) != nil || len(others) > 1 || len(others) == 1 && !others[0].isHidden():
 		return errExists
 	}
-	s.downloads[d.key] = d
+	s.downloads[d.key] = append(others, d)
 	return nil
 }
 
@@ -116,8 +121,16 @@ func (c *Cache) announce(d *Download) error {
 func (c *Cache) withdraw(d *Download, freed int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	delete(c.state.downloads, d.key)
+	c.state.ended(d)
 	c.count(-freed)
+}
+
+// ended takes d out of the downloads in progress. The caller holds mu.
+func (s *contents) ended(d *Download) {
+	rest := slices.DeleteFunc(slices.Clone(s.downloads[d.key]), func(o *Download) bool { return o == d })
+	if s.downloads[d.key] = rest; len(rest) == 0 {
+		delete(s.downloads, d.key)
+	}
 }
 
 func (d *Download) open() error {
@@ -142,39 +155,47 @@ func (d *Download) started() bool {
 	return d.file != nil
 }
 
-// Downloading returns the download of this form that is in progress, or nil. Ask it before NAR:
-// what it no longer shows NAR has.
-func (c *Cache) Downloading(nar nix.NarHash, form nix.Form) *Download {
-	c.mu.Lock()
-	d := c.state.downloads[key{nar, form}]
-	c.mu.Unlock()
-	if d == nil || !d.started() {
-		return nil
-	}
-	return d
+func (d *Download) isHidden() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.hidden
 }
 
-// Downloads returns the downloads of a NAR that are in progress, raw first.
+// Downloading returns the download of this form that is in progress, or nil; of two, the one that
+// is not hidden. Ask it before NAR: what it no longer shows NAR has.
+func (c *Cache) Downloading(nar nix.NarHash, form nix.Form) *Download {
+	for _, d := range c.Downloads(nar) {
+		if d.key.form == form {
+			return d
+		}
+	}
+	return nil
+}
+
+// Downloads returns the downloads of a NAR that are in progress: raw before others, and what is
+// not hidden before what is.
 func (c *Cache) Downloads(nar nix.NarHash) (list []*Download) {
 	c.mu.Lock()
-	for k, d := range c.state.downloads {
+	for k, downloads := range c.state.downloads {
 		if k.nar == nar {
-			list = append(list, d)
+			list = append(list, downloads...)
 		}
 	}
 	c.mu.Unlock()
-	started := list[:0]
-	for _, d := range list {
-		if !d.started() {
-			continue
+	list = slices.DeleteFunc(list, func(d *Download) bool { return !d.started() })
+	if len(list) > 1 {
+		rank := func(d *Download) (n int) {
+			if !d.key.form.IsRaw() {
+				n += 2
+			}
+			if d.isHidden() {
+				n++
+			}
+			return n
 		}
-		started = append(started, d)
-		if d.key.form.IsRaw() {
-			last := len(started) - 1
-			started[0], started[last] = started[last], started[0]
-		}
+		slices.SortStableFunc(list, func(a, b *Download) int { return rank(a) - rank(b) })
 	}
-	return started
+	return list
 }
 
 // HideFromPeers keeps what is written from now on from other machines, until the end or until it
@@ -269,12 +290,16 @@ func (d *Download) wakeLocked() {
 // Commit says that the bytes are those that the form names: the caller has checked NarHash of a
 // raw NAR, FileHash of a file. They are visible and whole for the readers when it returns; writing
 // them through and giving the file its name follows in the background. A file is not proven by
-// that: see Prove.
+// that: see Prove. If another download of this form was committed before, this one is dropped once
+// its readers are done.
 func (d *Download) Commit() error {
-	open, err := d.commit()
+	kept, open, err := d.commit()
 	if err != nil {
 		d.Abort(err)
 		return err
+	}
+	if !kept {
+		_ = d.c.destroy(d.entry)
 	}
 	if !open {
 		d.release()
@@ -283,7 +308,9 @@ func (d *Download) Commit() error {
 	return nil
 }
 
-func (d *Download) commit() (open bool, err error) {
+// commit makes an entry of d. open means that the writer's use of the file has gone to the one
+// who writes it through.
+func (d *Download) commit() (kept, open bool, err error) {
 	c := d.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -291,11 +318,11 @@ func (d *Download) commit() (open bool, err error) {
 	defer d.mu.Unlock()
 	switch err := d.endedLocked(); {
 	case err != nil:
-		return false, err
+		return false, false, err
 	case c.state.closed:
-		return false, errClosed
+		return false, false, errClosed
 	case d.written != d.size:
-		return false, fmt.Errorf("narcache: commit %s: %d of %d bytes: %w", d.key.nar, d.written, d.size, io.ErrUnexpectedEOF)
+		return false, false, fmt.Errorf("narcache: commit %s: %d of %d bytes: %w", d.key.nar, d.written, d.size, io.ErrUnexpectedEOF)
 	}
 	now := time.Now().Unix()
 	// The reference is d's, for as long as its file is open.
@@ -305,12 +332,16 @@ func (d *Download) commit() (open bool, err error) {
 	}
 	d.state = committed
 	d.wakeLocked()
-	delete(c.state.downloads, d.key)
-	c.state.add(d.entry)
-	// The writer's use of the file goes to who writes it through, unless many wait for that.
-	open = len(c.state.queue) < maxOpen
-	c.state.queue = append(c.state.queue, pending{d, open})
-	return open, nil
+	s := &c.state
+	s.ended(d)
+	if _, removing := s.removing[d.key]; removing || s.find(d.key) != nil {
+		d.entry.gone = true
+		return false, false, nil
+	}
+	s.add(d.entry)
+	open = len(s.queue) < maxOpen // else many wait already
+	s.queue = append(s.queue, pending{d, open})
+	return true, open, nil
 }
 
 // Abort ends the download for all who follow it: they get err. After Commit or Abort it does

@@ -250,3 +250,45 @@ func TestReaderOutlivesEntry(t *testing.T) {
 	}
 	put(t, c, other)
 }
+
+// TestSecondDownload: while a download is hidden a second one of the same form may run; the first
+// that is committed is kept.
+func TestSecondDownload(t *testing.T) {
+	for _, hiddenWins := range []bool{false, true} {
+		c := open(t, Config{Dir: t.TempDir()})
+		n := rawNAR(t, "a", 3*mib)
+		hidden := create(t, c, n)
+		hidden.HideFromPeers(true)
+		second := create(t, c, n)
+		if _, err := c.Create(n.info, n.form, int64(len(n.data))); !errors.Is(err, errExists) {
+			t.Errorf("a third: %v", err)
+		}
+		if got := c.Downloads(n.info.NarHash()); len(got) != 2 || got[0] != second || c.Downloading(n.info.NarHash(), n.form) != second {
+			t.Error("the hidden one is shown first")
+		}
+		winner, loser := second, hidden
+		if hiddenWins {
+			winner, loser = hidden, second
+		}
+		follower := loser.Reader(0)
+		for _, d := range []*Download{winner, loser} {
+			if _, err := d.Write(n.data); err != nil {
+				t.Fatal(err)
+			}
+			if err := d.Commit(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		persistAll(c)
+		if b, err := io.ReadAll(follower); err != nil || !bytes.Equal(b, n.data) {
+			t.Errorf("who follows the loser: %d bytes, %v", len(b), err)
+		}
+		_ = follower.Close()
+		if !bytes.Equal(get(t, c, n, n.form, 0), n.data) || c.Usage() != cost(int64(len(n.data))) || len(c.Downloads(n.info.NarHash())) != 0 {
+			t.Errorf("uses %d", c.Usage())
+		}
+		if len(c.state.removing) != 0 {
+			t.Error("something is still being removed")
+		}
+	}
+}

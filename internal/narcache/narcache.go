@@ -75,8 +75,8 @@ type Cache struct {
 type contents struct {
 	index     map[nix.NarHash]*entry // the first of a chain by sibling
 	policy    policy
-	downloads map[key]*Download
-	removing  map[key]struct{} // entries whose file is being removed
+	downloads map[key][]*Download // in progress, at most two: the first is hidden if there is a second
+	removing  map[key]*entry      // their file is being removed
 	proving   map[*entry]*proof
 	used      int64 // bytes of entries, of reservations, and of removed files that are still open
 	idle      int64 // the part of used that could be evicted at once
@@ -106,8 +106,8 @@ func Open(cfg Config) (*Cache, error) {
 		cfg: cfg, log: cfg.Log, max: max(cfg.Size-dirBytes, 0),
 		work: make(chan struct{}, 1), disk: device{allocate, (*os.File).Sync}, health: newHealth(),
 		state: contents{
-			index: make(map[nix.NarHash]*entry), downloads: make(map[key]*Download),
-			removing: make(map[key]struct{}), proving: make(map[*entry]*proof),
+			index: make(map[nix.NarHash]*entry), downloads: make(map[key][]*Download),
+			removing: make(map[key]*entry), proving: make(map[*entry]*proof),
 		},
 	}
 	if c.log == nil {
@@ -138,18 +138,24 @@ func (c *Cache) Usage() int64 {
 	return c.state.used
 }
 
-// Forms returns the forms in which a NAR is here as a whole, raw first. Whether they are right
-// is known once NAR was asked for them.
-func (c *Cache) Forms(nar nix.NarHash) []nix.Form {
+// Sizes returns the forms in which a NAR is here as a whole with their sizes, raw first. Whether
+// they are right is known once NAR was asked for them.
+func (c *Cache) Sizes(nar nix.NarHash) (list []source.Sized) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	var forms []nix.Form
 	for e := c.state.index[nar]; e != nil; e = e.sibling {
-		forms = append(forms, e.form)
-		if e.form.IsRaw() {
-			last := len(forms) - 1
-			forms[0], forms[last] = forms[last], forms[0]
+		list = append(list, source.Sized{Form: e.form, Size: e.size})
+		if last := len(list) - 1; e.form.IsRaw() {
+			list[0], list[last] = list[last], list[0]
 		}
+	}
+	return list
+}
+
+// Forms returns the forms that Sizes does.
+func (c *Cache) Forms(nar nix.NarHash) (forms []nix.Form) {
+	for _, s := range c.Sizes(nar) {
+		forms = append(forms, s.Form)
 	}
 	return forms
 }
@@ -227,7 +233,7 @@ func (s *contents) detach(e *entry) bool {
 		s.idle -= cost(e.size)
 	}
 	e.gone = true
-	s.removing[e.key] = struct{}{}
+	s.removing[e.key] = e
 	s.policy.remove(e)
 	at := s.index[e.nar]
 	if at == e {
@@ -258,7 +264,9 @@ func (c *Cache) destroy(e *entry) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	delete(c.state.removing, e.key)
+	if c.state.removing[e.key] == e {
+		delete(c.state.removing, e.key)
+	}
 	e.unlinked = err == nil
 	if e.unlinked && e.refs == 0 {
 		c.count(-cost(e.size))

@@ -187,7 +187,7 @@ func (c *Cache) Close() error {
 	c.state.closed = true
 	var open []*Download
 	for _, d := range c.state.downloads {
-		open = append(open, d)
+		open = append(open, d...)
 	}
 	c.mu.Unlock()
 	for _, d := range open {

@@ -1,0 +1,175 @@
+package transfer
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nixp2p/nixp2p/internal/metrics"
+	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/source"
+	"github.com/nixp2p/nixp2p/verify"
+)
+
+// Transfer is a NAR on its way, for status pages.
+type Transfer struct {
+	Info    *verify.Info
+	Inbound bool        // from elsewhere into the cache; else to Nix
+	Form    nix.Form    // of the bytes that are counted
+	Source  source.Role // who supplies them, None if nobody does yet
+	Bytes   int64       // done
+	Size    int64       // of the whole, or of the part that was asked for
+	Rate    int64       // bytes a second, lately
+	Started time.Time
+	Readers int // responses that wait for it
+}
+
+// Transfers returns what is on its way now, in no order.
+func (s *Server) Transfers() []Transfer {
+	list := s.responses.list()
+	s.downloads.mu.Lock()
+	defer s.downloads.mu.Unlock()
+	for _, d := range s.downloads.running {
+		t := Transfer{
+			Info: d.info, Inbound: true, Form: d.forms[0].Form, Size: d.forms[0].Size, Bytes: d.flow.Load(),
+			Rate: d.flow.Rate(d.asked), Started: d.asked, Readers: d.followers,
+		}
+		if st := d.current(); st != nil {
+			t.Form, t.Size, t.Source = st.form, st.size, source.Role(st.role.Load())
+		}
+		list = append(list, t)
+	}
+	return list
+}
+
+// Prefetched says how a path stands after Prefetch.
+type Prefetched struct {
+	Info  *verify.Info
+	Size  int64       // bytes of the form in which it is fetched
+	Local source.Role // who on this machine had it before: Store, Cache or None
+}
+
+// Prefetch brings a path's NAR into the cache unless this machine has it already. If dry, it
+// only says what it would do. The error wraps fs.ErrNotExist if no source has the path.
+func (s *Server) Prefetch(ctx context.Context, h nix.StoreHash, dry bool) (Prefetched, error) {
+	a, err := s.cfg.Resolver.Info(ctx, h, source.All)
+	if err != nil {
+		return Prefetched{}, err
+	}
+	n := &NAR{
+		s: s, info: a.Info, asked: time.Now(), q: Query{Head: dry},
+		name: nix.NARName{Store: h, Nar: a.Info.NarHash(), Form: a.Form},
+	}
+	p := Prefetched{Info: a.Info}
+	if n.planLocal(ctx) == nil {
+		p.Local, p.Size = n.local.role, n.size
+		n.Close()
+		return p, nil
+	}
+	o, err := n.order(ctx)
+	if err != nil {
+		return p, err
+	}
+	p.Size = o.forms[0].Size
+	if dry {
+		return p, nil
+	}
+	if err = n.planRemote(ctx); err == nil {
+		err = n.arrive(ctx)
+	}
+	if err != nil {
+		return p, fmt.Errorf("prefetch %s: %w", a.Info.StorePath().Base(), err)
+	}
+	return p, nil
+}
+
+// arrive waits until the NAR is in the cache.
+func (n *NAR) arrive(ctx context.Context) error {
+	n.out = &section{} // something is asked of the download
+	defer n.Close()
+	if n.d.private {
+		return errNoRoom
+	}
+	select {
+	case <-n.d.done:
+		return n.d.err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// response is a NAR on its way to Nix. It counts by the source that supplies at the moment.
+type response struct {
+	io.Writer
+	n       *NAR
+	flow    metrics.Flow
+	size    int64
+	started time.Time
+	role    atomic.Uint32 // source.Role
+}
+
+func (c *response) Write(p []byte) (int, error) {
+	n, err := c.Writer.Write(p)
+	role := c.n.role()
+	c.role.Store(uint32(role))
+	c.flow.Add(int64(n))
+	if m := c.n.s.cfg.Metrics; n > 0 {
+		m.NarBytes.WithLabelValues(role.String()).Add(float64(n))
+		if role != source.Upstream {
+			m.SavedBytes.Add(float64(n))
+		}
+	}
+	return n, err
+}
+
+// responses are those on their way. The lock is taken when one begins and when it ends, never
+// while it runs.
+type responses struct {
+	mu   sync.Mutex
+	all  map[*response]struct{}
+	last time.Time // when one ended
+}
+
+// begin returns the writer for a response of size bytes, which counts, and what is called at
+// its end.
+func (r *responses) begin(n *NAR, w io.Writer, size int64) (io.Writer, func()) {
+	c := &response{Writer: w, n: n, size: size, started: time.Now()}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.all == nil {
+		r.all = make(map[*response]struct{})
+	}
+	r.all[c] = struct{}{}
+	return c, func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		delete(r.all, c)
+		r.last = time.Now()
+	}
+}
+
+// idle returns for how long nothing has been sent, 0 if something is.
+func (r *responses) idle() time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.all) > 0 {
+		return 0
+	}
+	return time.Since(r.last)
+}
+
+func (r *responses) list() []Transfer {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	list := make([]Transfer, 0, len(r.all))
+	for c := range r.all {
+		list = append(list, Transfer{
+			Info: c.n.info, Form: c.n.name.Form, Bytes: c.flow.Load(), Size: c.size, Source: source.Role(c.role.Load()),
+			Rate: c.flow.Rate(c.started), Started: c.started, Readers: 1,
+		})
+	}
+	return list
+}

@@ -1,0 +1,131 @@
+package p2p
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"testing"
+
+	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/nixtest"
+	"github.com/nixp2p/nixp2p/internal/source"
+	"github.com/nixp2p/nixp2p/internal/source/sourcetest"
+	"github.com/nixp2p/nixp2p/verify"
+)
+
+// TestConformance holds a node, with another one that has the paths, against the contract of
+// sources.
+func TestConformance(t *testing.T) {
+	sourcetest.Run(t, func(t *testing.T, f *sourcetest.Fixture) sourcetest.Subject {
+		s := newStore(f.Key.Name).add(t, f.Key, f.Paths...)
+		s.Add(t, f.Home, f.Secret)
+		with := func(c *Config) { c.Keys, c.ShareKeys = f.Keys, []string{f.Key.Name} }
+		a := start(t, holderOf(s, f.Key.Name), with)
+		b := start(t, nil, with, a)
+		await(t, "the inventory", func() bool { return b.MayHave(f.Paths[0].Hash()) })
+		return sourcetest.Subject{Infos: b, Peers: b}
+	})
+}
+
+// pull reads a NAR from peers to its end.
+func pull(ctx context.Context, n *Node, want source.Want) ([]byte, source.Session, error) {
+	s := n.Begin(ctx, want)
+	if s == nil {
+		return nil, nil, errors.New("no session")
+	}
+	var got []byte
+	for {
+		turn, err := s.Next(ctx, int64(len(got)))
+		if err != nil {
+			return got, s, err
+		}
+		b, err := io.ReadAll(turn.Stream.Body)
+		_ = turn.Stream.Body.Close()
+		if got = append(got, b...); err == nil {
+			return got, s, nil
+		}
+	}
+}
+
+func raw(info *verify.Info) []source.Sized {
+	return []source.Sized{{Form: nix.Raw, Size: info.NarSize()}}
+}
+
+// TestWrongNAR: a peer that alone sent a wrong NAR is blamed, and not asked again.
+func TestWrongNAR(t *testing.T) {
+	p := nixtest.NewPath("wrong", 100_000)
+	s := newStore(key.Name).add(t, key, p)
+	a := start(t, holderOf(s, key.Name), nil)
+	var events []source.Event
+	b := start(t, nil, func(c *Config) { c.Events = func(e source.Event) { events = append(events, e) } }, a)
+	await(t, "the inventory", func() bool { return b.MayHave(p.Hash()) })
+	info, err := b.Info(t.Context(), p.Hash())
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, session, err := pull(t.Context(), b, source.Want{Info: info, Forms: raw(info)})
+	if err != nil || !bytes.Equal(got, p.NAR) || session.Trusted() {
+		t.Fatalf("%d bytes, %v, trusted %v", len(got), err, session.Trusted())
+	}
+	// As if the last byte had been another one.
+	session.End(t.Context(), source.Wrong)
+	if _, blamed := b.reputation.Blamed(a.ID()); !blamed {
+		t.Error("the only one that sent it is not blamed")
+	}
+	if len(events) != 1 || events[0].Kind != source.WrongBytes || events[0].Peer != a.ID() {
+		t.Errorf("%v", events)
+	}
+	if _, _, err := pull(t.Context(), b, source.Want{Info: info, Forms: raw(info)}); err == nil || source.Absent(err) {
+		t.Errorf("a blamed peer was asked: %v", err)
+	}
+	if st := b.Peers(); len(st) != 1 || st[0].Standing[:4] != "liar" {
+		t.Errorf("%+v", st)
+	}
+}
+
+// TestAlone: a machine without peers asks nobody, not even a coordinator.
+func TestAlone(t *testing.T) {
+	n := start(t, nil, nil)
+	info := nixtest.NewPath("alone", 10).Info(t, key)
+	if s := n.Begin(t.Context(), source.Want{Info: info, Forms: raw(info), Coordinate: true}); s != nil {
+		t.Error("a session without peers")
+	}
+	if _, err := n.Info(t.Context(), info.StorePath().Hash()); !source.Absent(err) {
+		t.Errorf("%v", err)
+	}
+}
+
+// TestCoordinate: what no peer has is fetched by one node, and the other one is told.
+func TestCoordinate(t *testing.T) {
+	a := start(t, nil, nil)
+	b := start(t, nil, nil, a)
+	await(t, "the peer", func() bool { return len(coordinators{a}.Live()) > 0 && len(coordinators{b}.Live()) > 0 })
+	info := nixtest.NewPath("cold", 5<<20).Info(t, key)
+	s := a.Begin(t.Context(), source.Want{Info: info, Forms: raw(info), Coordinate: true})
+	if s == nil {
+		t.Fatal("no session")
+	}
+	if turn, err := s.Next(t.Context(), 0); !errors.Is(err, source.ErrFetch) || turn.Stream != nil {
+		t.Errorf("%v, %v", turn, err)
+	}
+	s.End(t.Context(), source.GaveUp)
+}
+
+// TestRunTwice: a second Run is an error.
+func TestRunTwice(t *testing.T) {
+	n := start(t, nil, nil)
+	if err := n.Run(t.Context()); err == nil {
+		t.Error("no error")
+	}
+}
+
+// TestDrain: a node that leaves takes back its inventory.
+func TestDrain(t *testing.T) {
+	p := nixtest.NewPath("drain", 1000)
+	a := start(t, holderOf(newStore(key.Name).add(t, key, p), key.Name), nil)
+	b := start(t, nil, nil, a)
+	await(t, "the inventory", func() bool { return b.MayHave(p.Hash()) })
+	a.Drain(t.Context())
+	await(t, "the withdrawal", func() bool { return !b.MayHave(p.Hash()) })
+}

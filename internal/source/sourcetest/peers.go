@@ -54,6 +54,8 @@ type Peers struct {
 	OnSearch func(ctx context.Context) bool
 	// OnInfo answers Info instead of the peers; nil, nil leaves it to them.
 	OnInfo func(ctx context.Context, h nix.StoreHash) (*verify.Info, error)
+	// Positive makes MayHave true for all paths, as an inventory may say wrongly.
+	Positive atomic.Bool
 
 	mu    sync.Mutex
 	begun int
@@ -79,7 +81,7 @@ func (p *Peers) Info(ctx context.Context, h nix.StoreHash) (*verify.Info, error)
 
 // MayHave reports whether a peer has the narinfo.
 func (p *Peers) MayHave(h nix.StoreHash) bool {
-	return slices.ContainsFunc(p.List, func(peer *Peer) bool {
+	return p.Positive.Load() || slices.ContainsFunc(p.List, func(peer *Peer) bool {
 		return count(peer.Fake, func() bool { return peer.infos[h] != nil })
 	})
 }

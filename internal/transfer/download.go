@@ -73,6 +73,7 @@ type stage struct {
 	guard *verify.Guard
 	free  func()        // gives the guard's memory back
 	role  atomic.Uint32 // source.Role of who supplies
+	whole atomic.Bool   // and verified
 
 	readers map[*narcache.Reader]struct{} // under download.mu
 }
@@ -81,6 +82,14 @@ type stage struct {
 // of raw bytes, in a stored container if need be. If exact, only the same bytes will do.
 func (st *stage) compatible(form nix.Form, exact bool) bool {
 	return st.form == form || st.form.IsRaw() && !exact
+}
+
+// reader returns a reader of a stage that is kept.
+func (st *stage) reader() *narcache.Reader {
+	if st.whole.Load() {
+		return st.spool.Reader(0)
+	}
+	return st.spool.PeerReader(0)
 }
 
 // current returns what is followed now, nil if nothing yet.
@@ -177,6 +186,9 @@ func (d *download) newSink(form nix.Form, size int64, role source.Role, trusted 
 		return nil, nil, errors.Join(errNoRoom, err)
 	}
 	st.spool = file
+	if d.s.cfg.OnDownload != nil {
+		d.s.cfg.OnDownload(d.info)
+	}
 	sp := &spool{Download: file, d: d, sums: verify.NewBlockSums(d.info.Digest(form, size))}
 	sp.buf, sp.free = d.s.buffer()
 	return sp, st, nil

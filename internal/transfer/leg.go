@@ -365,8 +365,9 @@ func (l *leg) end(err error) error {
 	err = l.out.End(err)
 	d := l.a.d
 	if source.Invalid(err) == nil {
-		if err == nil && l.stage.spool != nil {
-			d.committed(l.out.(*spool))
+		if sp, ok := l.out.(*spool); ok && err == nil {
+			l.stage.whole.Store(true)
+			d.committed(sp)
 		}
 		return err
 	}

@@ -185,8 +185,8 @@ func (n *NAR) readOnce(ctx context.Context, l *local) (*verify.BlockSums, error)
 // unverified peer before the whole is proven.
 func (n *NAR) follow(ctx context.Context, w io.Writer) error {
 	d, st := n.d, n.stage
+	r := st.reader()
 	d.awaitWhole(ctx, st)
-	r := st.spool.PeerReader(0)
 	if !d.follow(st, r) {
 		_ = r.Close()
 		n.stage = d.current()

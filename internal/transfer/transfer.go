@@ -32,7 +32,9 @@ type Config struct {
 	Store      source.LocalStore
 	Cache      *narcache.Cache // if nil, nothing is kept, and each client gets a stream of its own
 	Peers      source.Peers
-	Coordinate bool             // agree with the site who fetches what no peer has
+	Coordinate bool // agree with the site who fetches what no peer has
+	// OnDownload is called when a download into the cache begins. If nil, nobody is told.
+	OnDownload func(info *verify.Info)
 	Events     source.Events    // of wrong bytes and of sources that ended early
 	Metrics    *metrics.Metrics // required
 	Log        *slog.Logger     // if nil, logs are discarded

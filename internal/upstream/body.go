@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"net/http"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/nixp2p/nixp2p/internal/httprange"
@@ -42,23 +41,20 @@ var (
 )
 
 // resumableBody is one exact file that several caches may have. It continues at the same offset
-// with the same cache or another one when one stops. One reader at a time; Close at any time.
+// with the same cache or another one when one stops. It is not safe for concurrent use.
 type resumableBody struct {
 	u      *Upstreams
 	info   *verify.Info
 	form   nix.Form // for whom it is read
 	wanted func(m *mirror, l *location) bool
 	open   func() error
-	cancel func()
 	budget *budget
 
 	exact bool  // size is what a narinfo said; a file of another size is not this one
 	size  int64 // -1 while it is not known
 	most  int64 // bound while size is not known
 
-	mu      sync.Mutex
 	pos     int64 // next byte for the reader
-	skip    int64 // bytes of src before it
 	src     *reply
 	from    *mirror
 	since   int64         // bytes since src was opened
@@ -67,7 +63,7 @@ type resumableBody struct {
 	last    bool          // not worth another try
 	state   map[*mirror]*attempts
 	verdict verdict
-	err     error
+	failed  error // of the last Read, unless it is the end
 }
 
 // attempts is how it went with one cache.
@@ -79,9 +75,9 @@ type attempts struct {
 	queued  bool // it stalled on a saturated line
 }
 
-func (u *Upstreams) newBody(ctx context.Context, cancel func(), info *verify.Info, form nix.Form, b *budget, wanted func(*mirror, *location) bool) *resumableBody {
+func (u *Upstreams) newBody(ctx context.Context, info *verify.Info, form nix.Form, b *budget, wanted func(*mirror, *location) bool) *resumableBody {
 	r := &resumableBody{
-		u: u, info: info, form: form, wanted: wanted, cancel: cancel, budget: b, size: -1,
+		u: u, info: info, form: form, wanted: wanted, budget: b, size: -1,
 		state: map[*mirror]*attempts{},
 	}
 	for _, m := range u.mirrors {
@@ -202,7 +198,7 @@ func (r *resumableBody) request(ctx context.Context, m *mirror, l *location) err
 		r.size = l.size // nothing is left to ask for
 		return nil
 	}
-	at, err := m.locate(l.text())
+	at, err := m.locate(l.url)
 	if err != nil {
 		r.giveUp(m, fmt.Errorf("%s: %w", m.name, err))
 		return err
@@ -265,7 +261,10 @@ func (r *resumableBody) accept(m *mirror, l *location, got *reply, asked int64) 
 		r.giveUp(m, err)
 		return err
 	}
-	r.src, r.from, r.skip, r.since, r.waited = got, m, r.pos-begins, 0, 0
+	if _, err := io.CopyN(io.Discard, got.body, r.pos-begins); err != nil {
+		return r.strike(m, fmt.Errorf("%s: before byte %d: %w", m.name, r.pos, err))
+	}
+	r.src, r.from, r.since, r.waited = got, m, 0, 0
 	return nil
 }
 
@@ -309,13 +308,10 @@ func (r *resumableBody) measure(l *location, whole int64) error {
 }
 
 func (r *resumableBody) Read(p []byte) (int, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.err != nil {
-		return 0, r.err
-	}
 	n, err := r.read(p)
-	r.err = err
+	if err != nil && !errors.Is(err, io.EOF) {
+		r.failed = err
+	}
 	return n, err
 }
 
@@ -334,18 +330,18 @@ func (r *resumableBody) read(p []byte) (int, error) {
 			continue
 		}
 		began := time.Now()
-		n, err := r.src.body.Read(r.room(p))
+		room := p
+		if r.size >= 0 {
+			room = p[:min(int64(len(p)), r.size-r.pos)]
+		}
+		n, err := r.src.body.Read(room)
 		r.waited += time.Since(began)
 		r.flow(int64(n))
-		if r.skip > 0 {
-			r.skip -= int64(n)
-			n = 0
-		}
 		r.pos += int64(n)
 		switch {
 		case r.size < 0 && r.pos > r.most:
 			return 0, &verify.InvalidError{Reason: verify.ReasonSize, Err: fmt.Errorf("file of more than %d bytes", r.most)}
-		case errors.Is(err, io.EOF) && r.size < 0 && r.skip == 0:
+		case errors.Is(err, io.EOF) && r.size < 0:
 			r.size = r.pos
 		case err != nil && r.pos != r.size:
 			r.stopped(err)
@@ -386,17 +382,6 @@ func (r *resumableBody) elsewhere(from *mirror) bool {
 	return false
 }
 
-// room is the part of p that may be filled.
-func (r *resumableBody) room(p []byte) []byte {
-	switch {
-	case r.skip > 0:
-		return p[:min(int64(len(p)), r.skip)]
-	case r.size >= 0:
-		return p[:min(int64(len(p)), r.size-r.pos)]
-	}
-	return p
-}
-
 // flow notes bytes that came.
 func (r *resumableBody) flow(n int64) {
 	if n <= 0 {
@@ -407,7 +392,7 @@ func (r *resumableBody) flow(n int64) {
 	}
 	r.since += n
 	s := r.state[r.from]
-	if (r.since >= healing || r.since >= healingSaturated && s.queued) && r.skip == 0 {
+	if r.since >= healing || r.since >= healingSaturated && s.queued {
 		s.strikes = 0
 	}
 }
@@ -444,19 +429,10 @@ func (r *resumableBody) end() error {
 	return io.EOF
 }
 
+// drop closes what is open.
 func (r *resumableBody) drop() {
 	if r.src != nil {
 		_ = r.src.body.Close()
 	}
 	r.src = nil
-}
-
-// Close ends a Read that waits.
-func (r *resumableBody) Close() error {
-	r.cancel()
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.drop()
-	r.err = errClosed
-	return nil
 }

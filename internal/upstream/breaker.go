@@ -28,7 +28,6 @@ const (
 type breaker struct {
 	connect, headers time.Duration // for which a connection and an answer are waited for
 	busy             backoff.Delay // Retry-After
-	probe            backoff.Delay // without Run: when a request is the next probe
 	heardAt          atomic.Int64  // when a narinfo or a byte of a NAR came, Unix nanoseconds
 
 	mu       sync.Mutex
@@ -188,17 +187,13 @@ func (b *breaker) onDown(cancel context.CancelCauseFunc) (end func()) {
 	}
 }
 
-// usable returns nil if the cache may be asked now. With lazy, a request now and then is the
-// probe of a cache that is down.
-func (b *breaker) usable(lazy bool, every time.Duration) error {
+// usable returns nil if the cache may be asked now.
+func (b *breaker) usable() error {
 	b.mu.Lock()
-	down := b.down
-	b.mu.Unlock()
+	defer b.mu.Unlock()
 	switch {
-	case down != nil && lazy && b.probe.Ready():
-		b.probe.Pause(every)
-	case down != nil:
-		return fmt.Errorf("%w: %w", errDown, down)
+	case b.down != nil:
+		return fmt.Errorf("%w: %w", errDown, b.down)
 	case !b.busy.Ready():
 		return errBusy
 	}

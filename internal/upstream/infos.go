@@ -138,6 +138,9 @@ func (u *Upstreams) try(ctx context.Context, m *mirror, h nix.StoreHash, i int, 
 	m.observe(time.Since(began))
 	m.latency.add(time.Since(began))
 	info, err := u.keys.Open(text, h)
+	if err == nil && info.Hints().URL == "" {
+		err = &verify.InvalidError{Reason: verify.ReasonCorrupt, Err: errors.New("no URL")}
+	}
 	if err != nil {
 		u.noteInvalid(m, h, err)
 		return nil, err

@@ -70,7 +70,7 @@ func (c *cutConn) Write(p []byte) (int, error) {
 
 func cuttable(l *line) func(*Config) {
 	return func(c *Config) {
-		c.timeouts.connect, c.timeouts.late = 300*time.Millisecond, 50*time.Millisecond
+		c.timeouts.connect, c.timeouts.late = 600*time.Millisecond, 50*time.Millisecond
 		c.dialer = l.dial
 	}
 }

@@ -12,7 +12,7 @@ import (
 	"github.com/nixp2p/nixp2p/verify"
 )
 
-// Sizes of what is remembered. A location takes some 200 bytes; a closure of a few thousand
+// Sizes of what is remembered. A location takes some 300 bytes; a closure of a few thousand
 // paths is asked for at once, and then its NARs.
 const (
 	maxLocations = 32 << 10
@@ -22,7 +22,7 @@ const (
 
 // location is where a cache has a NAR: what its narinfo said besides the signed facts.
 type location struct {
-	url         string // "" for the usual name of the file
+	url         string
 	compression nix.Compression
 	file        nix.FileHash // zero if not said
 	size        int64        // of the file, 0 if not said
@@ -30,25 +30,7 @@ type location struct {
 
 func locationOf(info *verify.Info) location {
 	h := info.Hints()
-	l := location{h.URL, h.Compression, h.FileHash, h.FileSize}
-	if h.FileHash != (nix.FileHash{}) && h.URL == usualName(h.Compression, h.FileHash) {
-		l.url = ""
-	}
-	return l
-}
-
-// usualName is the URL line that Nix itself writes for a file; it is not kept in memory.
-func usualName(c nix.Compression, file nix.FileHash) string {
-	suffix := map[nix.Compression]string{nix.XZ: ".xz", nix.Bzip2: ".bz2", nix.Zstd: ".zst", nix.Brotli: ".br"}[c]
-	return "nar/" + file.Nix32() + ".nar" + suffix
-}
-
-// text returns the URL line.
-func (l *location) text() string {
-	if l.url == "" {
-		return usualName(l.compression, l.file)
-	}
-	return l.url
+	return location{h.URL, h.Compression, h.FileHash, h.FileSize}
 }
 
 // key identifies the file at l: two caches that name the same one are interchangeable.

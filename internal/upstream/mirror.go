@@ -228,7 +228,6 @@ func (s *shared) report(m *mirror, c change, err error) {
 	switch c {
 	case wentDown:
 		m.up.Set(0)
-		m.probe.Pause(s.timeouts.probe)
 		s.log.Warn("upstream is down", "upstream", m.name, "err", err)
 		s.event(m, source.CacheDown, fmt.Errorf("went down: %w", err))
 	case cameBack:
@@ -276,7 +275,7 @@ func (u *Upstreams) order() (may []*mirror, left error) {
 		if m.unfit() != nil {
 			continue // as if it were not configured
 		}
-		if err := m.usable(!u.running.Load(), u.timeouts.probe); err != nil {
+		if err := m.usable(); err != nil {
 			left = fmt.Errorf("%s: %w", m.name, err)
 			continue
 		}

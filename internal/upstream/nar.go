@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"net/http"
+	"slices"
 	"sync"
 
 	"github.com/nixp2p/nixp2p/internal/compress"
@@ -52,24 +53,57 @@ func (u *Upstreams) nar(ctx context.Context, cancel func(), info *verify.Info, f
 			cancel()
 			return &verify.Unverified{Body: http.NoBody, Size: off}, nil
 		}
-		d := &decodedBody{u: u, info: info, pos: off, cancel: cancel, budget: b, tried: map[any]bool{}}
+		d := &decodedBody{u: u, info: info, pos: off, budget: b, tried: map[any]bool{}}
 		d.open = func() error { return d.choose(ctx) }
 		if err := d.open(); err != nil {
 			return nil, err
 		}
-		return &verify.Unverified{Body: d, Size: info.NarSize()}, nil
+		return &verify.Unverified{Body: &body{src: d, cancel: cancel}, Size: info.NarSize()}, nil
 	}
-	r := u.newBody(ctx, cancel, info, form, b,
+	r := u.newBody(ctx, info, form, b,
 		func(_ *mirror, l *location) bool { return l.compression == form.Compression && l.file == form.File })
 	r.exact, r.pos = true, off
 	if err := r.open(); err != nil {
 		return nil, err
 	}
 	if r.size < 0 || off > r.size {
-		_ = r.Close()
+		r.drop()
 		return nil, fmt.Errorf("offset %d of %d", off, r.size)
 	}
-	return &verify.Unverified{Body: r, Size: r.size}, nil
+	return &verify.Unverified{Body: &body{src: r, cancel: cancel}, Size: r.size}, nil
+}
+
+// body is what the caller gets. One reader at a time; Close at any time.
+type body struct {
+	cancel func() // the requests
+
+	mu  sync.Mutex
+	src interface {
+		io.Reader
+		drop()
+	}
+	err error // of all further reads
+}
+
+func (b *body) Read(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.err != nil || len(p) == 0 {
+		return 0, b.err
+	}
+	n, err := b.src.Read(p)
+	b.err = err
+	return n, err
+}
+
+// Close ends a Read that waits.
+func (b *body) Close() error {
+	b.cancel()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.src.drop()
+	b.err = errClosed
+	return nil
 }
 
 var errOtherNAR = fmt.Errorf("another NAR: %w", fs.ErrNotExist)
@@ -105,28 +139,24 @@ func (u *Upstreams) find(ctx context.Context, m *mirror, info *verify.Info, fres
 }
 
 // decodedBody is a raw NAR: as a cache has it raw, or decoded from files, with another file
-// where one cannot be decoded to the end. One reader at a time; Close at any time.
+// where one cannot be decoded to the end. It is not safe for concurrent use.
 type decodedBody struct {
 	u      *Upstreams
 	info   *verify.Info
 	open   func() error
-	cancel func()
 	budget *budget
 
-	mu      sync.Mutex
 	pos     int64          // next byte for the reader
-	skip    int64          // bytes of src before it
 	src     io.ReadCloser  // nil between two files
 	file    *resumableBody // below src
 	raw     bool           // file is the NAR itself
 	flowing bool           // bytes have left
 	tried   map[any]bool
 	verdict verdict
-	err     error
 }
 
-// costs orders the compressions by what decoding costs.
-var costs = map[nix.Compression]int{nix.None: 0, nix.Zstd: 1, nix.Gzip: 2, nix.Bzip2: 3, nix.Brotli: 3, nix.XZ: 4}
+// cheapest orders the compressions by what decoding costs. One that is not in it cannot be decoded here.
+var cheapest = []nix.Compression{nix.None, nix.Zstd, nix.Gzip, nix.Bzip2, nix.Brotli, nix.XZ}
 
 // choose opens the file that is cheapest to decode among those not tried yet. Caches that
 // were not asked yet are asked one after the other when no other file is left.
@@ -138,7 +168,7 @@ func (d *decodedBody) choose(ctx context.Context) error {
 		}
 		key := l.key(m)
 		d.tried[key] = true
-		r := d.u.newBody(ctx, func() {}, d.info, nix.Raw, d.budget,
+		r := d.u.newBody(ctx, d.info, nix.Raw, d.budget,
 			func(o *mirror, q *location) bool { return q.compression == l.compression && q.key(o) == key })
 		r.flowing = d.flowing
 		if d.raw = l.compression == nix.None; d.raw {
@@ -150,17 +180,24 @@ func (d *decodedBody) choose(ctx context.Context) error {
 			d.verdict.add(err)
 			continue
 		}
-		d.file, d.src, d.skip = r, r, 0
-		if d.raw {
-			return nil
-		}
-		if d.src, err = compress.NewReader(l.compression, r); err != nil {
-			_ = r.Close()
+		src, err := compress.NewReader(l.compression, r)
+		if err != nil {
+			r.drop()
 			d.verdict.add(err)
 			continue
 		}
-		d.skip = d.pos
-		return nil
+		d.file, d.src = r, src
+		if d.raw {
+			return nil
+		}
+		if _, err := io.CopyN(io.Discard, src, d.pos); err == nil {
+			return nil
+		} else if ctx.Err() != nil {
+			return ctx.Err()
+		} else {
+			d.verdict.add(d.fault(err))
+			d.drop()
+		}
 	}
 }
 
@@ -183,7 +220,9 @@ func (d *decodedBody) best(ctx context.Context) (*mirror, location, error) {
 		case !ok:
 			unknown = append(unknown, m)
 		case d.tried[l.key(m)]:
-		case best == nil || costs[l.compression] < costs[at.compression]:
+		case !slices.Contains(cheapest, l.compression):
+			d.verdict.add(fmt.Errorf("%s: compression %q: %w", m.name, l.compression, compress.ErrUnknown))
+		case best == nil || slices.Index(cheapest, l.compression) < slices.Index(cheapest, at.compression):
 			best, at = m, l
 		}
 	}
@@ -211,42 +250,22 @@ func (d *decodedBody) best(ctx context.Context) (*mirror, location, error) {
 func mostFile(nar int64) int64 { return nar + nar/8 + 1<<20 }
 
 func (d *decodedBody) Read(p []byte) (int, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.err != nil || len(p) == 0 {
-		return 0, d.err
-	}
-	n, err := d.read(p)
-	d.err = err
-	return n, err
-}
-
-func (d *decodedBody) read(p []byte) (int, error) {
-	size := d.info.NarSize()
 	for {
 		if d.src == nil {
 			if err := d.open(); err != nil {
 				return 0, err
 			}
 		}
-		if d.pos == size && d.skip == 0 {
+		if d.pos == d.info.NarSize() {
 			return 0, d.end()
 		}
-		room := p[:min(int64(len(p)), size-d.pos)]
-		if d.skip > 0 {
-			room = p[:min(int64(len(p)), d.skip)]
-		}
-		n, err := d.src.Read(room)
-		if d.skip > 0 {
-			d.skip -= int64(n)
-			n = 0
-		}
+		n, err := d.src.Read(p[:min(int64(len(p)), d.info.NarSize()-d.pos)])
 		d.pos += int64(n)
-		if n > 0 {
+		switch {
+		case n > 0:
 			d.flowing = true
 			return n, nil // an error comes again
-		}
-		if err != nil {
+		case err != nil:
 			d.verdict.add(d.fault(err))
 			d.drop()
 		}
@@ -271,12 +290,12 @@ func (d *decodedBody) end() error {
 // invalid.
 func (d *decodedBody) fault(err error) error {
 	switch {
-	case d.file.err != nil && !errors.Is(d.file.err, io.EOF):
-		return d.file.err
+	case d.file.failed != nil:
+		return d.file.failed
 	case d.raw:
 		return err
 	case errors.Is(err, io.EOF):
-		err = fmt.Errorf("decodes to %d of %d bytes", d.pos-d.skip, d.info.NarSize())
+		err = fmt.Errorf("decodes to less than %d bytes", d.info.NarSize())
 		return &verify.InvalidError{Reason: verify.ReasonSize, Err: err}
 	case errors.Is(err, compress.ErrCorrupt), errors.Is(err, io.ErrUnexpectedEOF):
 		return &verify.InvalidError{Reason: verify.ReasonEncoding, Err: err}
@@ -286,21 +305,9 @@ func (d *decodedBody) fault(err error) error {
 
 // drop closes the file that is open.
 func (d *decodedBody) drop() {
-	if d.src != nil && !d.raw {
+	if d.src != nil {
 		_ = d.src.Close()
-	}
-	if d.file != nil {
-		_ = d.file.Close()
+		d.file.drop()
 	}
 	d.src, d.file = nil, nil
-}
-
-// Close ends a Read that waits.
-func (d *decodedBody) Close() error {
-	d.cancel()
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.err = errClosed
-	d.drop()
-	return nil
 }

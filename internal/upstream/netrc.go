@@ -113,73 +113,59 @@ type scanner struct {
 
 var errQuote = errors.New("quotation without an end")
 
+// skip drops the first n bytes.
+func (s *scanner) skip(n int) {
+	s.line += strings.Count(s.text[:n], "\n")
+	s.text = s.text[n:]
+}
+
+// before returns how many bytes there are before one of these.
+func (s *scanner) before(chars string) int {
+	if n := strings.IndexAny(s.text, chars); n >= 0 {
+		return n
+	}
+	return len(s.text)
+}
+
 // word returns the next word; not ok at the end.
 func (s *scanner) word() (word string, ok bool, err error) {
-	for s.text != "" {
-		switch c := s.text[0]; c {
-		case '\n':
-			s.line++
-			s.text = s.text[1:]
-		case ' ', '\t', '\r':
-			s.text = s.text[1:]
-		case '#':
-			s.skipLine()
-		case '"':
+	for {
+		s.skip(len(s.text) - len(strings.TrimLeft(s.text, " \t\r\n")))
+		switch {
+		case s.text == "":
+			return "", false, nil
+		case s.text[0] == '#':
+			s.skip(s.before("\n"))
+		case s.text[0] == '"':
 			return s.quoted()
 		default:
-			end := strings.IndexAny(s.text, " \t\r\n")
-			if end < 0 {
-				end = len(s.text)
-			}
-			word, s.text = s.text[:end], s.text[end:]
+			n := s.before(" \t\r\n")
+			word = s.text[:n]
+			s.skip(n)
 			return word, true, nil
 		}
 	}
-	return "", false, nil
 }
 
 func (s *scanner) quoted() (string, bool, error) {
 	var b strings.Builder
-	for i := 1; i < len(s.text); i++ {
-		switch c := s.text[i]; c {
-		case '"':
-			s.text = s.text[i+1:]
+	for i := 1; i < len(s.text) && s.text[i] != '\n'; i++ {
+		switch c := s.text[i]; {
+		case c == '"':
+			s.skip(i + 1)
 			return b.String(), true, nil
-		case '\n':
-			return "", false, fmt.Errorf("line %d: %w", s.line, errQuote)
-		case '\\':
-			i++
-			if i == len(s.text) {
-				break
-			}
-			switch e := s.text[i]; e {
-			case 'n':
-				b.WriteByte('\n')
-			case 'r':
-				b.WriteByte('\r')
-			case 't':
-				b.WriteByte('\t')
-			default:
-				b.WriteByte(e)
-			}
-		default:
+		case c != '\\':
 			b.WriteByte(c)
+		case i+1 < len(s.text):
+			i++
+			b.WriteString(strings.NewReplacer("n", "\n", "r", "\r", "t", "\t").Replace(s.text[i : i+1]))
 		}
 	}
 	return "", false, fmt.Errorf("line %d: %w", s.line, errQuote)
 }
 
-func (s *scanner) skipLine() {
-	end := strings.IndexByte(s.text, '\n')
-	if end < 0 {
-		end = len(s.text)
-	}
-	s.text = s.text[end:]
-}
-
 // skipMacro skips to the next empty line.
 func (s *scanner) skipMacro() {
-	body, rest, _ := strings.Cut(s.text, "\n\n")
-	s.line += strings.Count(body, "\n") + 2
-	s.text = rest
+	body, _, _ := strings.Cut(s.text, "\n\n")
+	s.skip(min(len(body)+2, len(s.text)))
 }

@@ -182,8 +182,7 @@ func New(cfg Config) (*Upstreams, error) {
 }
 
 // Run watches the caches until ctx ends: it probes those that are down and keeps what their
-// nix-cache-info says. Without it everything works too: then a request now and then is
-// the probe, and the configured order counts. It may be called once.
+// nix-cache-info says. Without it, what is down stays down. It may be called once.
 func (u *Upstreams) Run(ctx context.Context) error {
 	if !u.running.CompareAndSwap(false, true) {
 		return errors.New("upstream: Run was called before")

@@ -98,7 +98,7 @@ func BenchmarkLargeStore(b *testing.B) {
 	})
 	b.Run("SharedMiss", func(b *testing.B) {
 		for i := 0; b.Loop(); i++ {
-			if _, err := s.Shared(b.Context(), nix.StoreHash{byte(i), byte(i >> 8)}); err == nil {
+			if _, err := s.Public(b.Context(), nix.StoreHash{byte(i), byte(i >> 8)}); err == nil {
 				b.Fatal("found")
 			}
 		}

@@ -3,16 +3,19 @@ package localstore
 import (
 	"testing"
 
-	"github.com/nixp2p/nixp2p/internal/resolve/sourcetest"
+	"github.com/nixp2p/nixp2p/internal/source/sourcetest"
 )
 
-// TestConformance holds the store against what the resolver expects of every source.
+// TestConformance runs the suite of all sources on the store.
 func TestConformance(t *testing.T) {
 	sourcetest.Run(t, func(t *testing.T, f *sourcetest.Fixture) sourcetest.Subject {
 		w := newWorld(t)
 		for _, p := range f.Paths {
 			w.add(p, f.Key)
 		}
-		return sourcetest.Of(w.open(func(cfg *Config) { cfg.Keys = f.Keys }))
+		w.add(f.Secret, f.Home)
+		s := w.open(func(cfg *Config) { cfg.Keys, cfg.ShareKeys = f.Keys, []string{f.Key.Name} })
+		(&watcher{s: s}).look(t.Context())
+		return sourcetest.Subject{Infos: s, NARs: s, Public: s.Public}
 	})
 }

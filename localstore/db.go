@@ -98,14 +98,14 @@ func (c *conn) query(sql string, width int, each func([]driver.Value), args ...d
 	}
 }
 
-// one returns the single value of a statement, nil when it has no row.
-func (c *conn) one(sql string) (got driver.Value, err error) {
+// scalar returns the single value of a statement, nil when it has no row.
+func (c *conn) scalar(sql string) (got driver.Value, err error) {
 	err = c.query(sql, 1, func(v []driver.Value) { got = v[0] })
 	return got, err
 }
 
 func (c *conn) number(sql string) (int64, error) {
-	v, err := c.one(sql)
+	v, err := c.scalar(sql)
 	if err != nil {
 		return 0, err
 	}

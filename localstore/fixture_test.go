@@ -111,8 +111,8 @@ func (w *world) register(n *nix.NarInfo) int64 {
 		}
 		return s
 	}
-	res, err := w.db.Exec(`INSERT INTO ValidPaths (path, hash, registrationTime, deriver, narSize, ultimate, sigs, ca) VALUES (?,?,1,?,?,NULL,?,?)`,
-		n.StorePath.String(), "sha256:"+hex.EncodeToString(n.NarHash[:]), orNil(n.Deriver.String()), n.NarSize,
+	res, err := w.db.Exec(`INSERT INTO ValidPaths (path, hash, registrationTime, narSize, ultimate, sigs, ca) VALUES (?,?,1,?,NULL,?,?)`,
+		n.StorePath.String(), "sha256:"+hex.EncodeToString(n.NarHash[:]), n.NarSize,
 		orNil(strings.Join(sigs, " ")), orNil(n.CA))
 	must(w.t, err)
 	id, err := res.LastInsertId()
@@ -196,7 +196,7 @@ func (w *world) watched(more ...func(*Config)) *watched {
 // look makes one look as Run does and returns what was told.
 func (x *watched) look(ctx context.Context) (added, removed []string) {
 	x.w.look(ctx)
-	x.tell()
+	x.notifyChanged()
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	added, removed = x.added, x.removed

@@ -8,19 +8,18 @@ import (
 	"github.com/nixp2p/nixp2p/internal/nix"
 )
 
-// index keeps in memory what the database cannot be asked quickly: which rows may be shared, by
-// store hash and by NAR hash, and which ids there are, so that vanished rows are noticed. About
-// 150 bytes for each shared row, 80 for each other.
+// index keeps in memory what the database cannot be asked quickly: which rows may be shared, and
+// which ids there are, so that vanished rows are noticed. About 110 bytes for each shared row, 80
+// for each other.
 type index struct {
 	mu      sync.RWMutex
 	entries []entry                  // by ascending id
 	byStore map[nix.StoreHash]uint32 // slots of shared rows that are not held
-	byNar   map[nix.NarHash]uint32   // the first of them with this NAR; entry.next leads on
 	live    int                      // entries that are not gone
 	counts  [classes]int             // by class
 	last    int64                    // highest id ever seen; AUTOINCREMENT gives none twice
 	loaded  bool                     // all rows were seen at least once
-	news    []news                   // in the order in which it happened
+	changes []change                 // in the order in which they happened
 }
 
 type entry struct {
@@ -28,21 +27,20 @@ type entry struct {
 	size  int64
 	nar   nix.NarHash
 	store nix.StoreHash
-	next  uint32 // slot + 1 of another shared row with the same NAR, 0 for none
 	class class
 	held  bool // in quarantine
 }
 
-type news struct {
+type change struct {
 	store nix.StoreHash
 	added bool
 }
 
-// offered tells that an entry is in the maps.
+// offered reports whether an entry is in byStore.
 func (e *entry) offered() bool { return e.class == classShared && !e.held }
 
 func (x *index) reset() {
-	x.entries, x.byStore, x.byNar = nil, make(map[nix.StoreHash]uint32), make(map[nix.NarHash]uint32)
+	x.entries, x.byStore = nil, make(map[nix.StoreHash]uint32)
 	x.live, x.last, x.loaded, x.counts = 0, 0, false, [classes]int{}
 }
 
@@ -51,7 +49,7 @@ func (x *index) clear() {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	for h := range x.byStore {
-		x.news = append(x.news, news{h, false})
+		x.changes = append(x.changes, change{h, false})
 	}
 	x.reset()
 }
@@ -74,46 +72,27 @@ func (x *index) add(batch []entry) {
 	}
 }
 
-// offer puts an entry into the maps.
+// offer puts an entry into byStore.
 func (x *index) offer(slot uint32) {
 	e := &x.entries[slot]
 	if old, ok := x.byStore[e.store]; ok { // registered anew before the old row was missed
 		x.withdraw(old)
 	}
 	x.byStore[e.store] = slot
-	e.next = 0
-	if first, ok := x.byNar[e.nar]; ok {
-		e.next = first + 1
-	}
-	x.byNar[e.nar] = slot
-	x.news = append(x.news, news{e.store, true})
+	x.changes = append(x.changes, change{e.store, true})
 }
 
-// withdraw takes an entry out of the maps, if it is there.
+// withdraw takes an entry out of byStore, if it is there.
 func (x *index) withdraw(slot uint32) {
 	e := &x.entries[slot]
 	if at, ok := x.byStore[e.store]; !ok || at != slot {
 		return
 	}
 	delete(x.byStore, e.store)
-	x.news = append(x.news, news{e.store, false})
-	first := x.byNar[e.nar]
-	switch {
-	case first != slot:
-		at := &x.entries[first]
-		for at.next != slot+1 {
-			at = &x.entries[at.next-1]
-		}
-		at.next = e.next
-	case e.next == 0:
-		delete(x.byNar, e.nar)
-	default:
-		x.byNar[e.nar] = e.next - 1
-	}
-	e.next = 0
+	x.changes = append(x.changes, change{e.store, false})
 }
 
-// set changes what an entry is worth.
+// set changes the class of an entry.
 func (x *index) set(slot uint32, c class, held bool) {
 	e := &x.entries[slot]
 	was := e.offered()
@@ -139,7 +118,7 @@ func (x *index) find(id int64) (uint32, bool) {
 	return uint32(slot), ok && x.entries[slot].class != classGone
 }
 
-// reclass says that a row turned out to be worth something else, and whether that is news.
+// reclass changes the class of a row and reports whether it was another before.
 func (x *index) reclass(id int64, c class) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -151,7 +130,7 @@ func (x *index) reclass(id int64, c class) bool {
 	return true
 }
 
-// hold says that a row is, or is no longer, in quarantine.
+// hold notes whether a row is in quarantine.
 func (x *index) hold(id int64, held bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -188,24 +167,22 @@ func (x *index) compact() {
 	kept := make([]entry, 0, x.live)
 	for _, e := range x.entries {
 		if e.class != classGone {
-			e.next = 0
 			kept = append(kept, e)
 		}
 	}
 	x.entries = kept
 	x.counts[classGone] = 0
 	clear(x.byStore)
-	clear(x.byNar)
-	known := x.news
+	known := x.changes
 	for slot := range x.entries {
 		if x.entries[slot].offered() {
 			x.offer(uint32(slot))
 		}
 	}
-	x.news = known
+	x.changes = known
 }
 
-// shared tells whether the path of h may be shown to others. The way to the answer is the same
+// shared reports whether the path of h may be shown to others. The way to the answer is the same
 // for every hash that may not.
 func (x *index) shared(h nix.StoreHash) bool {
 	x.mu.RLock()
@@ -214,29 +191,11 @@ func (x *index) shared(h nix.StoreHash) bool {
 	return ok
 }
 
-// agrees tells whether the index has h as shared, or not, as it should. An entry that is held is
-// the quarantine's business.
-func (x *index) agrees(h nix.StoreHash, shared bool) bool { return x.shared(h) == shared }
-
-// byNAR returns the store hashes of the shared rows with this NAR.
-func (x *index) byNAR(nar nix.NarHash) (hashes []nix.StoreHash) {
-	x.mu.RLock()
-	defer x.mu.RUnlock()
-	slot, ok := x.byNar[nar]
-	if !ok {
-		return nil
-	}
-	for next := slot + 1; next != 0; next = x.entries[next-1].next {
-		hashes = append(hashes, x.entries[next-1].store)
-	}
-	return hashes
-}
-
-// tell returns what has changed since the last call: in both lists is what was replaced.
-func (x *index) tell() (added, removed []nix.StoreHash) {
+// takeChanges returns what has changed since the last call: in both lists is what was replaced.
+func (x *index) takeChanges() (added, removed []nix.StoreHash) {
 	x.mu.Lock()
-	list := x.news
-	x.news = nil
+	list := x.changes
+	x.changes = nil
 	x.mu.Unlock()
 	type ends struct{ first, last bool }
 	seen := make(map[nix.StoreHash]ends, len(list))

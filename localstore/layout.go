@@ -2,13 +2,14 @@ package localstore
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
 	"slices"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/nixp2p/nixp2p/internal/nix"
 )
 
 // maxDepth is how many directories may lie in each other: each level holds a descriptor
@@ -23,29 +24,26 @@ var (
 	errChanged = errors.New("changed while it was read")
 )
 
-// nixString returns s as NARs have it: length, bytes, zeros up to a multiple of 8.
-func nixString(s string) string {
-	b := binary.LittleEndian.AppendUint64(make([]byte, 0, 16+len(s)), uint64(len(s)))
-	b = append(b, s...)
-	return string(append(b, zeros[:padding(int64(len(s)))]...))
-}
-
-func padding(n int64) int64 { return -n & 7 }
-
-const zeros = "\x00\x00\x00\x00\x00\x00\x00"
-
 // The words between which names, targets and contents stand (Nix: src/libutil/archive.cc).
 var (
-	narMagic      = nixString("nix-archive-1")
-	narEntry      = nixString("entry") + nixString("(") + nixString("name")
-	narNode       = nixString("node")
-	narType       = nixString("(") + nixString("type")
-	narRegular    = nixString("regular") + nixString("contents")
-	narExecutable = nixString("regular") + nixString("executable") + nixString("") + nixString("contents")
-	narSymlink    = nixString("symlink") + nixString("target")
-	narDirectory  = nixString("directory")
-	narClose      = nixString(")")
+	narMagic      = words(nix.NARMagic)
+	narEntry      = words("entry", "(", "name")
+	narNode       = words("node")
+	narType       = words("(", "type")
+	narRegular    = words("regular", "contents")
+	narExecutable = words("regular", "executable", "", "contents")
+	narSymlink    = words("symlink", "target")
+	narDirectory  = words("directory")
+	narClose      = words(")")
 )
+
+func words(list ...string) []byte {
+	var b []byte
+	for _, s := range list {
+		b = nix.AppendNARString(b, s)
+	}
+	return b
+}
 
 type kind uint8
 
@@ -88,7 +86,7 @@ func (l *layout) head(b []byte, i int) []byte {
 		b = append(b, narMagic...)
 	} else {
 		b = append(b, narEntry...)
-		b = appendPadded(b, l.names[n.name:][:n.length])
+		b = appendBytes(b, l.names[n.name:][:n.length])
 		b = append(b, narNode...)
 	}
 	b = append(b, narType...)
@@ -97,21 +95,21 @@ func (l *layout) head(b []byte, i int) []byte {
 		b = append(b, narDirectory...)
 	case kindSymlink:
 		b = append(b, narSymlink...)
-		b = appendPadded(b, l.target(n))
+		b = appendBytes(b, l.target(n))
 	case kindExecutable:
 		b = append(b, narExecutable...)
-		b = binary.LittleEndian.AppendUint64(b, uint64(n.size))
+		b = nix.AppendNARLength(b, n.size)
 	case kindFile:
 		b = append(b, narRegular...)
-		b = binary.LittleEndian.AppendUint64(b, uint64(n.size))
+		b = nix.AppendNARLength(b, n.size)
 	}
 	return b
 }
 
-func appendPadded(b, s []byte) []byte {
-	b = binary.LittleEndian.AppendUint64(b, uint64(len(s)))
-	b = append(b, s...)
-	return append(b, zeros[:padding(int64(len(s)))]...)
+// appendBytes is nix.AppendNARString without the copy that makes a string of s.
+func appendBytes(b, s []byte) []byte {
+	b = append(nix.AppendNARLength(b, int64(len(s))), s...)
+	return nix.AppendNARPadding(b, int64(len(s)))
 }
 
 // contents returns how many bytes stand between head and tail of node i.
@@ -125,7 +123,7 @@ func (n *node) contents() int64 {
 // tail appends what stands behind the contents of node i.
 func (l *layout) tail(b []byte, i int) []byte {
 	n := &l.nodes[i]
-	b = append(b, zeros[:padding(n.contents())]...)
+	b = nix.AppendNARPadding(b, n.contents())
 	words := 2 * int(n.closes) // each node's own parenthesis and that of its entry
 	if n.kind != kindDirectory {
 		words += 2
@@ -151,7 +149,7 @@ type walker struct {
 // makeLayout walks the tree whose root is top. A tree that grows beyond limit bytes of NAR is an
 // error as soon as that is seen. No link is followed, not even when somebody puts one in
 // the way meanwhile.
-func makeLayout(ctx context.Context, top *top, limit int64) (*layout, error) {
+func makeLayout(ctx context.Context, top *rootEntry, limit int64) (*layout, error) {
 	w := &walker{limit: limit, buf: make([]byte, 16<<10)}
 	n := node{kind: top.kind}
 	if top.kind != kindDirectory {
@@ -180,7 +178,7 @@ func (w *walker) push(n node) error {
 	if rest := w.limit - w.size; n.contents() > rest {
 		return errTooBig
 	}
-	w.size += n.contents() + padding(n.contents())
+	w.size += nix.NARStringSize(n.contents()) - nix.NARStringSize(0)
 	return nil
 }
 

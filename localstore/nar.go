@@ -38,7 +38,7 @@ func (s *Store) NAR(ctx context.Context, info *verify.Info, form nix.Form, off i
 	if s.held(path.Hash(), id) {
 		return nil, absent("nar", path)
 	}
-	t, err := openTop(s.physical(path))
+	t, err := openRootEntry(s.physical(path))
 	if err != nil {
 		if again, err := s.valid(ctx, path, info.NarHash()); err != nil || again != id {
 			return nil, cmp.Or(err, absent("nar", path)) // collected before it could be held
@@ -59,7 +59,7 @@ func (s *Store) NAR(ctx context.Context, info *verify.Info, form nix.Form, off i
 		t.close()
 		return nil, s.unreadable(path, id, t.stamp, walkErr)
 	}
-	s.bad.reading(path.Hash(), mark{id: id, stamp: t.stamp})
+	s.bad.reading(path.Hash(), version{id: id, stamp: t.stamp})
 	return &verify.Unverified{Body: newBody(path, t, lay, off), Size: lay.size}, nil
 }
 
@@ -92,20 +92,20 @@ func (s *Store) unreadable(path nix.StorePath, id int64, found stamp, err error)
 	switch {
 	case errors.Is(err, errSize), errors.Is(err, errTooBig):
 		lie := &verify.InvalidError{Reason: verify.ReasonSize, Err: fmt.Errorf("localstore: nar %s: %w", path, err)}
-		s.quarantine(path, mark{id: id, stamp: found}, lie)
+		s.quarantine(path, version{id: id, stamp: found}, lie)
 		return lie
 	case errors.Is(err, errKind), errors.Is(err, fs.ErrNotExist) && found == stamp{}:
 		// Nix has never registered such a thing, or it is gone although its row says that it is
 		// there: until that changes the row is worth nothing.
-		s.quarantine(path, mark{id: id, stamp: found}, err)
+		s.quarantine(path, version{id: id, stamp: found}, err)
 	}
 	return unavailable("nar", path, err)
 }
 
-// Convict says that the raw NAR of a path, all of which came from here, was wrong. The path is
+// Invalid reports that the raw NAR of a path, all of which came from here, was wrong. The path is
 // quarantined as it was when it was last opened for reading. Other forms are ignored: the store
 // has none.
-func (s *Store) Convict(info *verify.Info, form nix.Form, err error) {
+func (s *Store) Invalid(info *verify.Info, form nix.Form, err error) {
 	if !form.IsRaw() {
 		return
 	}
@@ -117,9 +117,9 @@ func (s *Store) Convict(info *verify.Info, form nix.Form, err error) {
 	s.quarantine(path, m, err)
 }
 
-// top is the root of a tree, held open: an open descriptor of a store path is a root of Nix's
+// rootEntry is the root of a tree, held open: an open descriptor of a store path is a root of Nix's
 // garbage collector (where that sees the path under its own name).
-type top struct {
+type rootEntry struct {
 	fd     int // -1 where a link cannot be held
 	kind   kind
 	size   int64
@@ -138,8 +138,8 @@ func stampOf(st *unix.Stat_t) stamp {
 	return stamp{uint64(st.Dev), st.Ino, st.Ctim.Nano(), st.Mtim.Nano()}
 }
 
-// statTop returns the stamp of a path; the zero stamp when there is nothing or it cannot be seen.
-func statTop(path string) stamp {
+// statRootEntry returns the stamp of a path; the zero stamp when there is nothing or it cannot be seen.
+func statRootEntry(path string) stamp {
 	var st unix.Stat_t
 	if lstatAt(unix.AT_FDCWD, path, &st) != nil {
 		return stamp{}
@@ -147,12 +147,12 @@ func statTop(path string) stamp {
 	return stampOf(&st)
 }
 
-func openTop(path string) (t *top, err error) {
+func openRootEntry(path string) (t *rootEntry, err error) {
 	st := new(unix.Stat_t)
 	if err := lstatAt(unix.AT_FDCWD, path, st); err != nil {
 		return nil, err
 	}
-	t = &top{fd: -1}
+	t = &rootEntry{fd: -1}
 	if t.kind, err = kindOf(st); err != nil {
 		return nil, err
 	}
@@ -190,7 +190,7 @@ func openTop(path string) (t *top, err error) {
 	return t, nil
 }
 
-func (t *top) close() {
+func (t *rootEntry) close() {
 	if t.fd >= 0 {
 		closeFD(t.fd)
 		t.fd = -1
@@ -206,7 +206,7 @@ const sequential = 1 << 20
 type body struct {
 	path nix.StorePath
 	mu   sync.Mutex
-	top  *top
+	top  *rootEntry
 	lay  *layout
 	err  error // sticky
 	node int   // the one being read
@@ -234,7 +234,7 @@ type openDir struct {
 }
 
 // newBody reads the NAR of path from byte off on, which must not be beyond its end. It owns top.
-func newBody(path nix.StorePath, top *top, lay *layout, off int64) *body {
+func newBody(path nix.StorePath, top *rootEntry, lay *layout, off int64) *body {
 	b := &body{path: path, top: top, lay: lay, file: -1, dirs: []openDir{{0, top.fd}}}
 	if off == lay.size {
 		b.err = io.EOF

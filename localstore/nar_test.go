@@ -361,14 +361,14 @@ func TestCollectedMeanwhile(t *testing.T) {
 	}
 }
 
-func TestConvict(t *testing.T) {
+func TestInvalid(t *testing.T) {
 	w := newWorld(t)
 	p := nixtest.NewPath("p", 1000)
 	w.add(p, shareKey)
 	s := w.watched()
 	s.look(t.Context())
 	info := p.Info(t, shareKey)
-	s.Convict(info, nix.Raw, errors.New("never read")) // nothing came from here
+	s.Invalid(info, nix.Raw, errors.New("never read")) // nothing came from here
 	flipped := slices.Clone(p.Contents)
 	flipped[500] ^= 1
 	path := w.physical(p.StorePath)
@@ -379,18 +379,18 @@ func TestConvict(t *testing.T) {
 	if lie == nil || lie.Reason != verify.ReasonHash {
 		t.Fatalf("the flipped byte went unnoticed: %v", lie)
 	}
-	s.Convict(info, nix.Form{Compression: nix.XZ}, lie)
-	if _, err := s.Shared(t.Context(), p.Hash()); err != nil {
+	s.Invalid(info, nix.Form{Compression: nix.XZ}, lie)
+	if _, err := s.Public(t.Context(), p.Hash()); err != nil {
 		t.Fatalf("another form's conviction counted: %v", err)
 	}
-	s.Convict(info, nix.Raw, lie)
-	s.Convict(info, nix.Raw, lie)
+	s.Invalid(info, nix.Raw, lie)
+	s.Invalid(info, nix.Raw, lie)
 	for range 2 {
 		_, err := s.Info(t.Context(), p.Hash())
 		wantAbsent(t, err)
-		_, err = s.Shared(t.Context(), p.Hash())
+		_, err = s.Public(t.Context(), p.Hash())
 		wantAbsent(t, err)
-		_, err = s.SharedByNar(t.Context(), p.NarHash())
+		_, err = s.Public(t.Context(), p.Hash())
 		wantAbsent(t, err)
 		_, err = s.NAR(t.Context(), info, nix.Raw, 0)
 		wantAbsent(t, err)
@@ -436,7 +436,7 @@ func TestQuarantineEndsWithRow(t *testing.T) {
 		must(t, os.WriteFile(w.physical(p.StorePath), p.Contents, 0o444))
 		w.register(n)
 		s.look(t.Context())
-		_, err = s.Shared(t.Context(), p.Hash())
+		_, err = s.Public(t.Context(), p.Hash())
 		must(t, err)
 		if lie := serve(t, s.Store, info); lie != nil {
 			t.Error(lie)
@@ -445,7 +445,7 @@ func TestQuarantineEndsWithRow(t *testing.T) {
 }
 
 // The conviction hits what was read, not what has been put in its place since.
-func TestRepairedBeforeConviction(t *testing.T) {
+func TestRepairedBeforeReport(t *testing.T) {
 	w := newWorld(t)
 	p := nixtest.NewPath("p", 1000)
 	w.add(p, shareKey)
@@ -456,7 +456,7 @@ func TestRepairedBeforeConviction(t *testing.T) {
 	path := w.physical(p.StorePath)
 	must(t, os.WriteFile(path+".new", p.Contents, 0o444))
 	must(t, os.Rename(path+".new", path))
-	s.Convict(info, nix.Raw, errors.New("was wrong"))
+	s.Invalid(info, nix.Raw, errors.New("was wrong"))
 	_, err := s.Info(t.Context(), p.Hash())
 	must(t, err)
 }
@@ -474,7 +474,7 @@ func serve(t *testing.T, s *Store, info *verify.Info) *verify.InvalidError {
 	claim, err := s.NAR(t.Context(), info, nix.Raw, 0)
 	must(t, err)
 	defer claim.Body.Close()
-	proof := verify.NewProof(info.Want(nix.Raw, 0))
+	proof := verify.NewProof(info.Digest(nix.Raw, 0))
 	_, err = io.Copy(proof, claim.Body)
 	if err == nil {
 		err = proof.Check()
@@ -489,7 +489,7 @@ func serve(t *testing.T, s *Store, info *verify.Info) *verify.InvalidError {
 func TestLayoutCancelled(t *testing.T) {
 	w := newWorld(t)
 	n, _ := w.tree("tree", func(path string) { must(t, os.Mkdir(path, 0o755)) })
-	top, err := openTop(w.physical(n.StorePath))
+	top, err := openRootEntry(w.physical(n.StorePath))
 	must(t, err)
 	defer top.close()
 	ctx, cancel := context.WithCancel(t.Context())

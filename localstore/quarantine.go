@@ -4,6 +4,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/hashicorp/golang-lru/v2/simplelru"
+
 	"github.com/nixp2p/nixp2p/internal/nix"
 )
 
@@ -14,54 +16,49 @@ type Quarantined struct {
 	Reason error
 }
 
-// mark is the state of a path in which it is not to be served: one row and one top of the tree.
-type mark struct {
+// version is the state of a path in which it is not to be served: one row and one root of the tree.
+type version struct {
 	id    int64
 	stamp stamp // zero: there was nothing
 }
 
-// lastReads is how many openings are remembered, so that a conviction hits the state that was
-// read even if the path was repaired meanwhile. More NARs than this are not read at once.
+// lastReads is how many openings are remembered, so that a report about wrong bytes hits the
+// state that was read even if the path was repaired meanwhile. More NARs than this are not read
+// at once.
 const lastReads = 256
 
 // quarantine holds the paths that are known to be damaged. It is kept in memory only: after a
 // restart each is found out again by its first reader.
 type quarantine struct {
 	mu    sync.Mutex
-	paths map[nix.StoreHash]sentence
-	reads [lastReads]struct {
-		store nix.StoreHash
-		mark  mark
-	}
-	next int
+	paths map[nix.StoreHash]quarantined
+	reads *simplelru.LRU[nix.StoreHash, version]
 }
 
-type sentence struct {
+type quarantined struct {
 	Quarantined
-	mark mark
+	version version
+}
+
+func newQuarantine() quarantine {
+	reads, _ := simplelru.NewLRU[nix.StoreHash, version](lastReads, nil) // fails for sizes below 1 only
+	return quarantine{paths: make(map[nix.StoreHash]quarantined), reads: reads}
 }
 
 // reading remembers in which state a path is read.
-func (q *quarantine) reading(h nix.StoreHash, m mark) {
+func (q *quarantine) reading(h nix.StoreHash, v version) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.reads[q.next].store, q.reads[q.next].mark = h, m
-	q.next = (q.next + 1) % lastReads
+	q.reads.Add(h, v)
 }
 
-func (q *quarantine) lastRead(h nix.StoreHash) (mark, bool) {
+func (q *quarantine) lastRead(h nix.StoreHash) (version, bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for i := range lastReads {
-		r := &q.reads[(q.next-1-i+2*lastReads)%lastReads]
-		if r.store == h && r.mark.id != 0 {
-			return r.mark, true
-		}
-	}
-	return mark{}, false
+	return q.reads.Get(h)
 }
 
-func (q *quarantine) get(h nix.StoreHash) (sentence, bool) {
+func (q *quarantine) get(h nix.StoreHash) (quarantined, bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	x, ok := q.paths[h]
@@ -69,34 +66,31 @@ func (q *quarantine) get(h nix.StoreHash) (sentence, bool) {
 }
 
 // put returns false when the path is held in this state already.
-func (q *quarantine) put(h nix.StoreHash, x sentence) bool {
+func (q *quarantine) put(h nix.StoreHash, x quarantined) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if old, ok := q.paths[h]; ok && old.mark == x.mark {
+	if old, ok := q.paths[h]; ok && old.version == x.version {
 		return false
-	}
-	if q.paths == nil {
-		q.paths = make(map[nix.StoreHash]sentence)
 	}
 	q.paths[h] = x
 	return true
 }
 
 // drop returns false when the path is not, or no longer, held in this state.
-func (q *quarantine) drop(h nix.StoreHash, m mark) bool {
+func (q *quarantine) drop(h nix.StoreHash, m version) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if old, ok := q.paths[h]; !ok || old.mark != m {
+	if old, ok := q.paths[h]; !ok || old.version != m {
 		return false
 	}
 	delete(q.paths, h)
 	return true
 }
 
-func (q *quarantine) list() []sentence {
+func (q *quarantine) list() []quarantined {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	list := make([]sentence, 0, len(q.paths))
+	list := make([]quarantined, 0, len(q.paths))
 	for _, x := range q.paths {
 		list = append(list, x)
 	}
@@ -104,38 +98,38 @@ func (q *quarantine) list() []sentence {
 }
 
 // quarantine holds a path back from now on.
-func (s *Store) quarantine(path nix.StorePath, m mark, reason error) {
-	x := sentence{Quarantined{Path: path, Since: time.Now(), Reason: reason}, m}
+func (s *Store) quarantine(path nix.StorePath, m version, reason error) {
+	x := quarantined{Quarantined{Path: path, Since: time.Now(), Reason: reason}, m}
 	if !s.bad.put(path.Hash(), x) {
 		return
 	}
 	s.metrics.StoreQuarantined.Set(float64(len(s.bad.list())))
 	s.idx.hold(m.id, true)
-	s.poke()
+	s.wakeRun()
 	s.log.Warn("store path is damaged and not served until it is replaced", "path", path.String(), "err", reason)
 }
 
-// held tells whether a path is in quarantine, and releases it when it is no longer what it was:
+// held reports whether a path is in quarantine, and releases it when it is no longer what it was:
 // registered anew, or another top in its place.
 func (s *Store) held(h nix.StoreHash, id int64) bool {
 	x, ok := s.bad.get(h)
 	if !ok {
 		return false
 	}
-	if x.mark.id == id && x.mark.stamp == statTop(s.physical(x.Path)) {
+	if x.version.id == id && x.version.stamp == statRootEntry(s.physical(x.Path)) {
 		return true
 	}
 	s.release(x)
 	return false
 }
 
-func (s *Store) release(x sentence) {
-	if !s.bad.drop(x.Path.Hash(), x.mark) {
+func (s *Store) release(x quarantined) {
+	if !s.bad.drop(x.Path.Hash(), x.version) {
 		return
 	}
 	s.metrics.StoreQuarantined.Set(float64(len(s.bad.list())))
-	s.idx.hold(x.mark.id, false)
-	s.poke()
+	s.idx.hold(x.version.id, false)
+	s.wakeRun()
 	s.log.Info("damaged store path was replaced or removed", "path", x.Path.String())
 }
 

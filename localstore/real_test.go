@@ -209,7 +209,7 @@ func TestRealRepair(t *testing.T) {
 	if lie == nil {
 		t.Fatal("the flipped byte went unnoticed")
 	}
-	s.Convict(info, nix.Raw, lie)
+	s.Invalid(info, nix.Raw, lie)
 	_, err = s.Info(t.Context(), h)
 	wantAbsent(t, err)
 	_, err = r.c.RepairPath(t.Context(), info.StorePath().String())
@@ -285,7 +285,7 @@ func collectErr() error {
 	if err != nil {
 		return err
 	}
-	proof := verify.NewProof(infos[0].Want(nix.Raw, 0))
+	proof := verify.NewProof(infos[0].Digest(nix.Raw, 0))
 	if _, err := io.CopyN(proof, claim.Body, 100); err != nil {
 		return err
 	}
@@ -342,13 +342,13 @@ func sparse(t *testing.T, path string) (size int64) {
 func TestLargeFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "sparse")
 	size := sparse(t, path)
-	top, err := openTop(path)
+	top, err := openRootEntry(path)
 	must(t, err)
 	lay, err := makeLayout(t.Context(), top, 5<<30)
 	must(t, err)
 	at := lay.nodes[2].start + int64(len(lay.head(nil, 2)))
 	for off, want := range map[int64]string{0: "mark!", 1<<31 - 2: "\x00\x00mark!\x00", 1<<32 - 4: "\x00mark!\x00", size - 6: "\x00mark!\x00\x00\x00\x00\x00\x00\x01"} {
-		again, err := openTop(path)
+		again, err := openRootEntry(path)
 		must(t, err)
 		b := newBody(nix.StorePath{}, again, lay, at+off)
 		got := make([]byte, len(want))
@@ -371,7 +371,7 @@ func TestRealLargeFile(t *testing.T) {
 	sparse(t, path)
 	want, err := exec.Command("sh", "-c", `nix-store --dump "$1" | sha256sum | cut -d' ' -f1`, "sh", path).Output()
 	must(t, err)
-	top, err := openTop(path)
+	top, err := openRootEntry(path)
 	must(t, err)
 	lay, err := makeLayout(t.Context(), top, 5<<30)
 	must(t, err)

@@ -11,7 +11,7 @@ import (
 // public-key operation, and trusted users of Nix may add as many as they like.
 const maxSigs = 64
 
-// class says what a row is worth.
+// class says which keys have signed a row.
 type class uint8
 
 const (
@@ -22,12 +22,12 @@ const (
 	classUntrusted              // signatures, but none that holds by a trusted key
 	classCA                     // no signature, but a content address
 	classNoSize                 // an ancient row: without the size there is no fingerprint
-	classInvalid                // a path or hash that is none
+	classInvalid                // a malformed path or hash
 	classes
 )
 
-// row is one row of ValidPaths with its references. Path, hash and size are worth something only
-// when it is usable.
+// row is one row of ValidPaths with its references. Path, hash and size are valid only if it is
+// usable.
 type row struct {
 	id      int64
 	class   class // classInvalid, classNoSize, or classUnsigned: the keys were not asked yet
@@ -35,18 +35,17 @@ type row struct {
 	nar     nix.NarHash
 	size    int64
 	refs    []nix.StorePath
-	deriver nix.StorePath
 	ca      string
 	sigs    []nix.Signature
-	dropped int // malformed signatures and those beyond maxSigs
+	dropped bool // some signatures, malformed or beyond maxSigs
 }
 
 // rowColumns are the columns that parseRow expects, of ValidPaths p. One statement sees one
 // state of the database: a second one for the references might see the next.
-const rowColumns = `p.id, p.path, p.hash, p.narSize, p.deriver, p.sigs, p.ca,
+const rowColumns = `p.id, p.path, p.hash, p.narSize, p.sigs, p.ca,
 	(SELECT group_concat(v.path, ' ') FROM Refs r JOIN ValidPaths v ON v.id = r.reference WHERE r.referrer = p.id)`
 
-const rowWidth = 8
+const rowWidth = 7
 
 // parseRow reads what rowColumns returned. Root wrote it, but trusted users of Nix can import
 // paths with what signatures and content addresses they like.
@@ -62,7 +61,7 @@ func parseRow(v []driver.Value) *row {
 		return r
 	}
 	r.path, r.nar = path, hash
-	for ref := range strings.FieldsSeq(text(v[7])) {
+	for ref := range strings.FieldsSeq(text(v[6])) {
 		p, err := nix.ParseStorePath(ref)
 		if err != nil {
 			return r
@@ -70,11 +69,11 @@ func parseRow(v []driver.Value) *row {
 		r.refs = append(r.refs, p)
 	}
 	r.refs = nix.SortPaths(r.refs)
-	r.setUnsigned(text(v[4]), text(v[6]))
-	for s := range strings.FieldsSeq(text(v[5])) {
+	r.ca = text(v[5])
+	for s := range strings.FieldsSeq(text(v[4])) {
 		sig, err := nix.ParseSignature(s)
 		if err != nil || len(r.sigs) == maxSigs {
-			r.dropped++
+			r.dropped = true
 			continue
 		}
 		r.sigs = append(r.sigs, sig)
@@ -88,20 +87,8 @@ func parseRow(v []driver.Value) *row {
 	return r
 }
 
-// usable tells that the row has all that a narinfo needs but a signature.
+// usable reports whether the row has all that a narinfo needs except a signature.
 func (r *row) usable() bool { return r.class == classUnsigned }
-
-// setUnsigned takes the fields that no signature covers; what is odd in them is left out, for it
-// must not end up as a line of its own in a narinfo.
-func (r *row) setUnsigned(deriver, ca string) {
-	if p, err := nix.ParseStorePath(deriver); err == nil {
-		r.deriver = p
-	}
-	odd := strings.ContainsFunc(ca, func(c rune) bool { return c <= ' ' || c == 0x7f })
-	if !odd && (strings.HasPrefix(ca, "fixed:") || strings.HasPrefix(ca, "text:")) {
-		r.ca = ca
-	}
-}
 
 func text(v driver.Value) string {
 	switch v := v.(type) {
@@ -114,7 +101,8 @@ func text(v driver.Value) string {
 	}
 }
 
-// narInfo returns the row as a narinfo whose hints say that the NAR is had raw.
+// narInfo returns the row as a narinfo whose hints say that the NAR is available raw. Its content
+// address is checked by verify.
 func (r *row) narInfo() *nix.NarInfo {
 	return &nix.NarInfo{
 		StorePath:   r.path,
@@ -125,17 +113,15 @@ func (r *row) narInfo() *nix.NarInfo {
 		NarHash:     r.nar,
 		NarSize:     r.size,
 		References:  r.refs,
-		Deriver:     r.deriver,
 		Sigs:        r.sigs,
 		CA:          r.ca,
-		DroppedSigs: r.dropped,
 	}
 }
 
-// whyUnsigned says why no trusted key speaks for a row.
+// whyUnsigned returns why a row has no valid signature.
 func (r *row) whyUnsigned() class {
 	switch {
-	case len(r.sigs)+r.dropped > 0:
+	case len(r.sigs) > 0 || r.dropped:
 		return classUntrusted
 	case r.ca != "":
 		return classCA

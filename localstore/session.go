@@ -38,7 +38,7 @@ type files struct {
 	pair     bool   // -wal and -shm both exist: a writer is there, or left them
 }
 
-func look(path string) (f files, err error) {
+func statFiles(path string) (f files, err error) {
 	var st unix.Stat_t
 	if err := retry(func() error { return unix.Stat(path, &st) }); err != nil {
 		return files{}, &fs.PathError{Op: "stat", Path: path, Err: err}
@@ -81,7 +81,7 @@ func openSession(path string, found files, now time.Time) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
-	format, err := s.watch.one(sqlFormat)
+	format, err := s.watch.scalar(sqlFormat)
 	if err != nil {
 		return nil, errors.Join(err, s.close())
 	}
@@ -130,7 +130,7 @@ func openMode(path, how string, found files) (_ *session, err error) {
 	return s, nil
 }
 
-// fits tells whether the session still shows the database that is there now.
+// fits reports whether the session still shows the database that is there now.
 func (s *session) fits(now files) bool {
 	if s.live {
 		now.size, now.mtime = s.found.size, s.found.mtime
@@ -250,9 +250,9 @@ func (d *database) none() error {
 	return errNone
 }
 
-// outdated tells whether a snapshot no longer shows the file, and replaces it then.
+// outdated reports whether a snapshot no longer shows the file, and replaces it then.
 func (d *database) outdated(s *session) bool {
-	now, err := look(d.path)
+	now, err := statFiles(d.path)
 	if err == nil && s.fits(now) {
 		return false
 	}
@@ -267,7 +267,7 @@ func (d *database) refresh(now time.Time) {
 	if d.closed {
 		return
 	}
-	found, err := look(d.path)
+	found, err := statFiles(d.path)
 	s := d.cur.Load()
 	if s != nil && err == nil && s.fits(found) && !s.broken.Load() && (s.renew.IsZero() || now.Before(s.renew)) {
 		return
@@ -281,12 +281,12 @@ func (d *database) refresh(now time.Time) {
 	if s != nil {
 		d.old = append(d.old, s)
 	}
-	d.say(next, err)
+	d.logState(next, err)
 }
 
-// say logs a state of the database when it is another than before. That a database is read now
+// logState logs a state of the database when it is another than before. That a database is read now
 // live and now as a snapshot is daily life with old versions of Nix.
-func (d *database) say(s *session, err error) {
+func (d *database) logState(s *session, err error) {
 	said := s.mode()
 	if err != nil {
 		said = err.Error()
@@ -308,7 +308,7 @@ func (d *database) say(s *session, err error) {
 	}
 }
 
-// missing tells whether there is no database file at all.
+// missing reports whether there is no database file at all.
 func (d *database) missing() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -8,16 +8,17 @@ import (
 	"github.com/nixp2p/nixp2p/verify"
 )
 
-// Share is a path that may be shown to others.
-type Share struct {
+// Share is a path that may be shown to others. It is an alias of a plain struct, so that others
+// can declare the same without importing this package.
+type Share = struct {
 	Store nix.StoreHash
 	Nar   nix.NarHash
 	Size  int64 // of the NAR in bytes
 }
 
-// Shared is Info for others: only paths that a share key signed exist. All else is answered from
-// memory, in one way: in the time of its answer what is private looks like what is not there.
-func (s *Store) Shared(ctx context.Context, h nix.StoreHash) (*verify.Info, error) {
+// Public is Info for others: only paths that a share key signed exist. All else is answered from
+// memory, in one way: the time of the answer does not tell what is private from what is absent.
+func (s *Store) Public(ctx context.Context, h nix.StoreHash) (*verify.Info, error) {
 	if !s.idx.shared(h) {
 		return nil, absent("info", h)
 	}
@@ -25,28 +26,13 @@ func (s *Store) Shared(ctx context.Context, h nix.StoreHash) (*verify.Info, erro
 	if err != nil {
 		return nil, err
 	}
-	if !info.SignedByAny(s.share) { // the signature was taken away; Info has noted it
+	if !info.SignedByAny(s.share) { // the signature was removed; Info has noted it
 		return nil, absent("info", h)
 	}
 	return info, nil
 }
 
-// SharedByNar is Shared for whatever path has this NAR.
-func (s *Store) SharedByNar(ctx context.Context, nar nix.NarHash) (*verify.Info, error) {
-	err := absent("nar", nar)
-	for _, h := range s.idx.byNAR(nar) {
-		info, e := s.Shared(ctx, h)
-		if e == nil && info.NarHash() == nar {
-			return info, nil
-		}
-		if e != nil {
-			err = e
-		}
-	}
-	return nil, err
-}
-
-// Listed returns what Shares says of one path. Nothing is read or proven anew.
+// Listed returns what Shares says of one path. Nothing is read or verified again.
 func (s *Store) Listed(h nix.StoreHash) (Share, bool) {
 	s.idx.mu.RLock()
 	defer s.idx.mu.RUnlock()
@@ -54,8 +40,7 @@ func (s *Store) Listed(h nix.StoreHash) (Share, bool) {
 	if !ok {
 		return Share{}, false
 	}
-	e := &s.idx.entries[slot]
-	return Share{e.store, e.nar, e.size}, true
+	return s.idx.entries[slot].share(), true
 }
 
 // SharedCount returns how many paths may be shown to others, as far as they were counted yet.
@@ -81,6 +66,8 @@ func (s *Store) Shares() iter.Seq[Share] {
 	}
 }
 
+func (e *entry) share() Share { return Share{Store: e.store, Nar: e.nar, Size: e.size} }
+
 // shares appends some shared rows with ids above last, and returns where to go on, if at all.
 func (x *index) shares(batch []Share, last int64) ([]Share, int64, bool) {
 	x.mu.RLock()
@@ -97,14 +84,14 @@ func (x *index) shares(batch []Share, last int64) ([]Share, int64, bool) {
 		}
 		e := &x.entries[at]
 		if e.offered() {
-			batch = append(batch, Share{e.store, e.nar, e.size})
+			batch = append(batch, e.share())
 		}
 		last = e.id
 	}
 	return batch, last, true
 }
 
-// Census says what the rows of the database are worth, each counted once.
+// Census counts the rows of the database by who signed them, each once.
 type Census struct {
 	Mode      string // how the database is read: "live", "snapshot" or "none"
 	Complete  bool   // all rows have been looked at

@@ -1,9 +1,8 @@
 // Package localstore offers this machine's Nix store as a source: it reads the store database
-// without ever writing to it, proves which rows a trusted key signed, writes NARs straight from
+// without ever writing to it, verifies which rows a trusted key signed, writes NARs straight from
 // the files, knows which part may be shown to others, and notices what comes and goes. Nothing
-// in the store is believed: narinfos are made by verify.Keys, NAR bytes are for the caller to
-// hash, and a path whose bytes turned out wrong is held back until it is replaced. It never
-// asks the Nix daemon, never builds or fetches, and speaks no network protocol.
+// in the store is trusted: narinfos are made by verify.Keys, NAR bytes are for the caller to
+// hash, and a path whose bytes turned out wrong is not served until it is replaced.
 package localstore
 
 import (
@@ -18,6 +17,7 @@ import (
 
 	"github.com/nixp2p/nixp2p/internal/metrics"
 	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/source"
 	"github.com/nixp2p/nixp2p/verify"
 )
 
@@ -26,22 +26,22 @@ type Config struct {
 	// Root is the directory that holds nix/store and nix/var/nix/db; "" means "/". The logical
 	// store directory is /nix/store whatever the root.
 	Root string
-	// Keys is whose word counts. Required.
+	// Keys are the trusted keys. Required.
 	Keys *verify.Keys
 	// ShareKeys names the keys whose paths may be shown to others; a name that Keys does not
 	// have shares nothing.
 	ShareKeys []string
-	// Remembered returns the narinfo that this machine remembers for a path, or nil. It stands
-	// in for the signatures that a locally built path lacks. nil means that nothing is
-	// remembered. It is called by many goroutines.
+	// Remembered returns the narinfo that this machine remembers for a path, or nil. Its
+	// signatures count for a locally built path that has none. If nil, nothing is remembered.
+	// It is called by many goroutines.
 	Remembered func(nix.StoreHash) *verify.Info
-	// Changed is told which paths have become or ceased to be shareable, removed ones to be
+	// Changed receives the paths that have become or ceased to be shareable, removed ones to be
 	// taken before added ones: a hash in both was replaced. It is called by Run alone, one call
-	// at a time, and owns the slices. nil means that nobody wants to know.
+	// at a time, and owns the slices. If nil, nobody is told.
 	Changed func(added, removed []nix.StoreHash)
 
-	Log     *slog.Logger     // nil discards
-	Metrics *metrics.Metrics // nil counts for nobody
+	Log     *slog.Logger     // if nil, nothing is logged
+	Metrics *metrics.Metrics // if nil, nothing is counted
 }
 
 // Store is the Nix store of this machine. It is safe for concurrent use.
@@ -60,6 +60,8 @@ type Store struct {
 
 	wake chan struct{} // capacity 1: Run has changes to tell
 }
+
+var _ source.LocalStore = (*Store)(nil)
 
 // Open returns the store under cfg.Root. A database that is missing, unreadable, damaged or of
 // another schema is no error: the store is empty until Run finds one that can be read.
@@ -85,7 +87,7 @@ func Open(cfg Config) (*Store, error) {
 		keys: cfg.Keys, remembered: cfg.Remembered, changed: cfg.Changed,
 		log: cfg.Log, metrics: cfg.Metrics,
 		dir:  filepath.Join(root, nix.StoreDir),
-		wake: make(chan struct{}, 1),
+		wake: make(chan struct{}, 1), bad: newQuarantine(),
 	}
 	for _, name := range cfg.ShareKeys {
 		if cfg.Keys.Has(name) {
@@ -106,9 +108,6 @@ func (s *Store) Close() error {
 	return nil
 }
 
-// Name returns "store".
-func (s *Store) Name() string { return "store" }
-
 // absent is the answer to a question for what this store does not have or may not say.
 func absent(op string, what fmt.Stringer) error {
 	return fmt.Errorf("localstore: %s %s: %w", op, what, fs.ErrNotExist)
@@ -124,7 +123,7 @@ func unavailable(op string, what fmt.Stringer, err error) error {
 }
 
 // Info returns the narinfo of a valid path that a trusted key signed, with hints that say that
-// its NAR is had raw. A path without such a signature, of unknown size or in quarantine is absent.
+// its NAR is available raw. A path without such a signature, of unknown size or in quarantine is absent.
 func (s *Store) Info(ctx context.Context, h nix.StoreHash) (*verify.Info, error) {
 	r, err := s.lookup(ctx, h)
 	if err != nil {
@@ -165,7 +164,7 @@ func (s *Store) prove(r *row) (*verify.Info, class) {
 	h := r.path.Hash()
 	info, err := s.keys.OpenNarInfo(r.narInfo(), h)
 	if err != nil {
-		info = s.vouched(r, h)
+		info = s.signedByMemory(r, h)
 	}
 	switch {
 	case info == nil:
@@ -177,8 +176,8 @@ func (s *Store) prove(r *row) (*verify.Info, class) {
 	}
 }
 
-// vouched makes an Info of a row with the signatures of a remembered narinfo.
-func (s *Store) vouched(r *row, h nix.StoreHash) *verify.Info {
+// signedByMemory makes an Info of a row with the signatures of a remembered narinfo.
+func (s *Store) signedByMemory(r *row, h nix.StoreHash) *verify.Info {
 	if s.remembered == nil {
 		return nil
 	}
@@ -187,12 +186,8 @@ func (s *Store) vouched(r *row, h nix.StoreHash) *verify.Info {
 		!slices.Equal(known.References(), r.refs) {
 		return nil
 	}
-	text, err := nix.ParseNarInfo(known.Text())
-	if err != nil {
-		return nil
-	}
 	n := r.narInfo()
-	n.Sigs = text.Sigs
+	n.Sigs = known.Signatures()
 	info, err := s.keys.OpenNarInfo(n, h)
 	if err != nil {
 		return nil
@@ -203,16 +198,16 @@ func (s *Store) vouched(r *row, h nix.StoreHash) *verify.Info {
 // note brings the index up to date with what was found while answering: signatures come and
 // go without a trace that the watch could see.
 func (s *Store) note(id int64, h nix.StoreHash, c class) {
-	if s.idx.agrees(h, c == classShared) {
-		return
+	if s.idx.shared(h) == (c == classShared) {
+		return // an entry in quarantine is that one's business
 	}
 	if s.idx.reclass(id, c) {
-		s.poke()
+		s.wakeRun()
 	}
 }
 
-// poke tells Run that there is something to tell.
-func (s *Store) poke() {
+// wakeRun tells Run that there is something to tell.
+func (s *Store) wakeRun() {
 	select {
 	case s.wake <- struct{}{}:
 	default:

@@ -15,9 +15,9 @@ const (
 	// chunk is how many rows are read in one go: a read transaction that is held for long keeps
 	// Nix from trimming its write-ahead log.
 	chunk = 256
-	// breath is after how many rows that were verified the processor is offered to others: one
+	// yieldEvery is after how many rows that were verified the processor is offered to others: one
 	// takes about 50 µs, and a narinfo must not wait a millisecond for them.
-	breath = 8
+	yieldEvery = 8
 	// reconsider is how often unsigned rows are compared with what is remembered by now.
 	reconsider = 10 * time.Minute
 	// scanShare bounds the share of time that goes into reading all ids, which a large store
@@ -43,7 +43,7 @@ func (s *Store) Run(ctx context.Context) error {
 	defer ticks.Stop()
 	for {
 		w.look(ctx)
-		s.tell()
+		s.notifyChanged()
 		select {
 		case <-ctx.Done():
 			return nil
@@ -53,9 +53,9 @@ func (s *Store) Run(ctx context.Context) error {
 	}
 }
 
-// tell passes on what has changed.
-func (s *Store) tell() {
-	added, removed := s.idx.tell()
+// notifyChanged passes on what has changed.
+func (s *Store) notifyChanged() {
+	added, removed := s.idx.takeChanges()
 	s.metrics.StorePathsShared.Set(float64(s.SharedCount()))
 	if s.changed != nil && len(added)+len(removed) > 0 {
 		s.changed(added, removed)
@@ -141,7 +141,7 @@ func (w *watcher) readNew(ctx context.Context) bool {
 		}
 		s.idx.add(batch)
 		if time.Since(told) > poll { // a first load takes seconds: others need not wait for its end
-			s.tell()
+			s.notifyChanged()
 			told = time.Now()
 		}
 		if len(rows) < chunk {
@@ -156,14 +156,14 @@ func (s *Store) judgeAll(ctx context.Context, rows []*row) []entry {
 	batch := make([]entry, len(rows))
 	var next atomic.Int64
 	var workers sync.WaitGroup
-	for range min(runtime.GOMAXPROCS(0), (len(rows)+breath-1)/breath) {
+	for range min(runtime.GOMAXPROCS(0), (len(rows)+yieldEvery-1)/yieldEvery) {
 		workers.Go(func() {
 			for ctx.Err() == nil {
-				from := int(next.Add(breath)) - breath
+				from := int(next.Add(yieldEvery)) - yieldEvery
 				if from >= len(rows) {
 					return
 				}
-				for i := from; i < min(from+breath, len(rows)); i++ {
+				for i := from; i < min(from+yieldEvery, len(rows)); i++ {
 					batch[i] = s.judge(rows[i])
 				}
 				runtime.Gosched()
@@ -227,15 +227,15 @@ func (w *watcher) reconsider(ctx context.Context) {
 func (s *Store) review() {
 	for _, x := range s.bad.list() {
 		switch {
-		case s.idx.lacks(x.mark.id):
+		case s.idx.lacks(x.version.id):
 			s.release(x)
-		case s.held(x.Path.Hash(), x.mark.id):
-			s.idx.hold(x.mark.id, true) // it may have entered the index a moment later
+		case s.held(x.Path.Hash(), x.version.id):
+			s.idx.hold(x.version.id, true) // it may have entered the index a moment later
 		}
 	}
 }
 
-// lacks tells that a row is known to be gone.
+// lacks reports whether a row is known to be gone.
 func (x *index) lacks(id int64) bool {
 	x.mu.RLock()
 	defer x.mu.RUnlock()

@@ -190,7 +190,7 @@ func TestChanges(t *testing.T) {
 	remove(paths[1])
 	w.add(paths[1], shareKey)
 	step("registered anew", texts(paths[1]), texts(paths[1]))
-	if _, err := s.Shared(t.Context(), paths[1].Hash()); err != nil {
+	if _, err := s.Public(t.Context(), paths[1].Hash()); err != nil {
 		t.Error(err)
 	}
 	w.add(paths[5], shareKey)

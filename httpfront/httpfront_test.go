@@ -17,6 +17,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
@@ -565,62 +566,83 @@ func TestVia(t *testing.T) {
 	}
 }
 
+// pipes is a listener without a network, for tests in fake time.
+type pipes struct {
+	conns  chan net.Conn
+	closed chan struct{}
+}
+
+func (l *pipes) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.conns:
+		return c, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *pipes) Close() error   { close(l.closed); return nil }
+func (l *pipes) Addr() net.Addr { return &net.TCPAddr{} }
+
+// dial sends a request and returns the connection.
+func (l *pipes) dial(t *testing.T, request string) net.Conn {
+	t.Helper()
+	client, server := net.Pipe()
+	l.conns <- server
+	if _, err := io.WriteString(client, request); err != nil {
+		t.Fatal(err)
+	}
+	return client
+}
+
 // TestStalled: a client that takes nothing loses its connection, one that is only slow does not.
 func TestStalled(t *testing.T) {
-	f := newFake(t)
-	const stall = 100 * time.Millisecond
-	h := newHandler(t, f, func(cfg *Config) { cfg.Stall = stall })
-	url, client := serve(t, h)
-	nar := f.nars[helloName]
-	nar.data = make([]byte, 64<<20) // more than sockets buffer
-	ended := make(chan error, 1)
-	nar.send = func(_ context.Context, w io.Writer) (err error) {
-		defer func() { ended <- err }()
-		for b := nar.data; len(b) > 0; b = b[1<<16:] {
-			if _, err := w.Write(b[:1<<16]); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-	conn, err := net.Dial("tcp", strings.TrimPrefix(url, "http://"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	if _, err := fmt.Fprintf(conn, "GET /%s HTTP/1.1\r\nHost: localhost\r\n\r\n", helloName.URL()); err != nil {
-		t.Fatal(err)
-	}
-	if err := <-ended; err == nil {
-		t.Error("all of it was sent to nobody")
-	}
-	if n, err := io.Copy(io.Discard, bufio.NewReader(conn)); n >= int64(len(nar.data)) {
-		t.Errorf("%d bytes arrived, error %v", n, err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t)
+		const stall = time.Minute
+		l := &pipes{make(chan net.Conn), make(chan struct{})}
+		srv := &http.Server{Handler: newHandler(t, f, func(cfg *Config) { cfg.Stall = stall })}
+		done := make(chan error, 1)
+		go func() { done <- srv.Serve(l) }()
+		defer func() { _ = srv.Close(); <-done }()
 
-	// A source that is slow, and a connection that rests, are no stall.
-	nar.data = nar.data[:400_000]
-	nar.send = func(_ context.Context, w io.Writer) error {
-		for b := nar.data; len(b) > 0; b = b[100_000:] {
-			<-time.After(stall / 2)
-			if _, err := w.Write(b[:100_000]); err != nil {
-				return err
+		nar, piece := f.nars[helloName], make([]byte, 10_000)
+		ended := make(chan error, 1)
+		pause := time.Duration(0)
+		nar.send = func(_ context.Context, w io.Writer) (err error) {
+			defer func() { ended <- err }()
+			for range len(hello.NAR) / len(piece) {
+				time.Sleep(pause)
+				if _, err := w.Write(piece); err != nil {
+					return err
+				}
 			}
+			_, err = w.Write(make([]byte, len(hello.NAR)%len(piece)))
+			return err
 		}
-		return nil
-	}
-	for range 2 {
-		res, err := client.Get(url + "/" + helloName.URL()) //nolint:noctx // of a test's own server
-		if err != nil {
-			t.Fatal(err)
+		request := "GET /" + helloName.URL() + " HTTP/1.1\r\nHost: localhost\r\n\r\n"
+		silent := l.dial(t, request)
+		defer silent.Close()
+		began := time.Now()
+		if err := <-ended; err == nil || time.Since(began) != stall {
+			t.Errorf("after %v: %v", time.Since(began), err)
 		}
-		n, err := io.Copy(io.Discard, res.Body)
-		_ = res.Body.Close()
-		if err != nil || n != int64(len(nar.data)) {
-			t.Errorf("slow source: %d bytes, error %v", n, err)
+
+		// A source that is slow, and a connection that rests, are no stall.
+		pause = stall / 2
+		slow := l.dial(t, request)
+		defer slow.Close()
+		for range 2 {
+			answered(t, bufio.NewReader(slow))
+			if err := <-ended; err != nil {
+				t.Errorf("slow source: %v", err)
+			}
+			time.Sleep(2 * stall)
+			go func() { _, _ = io.WriteString(slow, request) }()
 		}
-		<-time.After(2 * stall)
-	}
+		answered(t, bufio.NewReader(slow))
+		<-ended
+	})
 }
 
 // TestClientLeaves: the source is told, and nothing is logged as a failure of ours.

@@ -66,8 +66,14 @@ func kindOf(size int64, isPartial bool) kind {
 type uploads struct {
 	mu     sync.Mutex
 	active map[*upload]struct{}
-	wanted map[machine.ID]time.Time // refused lately
+	wanted map[waiting]time.Time // refused lately
 	taken  map[nix.NarHash][]taker
+}
+
+// waiting is a machine that was refused an upload of a kind.
+type waiting struct {
+	machine machine.ID
+	kind    kind
 }
 
 // taker is a peer that got all of a NAR.
@@ -77,7 +83,7 @@ type taker struct {
 }
 
 func newUploads() *uploads {
-	return &uploads{active: map[*upload]struct{}{}, wanted: map[machine.ID]time.Time{}, taken: map[nix.NarHash][]taker{}}
+	return &uploads{active: map[*upload]struct{}{}, wanted: map[waiting]time.Time{}, taken: map[nix.NarHash][]taker{}}
 }
 
 // begin takes a slot for u, from another upload if that has to give way, and reports whether
@@ -87,9 +93,9 @@ func (s *uploads) begin(u *upload) bool {
 	ok, victims := s.admit(u, time.Now())
 	if ok {
 		s.active[u] = struct{}{}
-		delete(s.wanted, u.to.Machine)
+		delete(s.wanted, waiting{u.to.Machine, u.kind})
 	} else if len(s.wanted) < maxWanted {
-		s.wanted[u.to.Machine] = time.Now()
+		s.wanted[waiting{u.to.Machine, u.kind}] = time.Now()
 	}
 	for _, v := range victims {
 		delete(s.active, v)
@@ -142,10 +148,10 @@ func (s *uploads) those(keep func(*upload) bool) (list []*upload) {
 // equal part when others were refused lately.
 func (s *uploads) part(u *upload, now time.Time) int {
 	n := 0
-	for m, at := range s.wanted {
+	for w, at := range s.wanted {
 		if now.Sub(at) > wantedFor {
-			delete(s.wanted, m)
-		} else if m != u.to.Machine {
+			delete(s.wanted, w)
+		} else if w.kind == u.kind && w.machine != u.to.Machine {
 			n++
 		}
 	}
@@ -154,7 +160,7 @@ func (s *uploads) part(u *upload, now time.Time) int {
 	}
 	seen := map[machine.ID]bool{u.to.Machine: true}
 	for v := range s.active {
-		if _, waits := s.wanted[v.to.Machine]; v.kind == u.kind && !waits {
+		if _, waits := s.wanted[waiting{v.to.Machine, v.kind}]; v.kind == u.kind && !waits {
 			seen[v.to.Machine] = true
 		}
 	}

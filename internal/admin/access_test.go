@@ -1,6 +1,8 @@
 package admin
 
 import (
+	"io"
+	"net"
 	"net/http"
 	"net/netip"
 	"strings"
@@ -87,6 +89,22 @@ func TestOwner(t *testing.T) {
 	owner = true
 	if resp, body := do(t, s, http.MethodGet, "/debug/pprof/profile?seconds=86400"); resp.StatusCode != http.StatusBadRequest {
 		t.Errorf("a profile of a day: %s %s", resp.Status, body)
+	}
+}
+
+// TestBodyThatDoesNotCome: a GET with a body is answered at once.
+func TestBodyThatDoesNotCome(t *testing.T) {
+	s, _ := start(t, &fake{})
+	c, err := net.Dial("tcp", s.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := io.WriteString(c, "GET /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if answer, err := io.ReadAll(c); err != nil || !strings.HasPrefix(string(answer), "HTTP/1.1 200 OK") {
+		t.Errorf("%q, %v", answer, err)
 	}
 }
 

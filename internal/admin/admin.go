@@ -118,6 +118,9 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	head.Set("Referrer-Policy", "no-referrer")
 	head.Set("Cross-Origin-Resource-Policy", "same-origin")
 	head.Set("Cache-Control", "no-store")
+	if r.ContentLength != 0 {
+		limitBody(w, r)
+	}
 	if refused := h.refuse(r); refused != nil {
 		h.cfg.Log.Debug("admin request refused", "host", r.Host, "reason", refused.reason)
 		if strings.HasPrefix(r.URL.Path, "/api/") {
@@ -128,6 +131,20 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	h.mux.ServeHTTP(w, r)
+}
+
+// bodyTime is how long a posted body may take.
+const bodyTime = 10 * time.Second
+
+// limitBody keeps a body that does not come from holding the connection: the server reads it to
+// its end before it answers.
+func limitBody(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Connection", "close")
+	deadline := time.Unix(1, 0)
+	if r.Method == http.MethodPost {
+		deadline = time.Now().Add(bodyTime)
+	}
+	_ = http.NewResponseController(w).SetReadDeadline(deadline) // an error: the writer of a test
 }
 
 // maxProfile is the longest time for which a profile is taken: only one can be at a time.

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"github.com/nixp2p/nixp2p/internal/hedge"
@@ -75,18 +76,31 @@ func (u *Upstreams) ask(ctx context.Context, m *mirror, h nix.StoreHash, b *budg
 	}
 	began := time.Now()
 	var last error
-	failures := 0
+	var sent atomic.Int32
+	failures := int32(0)
 	stop := func(err error) bool {
 		if ctx.Err() == nil {
 			last = err
 		}
 		failures++
-		again := failures == 1 && mayPass(err) || timedOut(err) && m.saturated()
-		return !again || m.fails() || m.isDown()
+		if source.Absent(err) || source.Invalid(err) != nil || m.fails() || m.isDown() {
+			return true
+		}
+		return failures == sent.Load() && // else another one has no answer yet
+			(failures > 1 || !mayPass(err)) && !(timedOut(err) && m.saturated())
 	}
 	r, release, wait := hedge.Do(ctx, infoTries, 2, m.late.After,
-		func(ctx context.Context, i int) (*verify.Info, error) { return u.try(ctx, m, h, i, b) },
-		stop, func(*verify.Info) {})
+		func(ctx context.Context, i int) (*verify.Info, error) {
+			if i >= 2 && !m.saturated() {
+				<-ctx.Done() // the second request was the last
+				return nil, ctx.Err()
+			}
+			if i > 0 && !pause(ctx, u.timeouts.retry) {
+				return nil, ctx.Err()
+			}
+			sent.Add(1)
+			return u.try(ctx, m, h, i, b)
+		}, stop, func(*verify.Info) {})
 	release()
 	wait()
 	if r.Index < 0 && last != nil {
@@ -102,13 +116,6 @@ func (u *Upstreams) ask(ctx context.Context, m *mirror, h nix.StoreHash, b *budg
 
 // try requests a narinfo once, for the i-th time.
 func (u *Upstreams) try(ctx context.Context, m *mirror, h nix.StoreHash, i int, b *budget) (*verify.Info, error) {
-	if i >= 2 && !m.saturated() {
-		<-ctx.Done() // the second request is the last
-		return nil, ctx.Err()
-	}
-	if i > 0 && !pause(ctx, u.timeouts.retry) {
-		return nil, ctx.Err()
-	}
 	began := time.Now()
 	r, err := u.send(ctx, m, request{
 		kind: kindNarInfo, about: h, at: m.narInfoAt(h), within: u.timeouts.headers,

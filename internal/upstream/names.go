@@ -37,6 +37,7 @@ type host struct {
 
 // lookup is one that runs. Its result is set before done is closed.
 type lookup struct {
+	began  time.Time
 	done   chan struct{}
 	cancel context.CancelFunc
 	addrs  []netip.Addr
@@ -113,7 +114,8 @@ func (n *names) lookup(ctx context.Context, name string) ([]netip.Addr, error) {
 	if known != nil {
 		return known, nil
 	}
-	timer := time.NewTimer(n.timeout)
+	// All who wait for it give up together, so that they agree that the cache is down.
+	timer := time.NewTimer(max(n.timeout-time.Since(l.began), otherFamily))
 	defer timer.Stop()
 	select {
 	case <-l.done:
@@ -142,7 +144,7 @@ func (n *names) get(ctx context.Context, name string) (*lookup, []netip.Addr) {
 		h.addrs = nil
 	}
 	if h.running == nil && (len(h.addrs) == 0 || age > namesFresh) {
-		l := &lookup{done: make(chan struct{})}
+		l := &lookup{began: time.Now(), done: make(chan struct{})}
 		var own context.Context
 		own, l.cancel = context.WithTimeout(context.WithoutCancel(ctx), lookupLong)
 		if n.ended {

@@ -65,8 +65,3 @@ func (p *Proof) Check() error {
 	}
 	return nil
 }
-
-// Want is the old name of Digest.
-//
-// Deprecated: to be removed when its users have changed.
-type Want = Digest

@@ -25,7 +25,7 @@ type Download struct {
 
 	mu      sync.Mutex
 	file    *os.File // nil once it has ended and nobody uses it
-	users   int      // of file: the writer, readers, and who writes it through
+	users   int      // of file: the writer and readers
 	written int64
 	hidden  bool  // other machines see nothing from hideAt on
 	hideAt  int64 // byte
@@ -105,12 +105,11 @@ func (c *Cache) announce(d *Download) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s := &c.state
-	_, removing := s.removing[d.key]
 	others := s.downloads[d.key]
 	switch {
 	case s.closed:
 		return errClosed
-	case removing || s.find(d.key) != nil || len(others) > 1 || len(others) == 1 && !others[0].isHidden():
+	case s.removing[d.key] != nil || s.find(d.key) != nil || len(others) > 1 || len(others) == 1 && !others[0].isHidden():
 		return errExists
 	}
 	s.downloads[d.key] = append(others, d)
@@ -293,7 +292,7 @@ func (d *Download) wakeLocked() {
 // that: see Prove. If another download of this form was committed before, this one is dropped once
 // its readers are done.
 func (d *Download) Commit() error {
-	kept, open, err := d.commit()
+	kept, err := d.commit()
 	if err != nil {
 		d.Abort(err)
 		return err
@@ -301,16 +300,13 @@ func (d *Download) Commit() error {
 	if !kept {
 		_ = d.c.destroy(d.entry)
 	}
-	if !open {
-		d.release()
-	}
+	d.release()
 	d.c.wake()
 	return nil
 }
 
-// commit makes an entry of d. open means that the writer's use of the file has gone to the one
-// who writes it through.
-func (d *Download) commit() (kept, open bool, err error) {
+// commit makes an entry of d and reports whether it is kept.
+func (d *Download) commit() (kept bool, err error) {
 	c := d.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -318,11 +314,11 @@ func (d *Download) commit() (kept, open bool, err error) {
 	defer d.mu.Unlock()
 	switch err := d.endedLocked(); {
 	case err != nil:
-		return false, false, err
+		return false, err
 	case c.state.closed:
-		return false, false, errClosed
+		return false, errClosed
 	case d.written != d.size:
-		return false, false, fmt.Errorf("narcache: commit %s: %d of %d bytes: %w", d.key.nar, d.written, d.size, io.ErrUnexpectedEOF)
+		return false, fmt.Errorf("narcache: commit %s: %d of %d bytes: %w", d.key.nar, d.written, d.size, io.ErrUnexpectedEOF)
 	}
 	now := time.Now().Unix()
 	// The reference is d's, for as long as its file is open.
@@ -334,14 +330,13 @@ func (d *Download) commit() (kept, open bool, err error) {
 	d.wakeLocked()
 	s := &c.state
 	s.ended(d)
-	if _, removing := s.removing[d.key]; removing || s.find(d.key) != nil {
+	if s.removing[d.key] != nil || s.find(d.key) != nil {
 		d.entry.gone = true
-		return false, false, nil
+		return false, nil
 	}
 	s.add(d.entry)
-	open = len(s.queue) < maxOpen // else many wait already
-	s.queue = append(s.queue, pending{d, open})
-	return true, open, nil
+	s.queue = append(s.queue, d.entry)
+	return true, nil
 }
 
 // Abort ends the download for all who follow it: they get err. After Commit or Abort it does

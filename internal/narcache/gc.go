@@ -19,35 +19,41 @@ type Report struct {
 	Kept        []Item `json:"kept"`    // what would go next at the front
 }
 
-// Item is a NAR in a Report.
+// Item is a NAR that is here as a whole.
 type Item struct {
 	NarHash  string    `json:"nar_hash"`            // "sha256:…"
 	Form     string    `json:"form"`                // "raw", "xz" or "zstd"
 	FileHash string    `json:"file_hash,omitempty"` // "sha256:…", not of raw
 	Size     int64     `json:"size"`                // bytes
-	LastUse  time.Time `json:"last_use"`
+	LastUse  time.Time `json:"last_use"`            // to about ten minutes, over a restart
 }
 
-func (e Entry) item() Item {
-	i := Item{NarHash: e.Nar.String(), Form: nix.Raw.String(), Size: e.Size, LastUse: e.LastUse}
-	if !e.Form.IsRaw() {
-		i.Form, i.FileHash = string(e.Form.Compression), e.Form.File.String()
+func (e *entry) item() Item {
+	i := Item{NarHash: e.nar.String(), Form: nix.Raw.String(), Size: e.size, LastUse: time.Unix(e.used, 0).UTC()}
+	if !e.form.IsRaw() {
+		i.Form, i.FileHash = string(e.form.Compression), e.form.File.String()
 	}
 	return i
 }
 
+// Entries returns what is here, what would be evicted first at the front.
+func (c *Cache) Entries() []Item {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	all := []Item{}
+	for e := range c.state.policy.all() {
+		all = append(all, e.item())
+	}
+	return all
+}
+
 // GC evicts until at most max bytes are used and reports; a negative max only lists.
 func (c *Cache) GC(max int64) Report {
-	r := Report{BytesBefore: c.Usage(), Removed: []Item{}, Kept: []Item{}}
+	r := Report{BytesBefore: c.Usage(), Removed: []Item{}}
 	if max >= 0 {
-		for _, e := range c.Trim(max) {
-			r.Removed = append(r.Removed, e.item())
-		}
+		r.Removed = c.trim(max)
 	}
-	for _, e := range c.Entries() {
-		r.Kept = append(r.Kept, e.item())
-	}
-	r.BytesAfter = c.Usage()
+	r.Kept, r.BytesAfter = c.Entries(), c.Usage()
 	return r
 }
 

@@ -18,7 +18,7 @@ import (
 )
 
 const (
-	// readSize is how much of a file is hashed or skipped at once.
+	// readSize is how much of a file is hashed at once.
 	readSize = 256 << 10
 	// stampAfter is how exactly the disk knows the last use.
 	stampAfter = 10 * time.Minute
@@ -106,7 +106,7 @@ func (c *Cache) serve(ctx context.Context, e *entry, info *verify.Info, form nix
 	if err != nil {
 		return nil, err
 	}
-	if err := skip(ctx, dec, off); err != nil {
+	if _, err := io.CopyN(io.Discard, withContext(ctx, dec), off); err != nil {
 		_ = dec.Close()
 		return nil, err
 	}
@@ -298,20 +298,4 @@ func (d *decoder) Close() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.dec.Close()
-}
-
-// skip reads n bytes of r.
-func skip(ctx context.Context, r io.Reader, n int64) error {
-	buf := make([]byte, min(readSize, n))
-	for n > 0 {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		got, err := io.ReadFull(r, buf[:min(n, int64(len(buf)))])
-		n -= int64(got)
-		if err != nil {
-			return err
-		}
-	}
-	return nil
 }

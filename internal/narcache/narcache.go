@@ -14,7 +14,6 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/nixp2p/nixp2p/internal/atomicfile"
 	"github.com/nixp2p/nixp2p/internal/metrics"
@@ -78,9 +77,9 @@ type contents struct {
 	downloads map[key][]*Download // in progress, at most two: the first is hidden if there is a second
 	removing  map[key]*entry      // their file is being removed
 	proving   map[*entry]*proof
-	used      int64 // bytes of entries, of reservations, and of removed files that are still open
-	idle      int64 // the part of used that could be evicted at once
-	queue     []pending
+	used      int64    // bytes of entries, of reservations, and of removed files that are still open
+	idle      int64    // the part of used that could be evicted at once
+	queue     []*entry // committed, not written through
 	closed    bool
 }
 
@@ -158,24 +157,6 @@ func (c *Cache) Forms(nar nix.NarHash) (forms []nix.Form) {
 		forms = append(forms, s.Form)
 	}
 	return forms
-}
-
-// Entry is a NAR that is here as a whole.
-type Entry struct {
-	Nar     nix.NarHash
-	Form    nix.Form
-	Size    int64     // bytes of the form
-	LastUse time.Time // to about ten minutes, over a restart
-}
-
-// Entries returns what is here, what would be evicted first at the front.
-func (c *Cache) Entries() (all []Entry) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for e := range c.state.policy.all() {
-		all = append(all, e.describe())
-	}
-	return all
 }
 
 // find returns the entry of k, or nil. The caller holds mu.

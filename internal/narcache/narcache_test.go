@@ -140,8 +140,8 @@ func put(t testing.TB, c *Cache, n nar) {
 
 // persistAll does what Run does for committed files.
 func persistAll(c *Cache) {
-	for u, _ := c.nextPending(); u.d != nil; u, _ = c.nextPending() {
-		c.persist(u)
+	for e, _ := c.nextPending(); e != nil; e, _ = c.nextPending() {
+		c.persist(e)
 	}
 }
 

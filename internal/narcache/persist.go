@@ -11,8 +11,6 @@ import (
 const (
 	// workers is how many files are written through at once: file systems gather such requests.
 	workers = 4
-	// maxOpen is how many files wait for that with their file open, for those who follow.
-	maxOpen = 512
 	// closeFor is how long Close goes on writing files through. What is left is lost.
 	closeFor = 3 * time.Second
 
@@ -20,12 +18,6 @@ const (
 	duplicateAfter = 10 * time.Minute
 	duplicateEvery = time.Minute
 )
-
-// pending is a committed download whose file is not written through yet.
-type pending struct {
-	d    *Download
-	open bool // the writer's use of the file came along
-}
 
 // Run writes committed files through and drops what the store has too, until ctx ends.
 func (c *Cache) Run(ctx context.Context) error {
@@ -54,14 +46,14 @@ func (c *Cache) persistAll(ctx context.Context) {
 		case <-c.work:
 		}
 		for ctx.Err() == nil {
-			p, more := c.nextPending()
-			if p.d == nil {
+			e, more := c.nextPending()
+			if e == nil {
 				break
 			}
 			if more {
 				c.wake()
 			}
-			c.persist(p)
+			c.persist(e)
 		}
 	}
 }
@@ -73,36 +65,30 @@ func (c *Cache) wake() {
 	}
 }
 
-func (c *Cache) nextPending() (p pending, more bool) {
+func (c *Cache) nextPending() (e *entry, more bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	q := c.state.queue
 	if len(q) == 0 {
-		return pending{}, false
+		return nil, false
 	}
-	p = q[0]
-	q[0] = pending{}
+	e, q[0] = q[0], nil
 	c.state.queue = q[1:]
-	return p, len(q) > 1
+	return e, len(q) > 1
 }
 
 // persist writes a file through and then gives it its name, so that after a power failure what
 // has a name has its bytes. The directory is not written through: a name that is lost costs one
 // entry.
-func (c *Cache) persist(p pending) {
-	if p.open {
-		defer p.d.release()
-	}
-	file, release, err := p.d.retain()
+func (c *Cache) persist(e *entry) {
+	f, err := c.openEntry(e)
 	if err != nil {
 		return // evicted or found wrong already
 	}
-	defer release()
-	e := p.d.entry
-	if c.isGone(e) {
-		return
-	}
-	if err = c.disk.sync(file); err == nil {
+	defer c.release(e)
+	err = c.disk.sync(f)
+	_ = f.Close()
+	if err == nil {
 		err = c.rename(e, true)
 	}
 	switch {
@@ -196,12 +182,8 @@ func (c *Cache) Close() error {
 		}
 	}
 	deadline := time.Now().Add(closeFor)
-	for p, _ := c.nextPending(); p.d != nil; p, _ = c.nextPending() {
-		if time.Now().Before(deadline) {
-			c.persist(p)
-		} else if p.open {
-			p.d.release()
-		}
+	for e, _ := c.nextPending(); e != nil && time.Now().Before(deadline); e, _ = c.nextPending() {
+		c.persist(e)
 	}
 	return errors.Join(c.root.Close(), c.lock.Close())
 }

@@ -1,8 +1,8 @@
 package narcache
 
 import (
+	"container/list"
 	"iter"
-	"time"
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 
@@ -25,50 +25,27 @@ type entry struct {
 
 	sibling *entry // another form of the same NAR
 
-	in         *list
-	prev, next *entry
+	in *queue
+	at *list.Element // in it
 }
 
 // proven reports whether e is known to be the NAR. The caller holds mu.
 func (e *entry) proven() bool { return e.intact && (e.decoded || e.form.IsRaw()) }
 
-func (e *entry) describe() Entry {
-	return Entry{Nar: e.nar, Form: e.form, Size: e.size, LastUse: time.Unix(e.used, 0).UTC()}
+// queue has entries, the last used first.
+type queue struct {
+	list.List
+	bytes int64
 }
 
-// list has entries, the last used first.
-type list struct {
-	first, last *entry
-	n           int
-	bytes       int64
+func (q *queue) push(e *entry) {
+	e.in, e.at = q, q.PushFront(e)
+	q.bytes += cost(e.size)
 }
 
-func (l *list) push(e *entry) {
-	e.in, e.prev, e.next = l, nil, l.first
-	if l.first != nil {
-		l.first.prev = e
-	} else {
-		l.last = e
-	}
-	l.first = e
-	l.n++
-	l.bytes += cost(e.size)
-}
-
-func (l *list) remove(e *entry) {
-	if e.prev != nil {
-		e.prev.next = e.next
-	} else {
-		l.first = e.next
-	}
-	if e.next != nil {
-		e.next.prev = e.prev
-	} else {
-		l.last = e.prev
-	}
-	e.in, e.prev, e.next = nil, nil, nil
-	l.n--
-	l.bytes -= cost(e.size)
+func (q *queue) remove(e *entry) {
+	q.Remove(e.at)
+	q.bytes -= cost(e.size)
 }
 
 const (
@@ -84,7 +61,7 @@ const (
 // used again moves to frequent, which has three quarters of the room at most and gives its last
 // back to recent. Victims come from recent, so that a scan through many NARs leaves frequent alone.
 type policy struct {
-	recent, frequent list
+	recent, frequent queue
 	frequentMax      int64
 	evicted          *simplelru.LRU[nix.NarHash, struct{}]
 }
@@ -115,8 +92,8 @@ func (p *policy) use(e *entry) {
 
 func (p *policy) addFrequent(e *entry) {
 	p.frequent.push(e)
-	for p.frequent.bytes > p.frequentMax && p.frequent.n > 1 {
-		down := p.frequent.last
+	for p.frequent.bytes > p.frequentMax && p.frequent.Len() > 1 {
+		down := p.frequent.Back().Value.(*entry)
 		p.frequent.remove(down)
 		down.hits = 0
 		p.recent.push(down)
@@ -128,9 +105,9 @@ func (p *policy) remove(e *entry) { e.in.remove(e) }
 // all returns the entries in the order in which they would be evicted.
 func (p *policy) all() iter.Seq[*entry] {
 	return func(yield func(*entry) bool) {
-		for _, l := range [...]*list{&p.recent, &p.frequent} {
-			for e := l.last; e != nil; e = e.prev {
-				if !yield(e) {
+		for _, q := range [...]*queue{&p.recent, &p.frequent} {
+			for at := q.Back(); at != nil; at = at.Prev() {
+				if !yield(at.Value.(*entry)) {
 					return
 				}
 			}

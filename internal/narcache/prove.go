@@ -125,12 +125,7 @@ func (c *Cache) check(ctx context.Context, e *entry, info *verify.Info, decode, 
 		want.Hash = e.nar
 	}
 	file := verify.NewProof(want)
-	var src io.Reader = readerFunc(func(p []byte) (int, error) {
-		if err := ctx.Err(); err != nil {
-			return 0, err
-		}
-		return body.Read(p)
-	})
+	src := withContext(ctx, body)
 	if !intact {
 		src = io.TeeReader(src, file)
 	}
@@ -185,6 +180,16 @@ func copyTo(dst io.Writer, src io.Reader) error {
 type readerFunc func([]byte) (int, error)
 
 func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
+// withContext returns r until ctx ends.
+func withContext(ctx context.Context, r io.Reader) io.Reader {
+	return readerFunc(func(p []byte) (int, error) {
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
+		return r.Read(p)
+	})
+}
 
 // noting remembers an error other than the end.
 type noting struct {

@@ -54,9 +54,10 @@ func (s *contents) evict() *entry {
 	return e
 }
 
-// Trim evicts until at most max bytes are used, as far as they are not in use, and returns what
+// trim evicts until at most max bytes are used, as far as they are not in use, and returns what
 // it evicted.
-func (c *Cache) Trim(max int64) (removed []Entry) {
+func (c *Cache) trim(max int64) []Item {
+	removed := []Item{}
 	c.space.Lock()
 	defer c.space.Unlock()
 	for {
@@ -70,7 +71,7 @@ func (c *Cache) Trim(max int64) (removed []Entry) {
 		if c.destroy(e) != nil {
 			return removed
 		}
-		removed = append(removed, e.describe())
+		removed = append(removed, e.item())
 	}
 }
 

@@ -7,7 +7,6 @@ import (
 	"os"
 	"slices"
 	"sync"
-	"sync/atomic"
 
 	"github.com/nixp2p/nixp2p/internal/atomicfile"
 )
@@ -54,27 +53,19 @@ func (c *Cache) start() error {
 			return err
 		}
 	}
-	if removed := c.Trim(c.max); len(removed) > 0 {
+	if removed := c.trim(c.max); len(removed) > 0 {
 		c.log.Info("removed what exceeds the bound of the cache", "files", len(removed))
 	}
 	return nil
 }
 
-// readers is how many directories are read at once.
-const readers = 4
-
 // readShards creates the directories that are missing and returns what is in the others.
 func (c *Cache) readShards() ([]*entry, error) {
 	var found [len(shardLetters)][]*entry
 	var errs [len(shardLetters)]error
-	var next atomic.Int32
 	var wg sync.WaitGroup
-	for range readers {
-		wg.Go(func() {
-			for i := int(next.Add(1)) - 1; i < len(shardLetters); i = int(next.Add(1)) - 1 {
-				found[i], errs[i] = c.readShard(shardLetters[i : i+1])
-			}
-		})
+	for i := range shardLetters {
+		wg.Go(func() { found[i], errs[i] = c.readShard(shardLetters[i : i+1]) })
 	}
 	wg.Wait()
 	return slices.Concat(found[:]...), errors.Join(errs[:]...)

@@ -33,7 +33,7 @@ type Config struct {
 	Metrics  *metrics.Metrics // required
 	// Share names the keys whose paths may be shown to clients on other machines.
 	Share    []string
-	Names    []string     // host names of the substituter beside localhost and its addresses
+	Names    []string     // host names of the substituter besides localhost and its addresses
 	Priority int          // in nix-cache-info
 	ID       string       // of this daemon: the name in Via headers
 	Log      *slog.Logger // If nil, nothing is logged.
@@ -111,7 +111,7 @@ func (h *Handler) open(ctx context.Context, name nix.NARName, q transfer.Query) 
 	return n, nil
 }
 
-// Header values are shared by all responses: nobody changes them.
+// Header values are shared by all responses: they must not be changed.
 var (
 	narinfoType   = []string{"text/x-nix-narinfo"}
 	cacheInfoType = []string{"text/x-nix-cache-info"}
@@ -160,7 +160,7 @@ func dropBody(w http.ResponseWriter) {
 
 // progress gives the client time for the next write. The time is left set when the request
 // has been answered, since the server's own buffer is written after that; the next request
-// of the connection sets it anew.
+// of the connection sets it again.
 func (h *Handler) progress(w http.ResponseWriter, now time.Time) {
 	// A writer without deadlines has an owner who takes care of that.
 	_ = http.NewResponseController(w).SetWriteDeadline(now.Add(h.cfg.Stall))

@@ -48,8 +48,8 @@ func TestKnown(t *testing.T) {
 		for at := 0; at < size; at += size/7 + 1 {
 			dst := &received{want: data}
 			_, err := pass(wantOf(data), hold, dst, func(g *Guard) error { return g.Fill(&flipped{b: data, at: at}) })
-			var lie *InvalidError
-			if !errors.As(err, &lie) || dst.wrong || dst.n > at {
+			var invalid *InvalidError
+			if !errors.As(err, &invalid) || dst.wrong || dst.n > at {
 				t.Errorf("byte %d of %d is wrong: %d came, wrong %v, %v", at, size, dst.n, dst.wrong, err)
 			}
 		}

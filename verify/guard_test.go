@@ -75,7 +75,7 @@ var errBroken = errors.New("connection reset")
 var behaviours = []struct {
 	name string
 	fill func(g *Guard, data []byte) error
-	// want is nil for success, a Reason for a lie, else what errors.Is finds.
+	// want is nil for success, a Reason for an InvalidError, else what errors.Is finds.
 	want any
 }{
 	{"good", func(g *Guard, data []byte) error { return g.Fill(bytes.NewReader(data)) }, nil},
@@ -100,7 +100,7 @@ var behaviours = []struct {
 	{"breaks, another goes on wrongly", func(g *Guard, data []byte) error {
 		return breakThenGoOn(g, data, &flipped{b: data[len(data)/2:], at: len(data) - len(data)/2 - 1})
 	}, ReasonHash},
-	{"breaks, another begins anew", func(g *Guard, data []byte) error {
+	{"breaks, another begins again", func(g *Guard, data []byte) error {
 		return breakThenGoOn(g, data[:max(2, len(data))-1], bytes.NewReader(data))
 	}, ReasonSize},
 }
@@ -114,17 +114,17 @@ func breakThenGoOn(g *Guard, data []byte, second io.Reader) error {
 	return g.Fill(second)
 }
 
-// matches tells whether err is what a behaviour wants.
+// matches reports whether err is what a behaviour wants.
 func matches(err error, want any) bool {
-	var lie *InvalidError
-	isLie := errors.As(err, &lie)
+	var invalid *InvalidError
+	isInvalid := errors.As(err, &invalid)
 	switch want := want.(type) {
 	case nil:
 		return err == nil
 	case Reason:
-		return isLie && lie.Reason == want
+		return isInvalid && invalid.Reason == want
 	case error:
-		return errors.Is(err, want) && !isLie
+		return errors.Is(err, want) && !isInvalid
 	}
 	return false
 }
@@ -147,7 +147,7 @@ func TestGuard(t *testing.T) {
 				dst := &received{want: data}
 				filler, drainer := pass(want, hold, dst, func(g *Guard) error { return b.fill(g, data) })
 				name := fmt.Sprintf("%d bytes, %+v, source %s", size, hold, b.name)
-				if size == 1 && b.name == "breaks, another begins anew" {
+				if size == 1 && b.name == "breaks, another begins again" {
 					continue // there is no half of one byte
 				}
 				if !matches(filler, b.want) || drainer != filler { //nolint:errorlint // the same one
@@ -326,11 +326,11 @@ func TestProof(t *testing.T) {
 	if _, err := p.Write(data[:999]); err != nil || p.Offset() != 999 {
 		t.Fatal(err, p.Offset())
 	}
-	var lie *InvalidError
-	if err := p.Check(); !errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, &lie) {
+	var invalid *InvalidError
+	if err := p.Check(); !errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, &invalid) {
 		t.Errorf("short: %v", err)
 	}
-	if n, err := p.Write(data[998:]); n != 0 || !errors.As(err, &lie) || lie.Reason != ReasonSize || p.Offset() != 999 {
+	if n, err := p.Write(data[998:]); n != 0 || !errors.As(err, &invalid) || invalid.Reason != ReasonSize || p.Offset() != 999 {
 		t.Errorf("long: %d, %v, at %d", n, err, p.Offset())
 	}
 	if _, err := p.Write(data[999:]); err != nil {
@@ -343,7 +343,7 @@ func TestProof(t *testing.T) {
 	}
 	p = NewProof(wantOf(data))
 	_, _ = p.Write(make([]byte, 1000))
-	if err := p.Check(); !errors.As(err, &lie) || lie.Reason != ReasonHash {
+	if err := p.Check(); !errors.As(err, &invalid) || invalid.Reason != ReasonHash {
 		t.Errorf("wrong: %v", err)
 	}
 }

@@ -29,7 +29,7 @@ type page struct {
 	Lookup  lookup
 }
 
-// shareOfBytes is a line of the legend and a part of the bar beside it.
+// shareOfBytes is a line of the legend and a part of the bar.
 type shareOfBytes struct {
 	Class, Name string
 	Bytes       int64

@@ -59,14 +59,14 @@ type Transfer struct {
 	StorePath string `json:"store_path"` // "" when only the NAR hash is known
 	NarHash   string `json:"nar_hash"`
 	Form      string `json:"form"`   // raw, xz, zstd: of the bytes that are counted
-	Source    string `json:"source"` // who gives them: store, cache, peer, upstream; "" when not known yet
+	Source    string `json:"source"` // where they come from: store, cache, peer, upstream; "" when not known yet
 	Peer      string `json:"peer"`   // ID of the peer on the other end, "" when there is none or several
 
 	Bytes          int64     `json:"bytes"`            // done
 	Size           int64     `json:"size"`             // of the whole
 	BytesPerSecond int64     `json:"bytes_per_second"` // of the last seconds
 	Started        time.Time `json:"started"`
-	Readers        int       `json:"readers"` // who waits for it
+	Readers        int       `json:"readers"` // clients that wait for it
 }
 
 // Failure is something that went wrong and that people may want to know of.
@@ -129,7 +129,7 @@ type Store struct {
 	Trusted     int `json:"trusted"`     // signed by a trusted key that is no share key
 	Unsigned    int `json:"unsigned"`    // built here
 	Untrusted   int `json:"untrusted"`   // signed by keys that are not trusted
-	Addressed   int `json:"addressed"`   // sources and fixed outputs, which nobody signed
+	Addressed   int `json:"addressed"`   // sources and fixed outputs, which have no signature
 	Unreadable  int `json:"unreadable"`  // rows without a size, or that make no sense
 	Quarantined int `json:"quarantined"` // whose bytes do not match their hash; counted above, too
 
@@ -185,7 +185,7 @@ type Answer struct {
 	NarHash   string   `json:"nar_hash,omitempty"`
 	NarSize   int64    `json:"nar_size,omitempty"`
 	Signers   []string `json:"signers,omitempty"` // trusted keys whose signatures are valid
-	Forms     []string `json:"forms,omitempty"`   // shapes in which its bytes are at hand
+	Forms     []string `json:"forms,omitempty"`   // forms in which its bytes are available here
 }
 
 // Peer is one element of /api/v1/peers.

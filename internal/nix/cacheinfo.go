@@ -18,7 +18,7 @@ type CacheInfo struct {
 }
 
 // ParseCacheInfo reads the text as Nix does: lines without a colon and unknown keys are
-// ignored, values are trimmed. A Priority that is no number is an error.
+// ignored, values are trimmed. A Priority that is not a number is an error.
 func ParseCacheInfo(text []byte) (CacheInfo, error) {
 	var c CacheInfo
 	for line := range strings.Lines(string(text)) {
@@ -35,7 +35,7 @@ func ParseCacheInfo(text []byte) (CacheInfo, error) {
 		case "Priority":
 			n, err := strconv.Atoi(value)
 			if err != nil {
-				return CacheInfo{}, fmt.Errorf("nix-cache-info: priority %q is no number", clip(value))
+				return CacheInfo{}, fmt.Errorf("nix-cache-info: priority %q is not a number", clip(value))
 			}
 			c.Priority = n
 		}

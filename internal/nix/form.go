@@ -19,9 +19,8 @@ const (
 	Gzip   Compression = "gzip"
 )
 
-// Form says in which shape the bytes of a NAR are wanted or had: the zero value is
-// the raw NAR, any other is one exact compressed file of an upstream. Only xz and zstd
-// files are passed on as they are, so Ext is ".xz" or ".zst".
+// Form is a shape of the bytes of a NAR: the zero value is the raw NAR, any other is one exact
+// compressed file of an upstream. Only xz and zstd files are passed on as they are.
 type Form struct {
 	Compression Compression // XZ or Zstd; "" for raw
 	File        FileHash    // zero for raw
@@ -30,7 +29,7 @@ type Form struct {
 // Raw is the form of the plain NAR, the one that NarHash signs.
 var Raw = Form{}
 
-// IsRaw tells that f is the plain NAR.
+// IsRaw reports whether f is the plain NAR.
 func (f Form) IsRaw() bool { return f == Raw }
 
 // String returns "raw" or the compression and file hash.

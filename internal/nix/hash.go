@@ -17,7 +17,7 @@ type StoreHash [20]byte
 type NarHash [32]byte
 
 // FileHash is the SHA-256 of one exact compressed file of an upstream. It is not
-// signed, so it is believed from a configured upstream only.
+// signed, so it names a file and proves nothing.
 type FileHash [32]byte
 
 // ParseStoreHash reads the 32 characters of a store hash.

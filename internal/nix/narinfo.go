@@ -202,7 +202,7 @@ func SortPaths(paths []StorePath) []StorePath {
 func parseSize(s string) (int64, error) {
 	n, err := strconv.ParseInt(s, 10, 64)
 	if err != nil || n < 0 {
-		return 0, fmt.Errorf("%q is no size", clip(s))
+		return 0, fmt.Errorf("%q is not a size", clip(s))
 	}
 	return n, nil
 }

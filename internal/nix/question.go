@@ -7,11 +7,11 @@ import (
 	"fmt"
 )
 
-// Question is what peers are asked by: the SHA-256 of a label and a store hash. Whoever
-// does not know the path cannot tell from it which one is meant.
+// Question is what peers are asked by: the SHA-256 of a label and a store hash. A
+// peer that does not know the path cannot derive it from the question.
 type Question [sha256.Size]byte
 
-// questionLabel keeps these hashes apart from any other that somebody may make of a store
+// questionLabel keeps these hashes apart from all other hashes of a store
 // hash; the number is the version.
 const questionLabel = "nixp2p-q1"
 

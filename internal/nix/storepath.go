@@ -87,7 +87,7 @@ func (p StorePath) Name() string {
 	return p.base[storeHashLen+1:]
 }
 
-// IsZero tells that p is no path.
+// IsZero reports whether p is the zero value.
 func (p StorePath) IsZero() bool { return p.base == "" }
 
 // String returns the absolute path, "" for the zero value.

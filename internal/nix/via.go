@@ -6,7 +6,7 @@ import "context"
 type viaKey struct{}
 
 // ContextWithVia returns a context that carries the Via header of the request that is being
-// worked on, so that what is asked upstream on its behalf names all who are in the chain. Two
+// worked on, so that what is asked upstream on its behalf names all nodes of the chain. Two
 // daemons that have each other as upstream recognise themselves by it.
 func ContextWithVia(ctx context.Context, via string) context.Context {
 	return context.WithValue(ctx, viaKey{}, via)

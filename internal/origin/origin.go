@@ -15,7 +15,7 @@ import (
 
 // Check is the check of one listener. It is safe for concurrent use.
 type Check struct {
-	// Names are the host names of the listener beside localhost and its addresses, each
+	// Names are the host names of the listener besides localhost and its addresses, each
 	// perhaps with a port, which is ignored.
 	Names []string
 	// Pages is set if people look at the listener with a browser: a link to "/" may be followed

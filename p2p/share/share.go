@@ -124,6 +124,13 @@ func (h *Holder) Inventory() *inventory.Local { return h.local }
 // Len returns the number of shared paths.
 func (h *Holder) Len() int { return h.set.Len() }
 
+// InStore reports whether the store can serve a NAR to everybody, so that a copy in the cache
+// is of no use.
+func (h *Holder) InStore(nar nix.NarHash) bool {
+	r, ok := h.set.byNAR(nar)
+	return ok && r.where&inStore != 0
+}
+
 // StoreChanged follows the store: paths came to be shared, or are not any more.
 func (h *Holder) StoreChanged(added, removed []nix.StoreHash) {
 	for _, hash := range removed {

@@ -39,12 +39,12 @@ func parseAddr(s string) (string, error) {
 func parsePort(s string) (uint16, error) {
 	n, err := strconv.ParseUint(s, 10, 16)
 	if err != nil || s != strconv.FormatUint(n, 10) {
-		return 0, wrong("ports go from 0 to 65535, 0 picks a free one", "%q is no port", s)
+		return 0, wrong("ports go from 0 to 65535, 0 picks a free one", "%q is not a port", s)
 	}
 	return uint16(n), nil
 }
 
-// hostname tells whether s may be a DNS name. An underscore is allowed: names of services
+// hostname reports whether s may be a DNS name. An underscore is allowed: names of services
 // have it.
 func hostname(s string) bool {
 	s = strings.TrimSuffix(s, ".")
@@ -64,7 +64,15 @@ func hostname(s string) bool {
 	return true
 }
 
-// loopback tells whether "host:port" can be reached from this machine only.
+// parseServerName reads a host name.
+func parseServerName(s string) (string, error) {
+	if !hostname(s) {
+		return "", wrong("it looks like cache.example.org, without a port", "%q is not a host name", s)
+	}
+	return strings.ToLower(strings.TrimSuffix(s, ".")), nil
+}
+
+// loopback reports whether "host:port" can be reached from this machine only.
 func loopback(addr string) bool {
 	host, _, err := net.SplitHostPort(addr)
 	if err != nil {
@@ -79,7 +87,7 @@ func loopback(addr string) bool {
 func parseUpstream(s string) (string, error) {
 	u, err := url.Parse(strings.TrimSpace(s))
 	if err != nil {
-		return "", wrong("it looks like https://cache.nixos.org", "%q is no URL", s)
+		return "", wrong("it looks like https://cache.nixos.org", "%q is not a URL", s)
 	}
 	switch {
 	case u.Scheme == "file" && u.Host == "" && len(u.Path) > 1 && u.Path[0] == '/':
@@ -88,7 +96,7 @@ func parseUpstream(s string) (string, error) {
 			return "", err
 		}
 	default:
-		return "", wrong("http, https and file work", "%q is no URL of a cache", s)
+		return "", wrong("http, https and file work", "%q is not the URL of a cache", s)
 	}
 	for key, v := range u.Query() {
 		if _, err := strconv.Atoi(v[0]); key != "priority" || len(v) > 1 || err != nil {
@@ -141,14 +149,14 @@ func parseBootstrap(s string) (string, error) {
 	case scheme == "http" || scheme == "https":
 		u, err := url.Parse(s)
 		if err != nil {
-			return "", wrong(bootstrapHint, "%q is no URL", s)
+			return "", wrong(bootstrapHint, "%q is not a URL", s)
 		}
 		return s, checkHost(u)
 	case scheme == "file":
 		path, err := parseDir(strings.TrimPrefix(rest, "//"))
 		return "file:" + path, err
 	}
-	return "", wrong(bootstrapHint, "%q names no place to find peers", s)
+	return "", wrong(bootstrapHint, "%q is not a place where peers can be found", s)
 }
 
 // multiaddr is the part of a multiaddr (https://multiformats.io/multiaddr/) that this
@@ -183,11 +191,11 @@ func parseMultiaddr(s string) (m multiaddr, err error) {
 	case "ip4", "ip6":
 		m.ip, err = netip.ParseAddr(m.host)
 		if err != nil || m.ip.Zone() != "" || m.ip.Is4() != (part[0] == "ip4") {
-			return bad("%q is no %s address", m.host, part[0])
+			return bad("%q is not an %s address", m.host, part[0])
 		}
 	case "dns", "dns4", "dns6":
 		if !hostname(m.host) {
-			return bad("%q is no name", m.host)
+			return bad("%q is not a name", m.host)
 		}
 	default:
 		return bad("/%s/ cannot be used", part[0])
@@ -208,7 +216,7 @@ func parseMultiaddr(s string) (m multiaddr, err error) {
 	return m, nil
 }
 
-// peerID tells whether s looks like a peer ID: base58 (Qm…, 12D3Koo…), or a CID in base 32
+// peerID reports whether s looks like a peer ID: base58 (Qm…, 12D3Koo…), or a CID in base 32
 // or 36 (b…, k…). Whether it is one shows when it is dialled.
 func peerID(s string) bool {
 	const base58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
@@ -228,7 +236,7 @@ func parseP2PListen(s string) (string, error) {
 	case err != nil:
 		return "", err
 	case !m.ip.IsValid():
-		return "", wrong(multiaddrHint, "%q: one listens on an address, not on a name", s)
+		return "", wrong(multiaddrHint, "%q: to listen, an address is needed, not a name", s)
 	case m.peer != "":
 		return "", wrong("leave out /p2p/…", "%q: the ID is this node's own", s)
 	}

@@ -1,8 +1,7 @@
-// Package config turns the flags of nixp2p and its TOML file into one checked struct, and
-// tells where each value came from. Flags, keys of the file, defaults and meanings stand in
-// one table, from which help, README and manual are made. It reads the file and the
-// environment and nothing else: it opens no socket, makes no directory and does not look
-// whether an upstream answers.
+// Package config turns the flags of nixp2p and its TOML file into one checked struct, and records
+// where each value came from. Flags, keys of the file, defaults and meanings are in one table, from
+// which help, README and manual are generated. It reads the file and the environment and nothing
+// else.
 package config
 
 import (
@@ -20,12 +19,13 @@ import (
 // Config is a checked configuration. Its addresses and paths are in a form that can be
 // used as it is.
 type Config struct {
-	Listen      string // "host:port", or "unix:" and an absolute path
-	AdminListen string // "host:port"
-	StateDir    string // absolute
-	CacheDir    string // absolute
-	CacheSize   int64  // bytes; 0: no NAR is kept
-	StoreRoot   string // absolute
+	Listen      string   // "host:port", or "unix:" and an absolute path
+	AdminListen string   // "host:port"
+	ServerNames []string // host names of this node, besides its addresses and localhost
+	StateDir    string   // absolute
+	CacheDir    string   // absolute
+	CacheSize   int64    // bytes; 0: no NAR is kept
+	StoreRoot   string   // absolute
 	Priority    int
 
 	Upstreams         []string // http, https or file URLs without a slash at the end; perhaps with a password
@@ -47,7 +47,7 @@ type Config struct {
 	LogLevel  slog.Level
 	LogFormat string // "text" or "json"
 
-	// Warnings are what is allowed but probably not meant, a sentence each.
+	// Warnings name what is allowed but probably a mistake, a sentence each.
 	Warnings []string
 	// File is the configuration file that was read, "" for none.
 	File string
@@ -58,7 +58,7 @@ type Config struct {
 // Problem is one mistake in the configuration.
 type Problem struct {
 	Where string // "file:line", "--flag" or "default"
-	Key   string // "" when it is none's
+	Key   string // "" if it concerns no single key
 	Msg   string
 	Help  string // what to do about it; may be ""
 }
@@ -73,7 +73,7 @@ func (p *Problem) Error() string {
 // Hint says what to do.
 func (p *Problem) Hint() string { return p.Help }
 
-// Problems returns the mistakes that an error of Load is made of, in the order of the
+// Problems returns the mistakes that an error of Load consists of, in the order of the
 // table. It is empty for other errors.
 func Problems(err error) []*Problem {
 	var many interface{ Unwrap() []error }
@@ -91,7 +91,7 @@ func Problems(err error) []*Problem {
 	return nil
 }
 
-// mistake is what the check of a value returns; Load adds where the value came from.
+// mistake is an error of the check of a value; Load adds where the value came from.
 type mistake struct{ msg, hint string }
 
 func (m *mistake) Error() string { return m.msg }
@@ -100,7 +100,7 @@ func wrong(hint, format string, args ...any) error {
 	return &mistake{fmt.Sprintf(format, args...), hint}
 }
 
-// origin tells where a value came from.
+// origin is where a value came from.
 type origin struct {
 	file string
 	line int
@@ -118,7 +118,7 @@ func (o origin) where(key string) string {
 }
 
 // build makes a Config of the values of all options, each a list of texts. Where values
-// are wrong it uses the default instead, and returns the mistakes beside the result.
+// are wrong it uses the default instead, and returns the mistakes along with the result.
 func build(env Env, values map[string][]string, origins map[string]origin) (*Config, error) {
 	c := &Config{origins: map[string]origin{}}
 	var bad []error
@@ -188,17 +188,17 @@ func (c *Config) checkTogether() (bad []error) {
 			fail("upstream", wrong("leave it out", "%s is this node itself", at.Redacted()))
 		}
 		if _, secret := at.User.Password(); secret {
-			warn("upstream %s has its password in the configuration, which everybody who may read that sees", at.Redacted())
+			warn("upstream %s has its password in the configuration, where everybody who may read it sees it", at.Redacted())
 		}
 	}
 	if !strings.HasPrefix(c.Listen, "unix:") && !loopback(c.Listen) {
 		warn("listen %s can be reached from other machines: they get only paths signed by a share key", c.Listen)
 	}
 	if !loopback(c.AdminListen) {
-		warn("admin-listen %s can be reached from other machines: it asks for no password and shows which paths are used", c.AdminListen)
+		warn("admin-listen %s can be reached from other machines: it has no password and shows which paths are used", c.AdminListen)
 	}
 	if c.Priority > 40 {
-		warn("priority %d is behind cache.nixos.org, which has 40: Nix asks that first", c.Priority)
+		warn("priority %d is behind that of cache.nixos.org (40), which Nix then asks first", c.Priority)
 	}
 	return bad
 }

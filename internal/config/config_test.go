@@ -51,7 +51,7 @@ func TestDefaults(t *testing.T) {
 	}
 	prefix := func(s string) netip.Prefix { return netip.MustParsePrefix(s) }
 	want := &Config{
-		Listen: "127.0.0.1:7654", AdminListen: "127.0.0.1:7655",
+		Listen: "127.0.0.1:7654", AdminListen: "127.0.0.1:7655", ServerNames: []string{},
 		StateDir: "/home/u/.local/state/nixp2p", CacheDir: "/home/u/.cache/nixp2p", CacheSize: 10 << 30, StoreRoot: "/", Priority: 30,
 		Upstreams: []string{"https://cache.nixos.org"}, TrustedPublicKeys: []string{officialKey}, ShareKeys: []string{"cache.nixos.org-1"},
 		P2P: true, P2PListen: []string{"/ip4/0.0.0.0/tcp/7656", "/ip6/::/tcp/7656"}, MDNS: true, Bootstrap: []string{}, MaxPeers: 256, Leases: true,
@@ -186,7 +186,7 @@ func TestMistakesInFile(t *testing.T) {
 		{"number in a list", "upstream = [1]\n", ":1: upstream: 1 in the list", "quotes"},
 		{"string for a bool", "p2p = \"yes\"\n", ":1: p2p: is not true or false", ""},
 		{"float for a size", "cache-size = 1.5\n", ":1: cache-size: is not a size", ""},
-		{"value", "\n\ncache-size = \"10 gigs\"\n", ":3: cache-size: \"10 gigs\" is no size", "10GiB"},
+		{"value", "\n\ncache-size = \"10 gigs\"\n", ":3: cache-size: \"10 gigs\" is not a size", "10GiB"},
 		{"relative path", "state-dir = \"x\"\n", ":1: state-dir: \"x\" is not an absolute path", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -259,6 +259,7 @@ func TestValues(t *testing.T) {
 	good := map[string][]string{
 		"listen":             {"127.0.0.1:0", "[::1]:80", "localhost:7", "unix:/run/x.sock"},
 		"admin-listen":       {"127.0.0.1:1"},
+		"server-name":        {"cache", "Cache.example.org."},
 		"state-dir":          {"/x", "x"},
 		"cache-size":         {"0", "1", "1.5TiB", "10 GB", "1g", "4096"},
 		"store-root":         {"/", "/mnt"},
@@ -283,6 +284,7 @@ func TestValues(t *testing.T) {
 	}
 	bad := map[string][]string{
 		"listen":             {"", "127.0.0.1", "127.0.0.1:65536", "127.0.0.1:http", "a b:1", "unix:rel", "unix:/" + strings.Repeat("x", 200), "1.2.3.4:+1"},
+		"server-name":        {"", "a b", "a:1", "http://a"},
 		"admin-listen":       {"unix:/x", "127.0.0.1:7654"}, // the latter is the substituter's
 		"cache-size":         {"", "x", "-1", "1.GiB", ".5GiB", "1e9", "10 gigs", "99999999PiB", "1.5.5G", "1GiB/s"},
 		"priority":           {"", "-1", "1.5", "99999999"},
@@ -376,7 +378,7 @@ func TestHelp(t *testing.T) {
 			t.Errorf("the help lacks %q:\n%s", want, help)
 		}
 	}
-	if len(Rows()) != 21 {
+	if len(Rows()) != 22 {
 		t.Errorf("%d flags", len(Rows()))
 	}
 }

@@ -109,7 +109,7 @@ func texts(o *option, v any) ([]string, error) {
 		for _, e := range v {
 			s, ok := e.(string)
 			if !ok {
-				return nil, wrong("put each element into quotes", "%v in the list is no string", e)
+				return nil, wrong("put each element into quotes", "%v in the list is not a string", e)
 			}
 			all = append(all, s)
 		}

@@ -24,6 +24,20 @@ func (e Env) get(name string) string {
 	return e.Getenv(name)
 }
 
+// credential returns the file with a credential that systemd hands to this service, "" if it
+// does not.
+func (e Env) credential(name string) string {
+	dir := e.get("CREDENTIALS_DIRECTORY")
+	if dir == "" {
+		return ""
+	}
+	file := filepath.Join(dir, name)
+	if _, err := os.Stat(file); err != nil {
+		return ""
+	}
+	return file
+}
+
 func (e Env) root() bool {
 	if e.Root == nil {
 		return os.Geteuid() == 0

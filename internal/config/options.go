@@ -44,8 +44,8 @@ func (o *option) defaults(c *Config, env Env) ([]string, error) {
 
 const officialKey = "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY="
 
-// options is the table of all flags. Order counts: defaults may depend on what stands
-// above them.
+// options is the table of all flags. Order matters: defaults may depend on entries above
+// them.
 var options = []option{
 	{
 		name: "listen", arg: "ADDR", def: []string{"127.0.0.1:7654"},
@@ -57,6 +57,11 @@ var options = []option{
 		meaning: "page, API, metrics, health",
 		set:     one(func(c *Config) *string { return &c.AdminListen }, parseAddr),
 		get:     func(c *Config) any { return c.AdminListen },
+	}, {
+		name: "server-name", arg: "NAME", kind: list, defText: none,
+		meaning: "host names in URLs of this node, besides its addresses and `localhost`; requests with another name in `Host` are refused",
+		set:     many(func(c *Config) *[]string { return &c.ServerNames }, parseServerName),
+		get:     func(c *Config) any { return c.ServerNames },
 	}, {
 		name: "state-dir", arg: "DIR", defFor: func(_ *Config, env Env) ([]string, error) { return env.stateDir() },
 		defText: "systemd's `$STATE_DIRECTORY`, else `/var/lib/nixp2p`; `~/.local/state/nixp2p` for an ordinary user",
@@ -71,7 +76,7 @@ var options = []option{
 		get:     func(c *Config) any { return c.CacheDir },
 	}, {
 		name: "cache-size", arg: "SIZE", kind: size, def: []string{"10GiB"},
-		meaning: "bound of NAR cache and downloads in progress together; what does not fit, and all when `0`, streams through a 1 MiB window and cannot be followed",
+		meaning: "limit for NAR cache and downloads in progress together; what does not fit (with `0`, everything) streams through a 1 MiB window and cannot be followed",
 		set:     one(func(c *Config) *int64 { return &c.CacheSize }, ParseSize),
 		get:     func(c *Config) any { return FormatSize(c.CacheSize) },
 	}, {
@@ -91,12 +96,12 @@ var options = []option{
 		get:     func(c *Config) any { return c.Upstreams },
 	}, {
 		name: "trusted-public-key", arg: "KEY", kind: list, def: []string{officialKey},
-		meaning: "whose word counts",
+		meaning: "keys whose signatures are accepted",
 		set:     setKeys,
 		get:     func(c *Config) any { return c.TrustedPublicKeys },
 	}, {
 		name: "share-key", arg: "NAME", kind: list, def: []string{"cache.nixos.org-1"},
-		meaning: "paths signed by these may be shown to others; a name that is not trusted is a warning and shares nothing",
+		meaning: "paths signed by these keys may be shown to others; a name that is not trusted causes a warning and shares nothing",
 		set:     many(func(c *Config) *[]string { return &c.ShareKeys }, parseKeyName),
 		get:     func(c *Config) any { return c.ShareKeys },
 	}, {
@@ -126,18 +131,19 @@ var options = []option{
 		get:     func(c *Config) any { return int64(c.MaxPeers) },
 	}, {
 		name: "leases", arg: "BOOL", kind: truth, def: []string{"true"},
-		meaning: "agree with the site on who downloads what no peer has; `false`: each machine for itself",
+		meaning: "agree with the site on which node downloads what no peer has",
 		set:     one(func(c *Config) *bool { return &c.Leases }, parseBool),
 		get:     func(c *Config) any { return c.Leases },
 	}, {
-		name: "swarm-key-file", arg: "FILE", def: []string{""}, defText: none,
+		name: "swarm-key-file", arg: "FILE", defFor: func(_ *Config, env Env) ([]string, error) { return []string{env.credential("nixp2p.swarm-key")}, nil },
+		defText: "`/etc/credstore/nixp2p.swarm-key`, if systemd hands it over",
 		meaning: "closed site: only holders of this secret",
 		set:     one(func(c *Config) *string { return &c.SwarmKeyFile }, maybe(parseDir)),
 		get:     func(c *Config) any { return c.SwarmKeyFile },
 	}, {
 		name: "allow-cidr", arg: "CIDR", kind: list, defFor: defaultCIDRs,
 		defText: "10/8, 172.16/12, 192.168/16, 169.254/16, fc00::/7, fe80::/10, `on-link`; 127/8 and ::1 if `--p2p-listen` names a loopback address",
-		meaning: "whom to talk to; `on-link` stands for the networks that this machine's interfaces are on",
+		meaning: "networks in which peers are accepted and dialled; `on-link` stands for the networks of this machine's interfaces",
 		set:     setCIDRs,
 		get:     getCIDRs,
 	}, {
@@ -209,7 +215,7 @@ func whole(lo, hi int) func(string) (int, error) {
 	return func(s string) (int, error) {
 		n, err := strconv.Atoi(s)
 		if err != nil || n < lo || n > hi {
-			return 0, wrong("", "%q is no number from %d to %d", s, lo, hi)
+			return 0, wrong("", "%q is not a number from %d to %d", s, lo, hi)
 		}
 		return n, nil
 	}
@@ -335,7 +341,7 @@ func parseCIDR(s string) (netip.Prefix, error) {
 		err = errors.New("write it as IPv4")
 	}
 	if err != nil {
-		return p, wrong("it looks like 10.0.0.0/8, fd00::/8, or "+onLink, "%q is no network", s)
+		return p, wrong("it looks like 10.0.0.0/8, fd00::/8, or "+onLink, "%q is not a network", s)
 	}
 	return p.Masked(), nil
 }

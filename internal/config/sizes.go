@@ -29,7 +29,7 @@ var rateUnits = map[string]uint64{
 func ParseSize(s string) (int64, error) {
 	n, ok := scaled(s, units)
 	if !ok {
-		return 0, wrong("write a number and a unit, such as 10GiB or 500MB", "%q is no size", s)
+		return 0, wrong("write a number and a unit, such as 10GiB or 500MB", "%q is not a size", s)
 	}
 	return n, nil
 }
@@ -42,10 +42,10 @@ func ParseRate(s string) (int64, error) {
 		n, good = scaled(amount, units)
 	}
 	if !ok || !good {
-		return 0, wrong("write a number, a unit and /s, such as 20MB/s or 100Mbit/s", "%q is no rate", s)
+		return 0, wrong("write a number, a unit and /s, such as 20MB/s or 100Mbit/s", "%q is not a rate", s)
 	}
 	if n < 1 {
-		return 0, wrong("leave it out for no limit; p2p = false is for no peers", "%q would never end", s)
+		return 0, wrong("leave it out for no limit; p2p = false is for no peers", "%q is less than a byte a second", s)
 	}
 	return n, nil
 }

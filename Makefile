@@ -119,7 +119,7 @@ install: ## install what `make build` built, with units, manual and completions 
 .PHONY: install-manual
 install-manual:
 	install -d $(DESTDIR)$(MANDIR) $(DESTDIR)$(BASHDIR) $(DESTDIR)$(ZSHDIR) $(DESTDIR)$(FISHDIR)
-	$(abspath $(HOSTBIN)) man > $(DESTDIR)$(MANDIR)/nixp2p.1
+	$(abspath $(HOSTBIN)) man $(DESTDIR)$(MANDIR)
 	$(abspath $(HOSTBIN)) completion bash > $(DESTDIR)$(BASHDIR)/nixp2p
 	$(abspath $(HOSTBIN)) completion zsh > $(DESTDIR)$(ZSHDIR)/_nixp2p
 	$(abspath $(HOSTBIN)) completion fish > $(DESTDIR)$(FISHDIR)/nixp2p.fish
@@ -134,10 +134,12 @@ install-units:
 .PHONY: uninstall
 uninstall: ## remove what `make install` put there; state and cache stay
 	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then systemctl disable --now nixp2p.socket nixp2p.service || true; fi
-	rm -f $(DESTDIR)$(BINDIR)/nixp2p $(DESTDIR)$(UNITDIR)/nixp2p.socket $(DESTDIR)$(UNITDIR)/nixp2p.service $(DESTDIR)$(MANDIR)/nixp2p.1 \
+	rm -f $(DESTDIR)$(BINDIR)/nixp2p $(DESTDIR)$(UNITDIR)/nixp2p.socket $(DESTDIR)$(UNITDIR)/nixp2p.service $(DESTDIR)$(MANDIR)/nixp2p.1 $(DESTDIR)$(MANDIR)/nixp2p-*.1 \
 	  $(DESTDIR)$(BASHDIR)/nixp2p $(DESTDIR)$(ZSHDIR)/_nixp2p $(DESTDIR)$(FISHDIR)/nixp2p.fish
+	@if [ -z "$(DESTDIR)" ] && [ -e /etc/nix/nixp2p.conf ]; then rm -f /etc/nix/nixp2p.conf; \
+	  echo "removed /etc/nix/nixp2p.conf: restart the Nix daemon to apply this" >&2; fi
 	@if [ -z "$(DESTDIR)" ] && grep -qs 127.0.0.1:7654 /etc/nix/nix.conf; then \
-	  echo "/etc/nix/nix.conf still names http://127.0.0.1:7654: take it out, or Nix waits for it" >&2; fi
+	  echo "/etc/nix/nix.conf still names http://127.0.0.1:7654: remove it, or each Nix command waits for it" >&2; fi
 
 .PHONY: install-test
 install-test: build ## install into an empty directory, look, remove

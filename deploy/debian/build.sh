@@ -31,7 +31,7 @@ fi
 
 make --no-print-directory -s install DESTDIR="$root" PREFIX=/usr BIN="$bin" HOSTBIN="$tmp/nixp2p" \
 	UNITDIR=/usr/lib/systemd/system ZSHDIR=/usr/share/zsh/vendor-completions
-gzip -9n "$root/usr/share/man/man1/nixp2p.1"
+gzip -9n "$root"/usr/share/man/man1/*.1
 doc=$root/usr/share/doc/nixp2p
 mkdir -p "$doc"
 cp LICENSE "$doc/copyright"
@@ -55,12 +55,12 @@ Suggests: nix-bin
 Section: net
 Priority: optional
 Homepage: https://github.com/nixp2p/nixp2p
-Description: binary cache for Nix on every machine, fed by the machines around it
- Answers the Nix of this machine from its own store, from peers on the same site,
- or from the upstream caches, in that order, and hands out nothing that a trusted
- key has not signed.
+Description: peer-to-peer binary cache for Nix
+ Every machine is a binary cache for its neighbours: it answers Nix from its own
+ store, from peers on the same site, or from the upstream caches, in this order. It
+ serves nothing that a trusted key has not signed.
  .
- After the installation "nixp2p setup --apply" tells Nix to use it.
+ To make Nix use it: sudo nixp2p setup --apply
 END
 install -m 0755 deploy/debian/postinst deploy/debian/prerm deploy/debian/postrm "$root/DEBIAN/"
 (cd "$root" && find usr -type f -print0 | LC_ALL=C sort -z | xargs -0 md5sum) >"$root/DEBIAN/md5sums"

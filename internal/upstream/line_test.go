@@ -20,8 +20,8 @@ import (
 	"github.com/nixp2p/nixp2p/verify"
 )
 
-// line is a way to a cache that can be cut without a word: what was open stays open and silent,
-// and new connections come to nothing.
+// line is a way to a cache that can be cut silently: what was open stays open, and new
+// connections time out.
 type line struct {
 	dials atomic.Int32
 	cut   chan struct{} // closed when it is
@@ -75,8 +75,8 @@ func cuttable(l *line) func(*Config) {
 	}
 }
 
-// TestSilentCut: over an open connection that is cut without a word, the first who asks learns of it
-// within little more than a connect time-out, all others who wait with him, the next at once.
+// TestSilentCut: over an open connection that is cut silently, the first request learns of it
+// within little more than a connect timeout, all others that wait too, the next one at once.
 func TestSilentCut(t *testing.T) {
 	p := nixtest.NewPath("hello", 100)
 	u := nixtest.NewUpstream(t, cache(nix.None, p))
@@ -131,8 +131,8 @@ func TestSlowIsNotDown(t *testing.T) {
 	}
 }
 
-// TestNarInfoShowsHealth: a cache that is silent for narinfos alone is down until it has answered one,
-// however well it tells of itself.
+// TestNarInfoShowsHealth: a cache that is silent for narinfos alone is down until it has answered
+// one, whatever else it answers.
 func TestNarInfoShowsHealth(t *testing.T) {
 	p := nixtest.NewPath("hello", 100)
 	u := nixtest.NewUpstream(t, cache(nix.None, p))
@@ -144,12 +144,12 @@ func TestNarInfoShowsHealth(t *testing.T) {
 		t.Fatalf("%v, down %v", err, b.Down())
 	}
 	asked := u.Requests(nixtest.NarInfo)
-	for u.Requests(nixtest.NarInfo) < asked+3 {
+	until(t, "probes", func() bool {
 		if !b.Down() {
 			t.Fatal("up although it answers no narinfo")
 		}
-		<-time.After(5 * time.Millisecond)
-	}
+		return u.Requests(nixtest.NarInfo) >= asked+3
+	})
 	if b.count("upstream_up") != 0 {
 		t.Error("counted as up")
 	}
@@ -204,8 +204,8 @@ func TestSaturatedLine(t *testing.T) {
 	}
 }
 
-// TestQueue: a narinfo that comes late over a line that is full of others is waited for; one that
-// comes late over an idle line is not.
+// TestQueue: a narinfo that comes late over a saturated line is waited for; one that comes late
+// over an idle line is not.
 func TestQueue(t *testing.T) {
 	p, large := nixtest.NewPath("hello", 100), nixtest.NewPath("large", 4<<20)
 	u := nixtest.NewUpstream(t, cache(nix.None, p, large))
@@ -220,14 +220,14 @@ func TestQueue(t *testing.T) {
 	if err := <-come; err != nil {
 		t.Error(err)
 	}
-	<-time.After(300 * time.Millisecond)
+	until(t, "idle", func() bool { return !b.Saturated() })
 	if _, err := b.Info(t.Context(), p.Hash()); err == nil || b.Saturated() {
 		t.Errorf("idle line: %v, crowded: %v", err, b.Saturated())
 	}
 }
 
-// TestQueuedNAR: a NAR that stalls again and again while others get their bytes is gone on with; one
-// that stalls alone is given up.
+// TestQueuedNAR: a NAR that stalls repeatedly while others get their bytes is resumed; one that
+// stalls alone is given up.
 func TestQueuedNAR(t *testing.T) {
 	const piece = 20 << 10
 	p, large := nixtest.NewPath("hello", 8*piece), nixtest.NewPath("large", 4<<20)
@@ -284,7 +284,7 @@ func TestSecondQuestion(t *testing.T) {
 	}
 }
 
-// TestQueuedNARElsewhere: where another cache has it, nobody waits in the queue.
+// TestQueuedNARElsewhere: if another cache has it, it does not wait in the queue.
 func TestQueuedNARElsewhere(t *testing.T) {
 	const piece = 20 << 10
 	p, large := nixtest.NewPath("hello", 8*piece), nixtest.NewPath("large", 4<<20)

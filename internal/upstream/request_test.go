@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -29,8 +30,7 @@ func TestWorstCase(t *testing.T) {
 	good := p.Signed(key)
 	var mode atomic.Value
 	var infos, nars atomic.Int64
-	var srv *httptest.Server
-	srv = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		nar := strings.HasPrefix(r.URL.Path, "/nar/")
 		count := infos.Add
 		if nar {
@@ -39,7 +39,6 @@ func TestWorstCase(t *testing.T) {
 		n := count(1)
 		switch m := mode.Load().(string); {
 		case m == "redirects", nar && m == "NAR redirects":
-			time.Sleep(time.Duration(n%3) * 10 * time.Millisecond)
 			if n%10 == 9 {
 				panic(http.ErrAbortHandler)
 			}
@@ -51,7 +50,6 @@ func TestWorstCase(t *testing.T) {
 		case m == "moves" && nar:
 			w.WriteHeader(http.StatusNotFound)
 		case nar: // enough to count as healthy, and no more
-			w.Header().Set("Content-Length", "99999999")
 			from := 0
 			if _, err := fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-", &from); err == nil {
 				w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", from, len(p.NAR)-1, len(p.NAR)))
@@ -71,7 +69,7 @@ func TestWorstCase(t *testing.T) {
 		}
 	}))
 	defer srv.Close()
-	srv.Config.ErrorLog = nil
+	srv.Config.ErrorLog = log.New(io.Discard, "", 0)
 	for _, m := range []string{"redirects", "aborts", "errors", "NAR redirects", "NAR aborts", "moves", "breaks", "drips"} {
 		t.Run(m, func(t *testing.T) {
 			b := open(t, func(c *Config) { c.timeouts.retry = 100 * time.Microsecond; c.timeouts.late = 20 * time.Millisecond }, srv.URL)
@@ -332,5 +330,64 @@ func TestDeadAddress(t *testing.T) {
 	b.mustInfo(p)
 	if b.Down() || b.Health()[0].LastError != "" {
 		t.Errorf("%+v", b.Health()[0])
+	}
+}
+
+// pipeListener hands out the ends of pipes that a dialer made.
+type pipeListener chan net.Conn
+
+func (l pipeListener) Accept() (net.Conn, error) {
+	if c, ok := <-l; ok {
+		return c, nil
+	}
+	return nil, net.ErrClosed
+}
+func (l pipeListener) Close() error   { close(l); return nil }
+func (l pipeListener) Addr() net.Addr { return &net.TCPAddr{} }
+
+// TestStepTimeouts: each step has a timeout of its own; that all together take longer than any of
+// them is no failure.
+func TestStepTimeouts(t *testing.T) {
+	p := nixtest.NewPath("hello", 100)
+	for name, c := range map[string]struct {
+		lookup, connect, headers time.Duration
+		want                     string
+	}{
+		"all slow":     {7 * time.Second, 1900 * time.Millisecond, 4900 * time.Millisecond, "ok"},
+		"slow lookup":  {9 * time.Second, 0, 0, "unavailable"},
+		"slow connect": {0, 2100 * time.Millisecond, 0, "unavailable"},
+		"slow headers": {0, 0, 5100 * time.Millisecond, "unavailable"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := make(pipeListener)
+				srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+					time.Sleep(c.headers)
+					_, _ = w.Write(p.Signed(key).AppendText(nil))
+				})}
+				served := make(chan error, 1)
+				go func() { served <- srv.Serve(l) }()
+				b := open(t, func(cfg *Config) {
+					cfg.timeouts, cfg.resolve = defaults, after(c.lookup, fixed("10.0.0.1"))
+					cfg.dialer = func(ctx context.Context, _, _ string) (net.Conn, error) {
+						select {
+						case <-time.After(c.connect):
+						case <-ctx.Done():
+							return nil, ctx.Err()
+						}
+						here, there := net.Pipe()
+						l <- there
+						return here, nil
+					}
+				}, "http://cache.example.org")
+				if _, err := b.Info(t.Context(), p.Hash()); kindOf(err) != c.want {
+					t.Errorf("%v, want %s", err, c.want)
+				}
+				b.network.close()
+				_ = srv.Close()
+				<-served
+				time.Sleep(time.Minute) // what was late ends
+			})
+		})
 	}
 }

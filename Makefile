@@ -106,6 +106,8 @@ ZSHDIR ?= $(PREFIX)/share/zsh/site-functions
 FISHDIR ?= $(PREFIX)/share/fish/vendor_completions.d
 # How the unit's ExecReload finds kill; systemd searches the usual places.
 KILL ?= kill
+SYSTEMCTL ?= systemctl
+UNITS := nixp2p.socket nixp2p.service nixp2p-retry.timer nixp2p-retry.service
 # Makes manual and completions: BIN, or its like for this machine when that is for another.
 HOSTBIN ?= $(BIN)
 
@@ -127,14 +129,15 @@ install-manual:
 .PHONY: install-units
 install-units:
 	install -d $(DESTDIR)$(UNITDIR)
-	install -m 0644 systemd/nixp2p.socket $(DESTDIR)$(UNITDIR)/nixp2p.socket
-	sed -e 's|^ExecStart=/usr/local/bin/nixp2p |ExecStart=$(BINDIR)/nixp2p |' -e 's|^ExecReload=kill |ExecReload=$(KILL) |' systemd/nixp2p.service > $(DESTDIR)$(UNITDIR)/nixp2p.service
+	install -m 0644 systemd/nixp2p.socket systemd/nixp2p-retry.timer $(DESTDIR)$(UNITDIR)
+	for unit in nixp2p.service nixp2p-retry.service; do \
+	  sed -e 's|=/usr/local/bin/nixp2p |=$(BINDIR)/nixp2p |' -e 's|^ExecReload=kill |ExecReload=$(KILL) |' -e 's|=+systemctl |=+$(SYSTEMCTL) |' systemd/$$unit > $(DESTDIR)$(UNITDIR)/$$unit; done
 	@grep -q '^ExecStart=$(BINDIR)/nixp2p ' $(DESTDIR)$(UNITDIR)/nixp2p.service || { echo "the unit starts something else" >&2; exit 1; }
 
 .PHONY: uninstall
 uninstall: ## remove what `make install` put there; state and cache stay
 	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then systemctl disable --now nixp2p.socket nixp2p.service || true; fi
-	rm -f $(DESTDIR)$(BINDIR)/nixp2p $(DESTDIR)$(UNITDIR)/nixp2p.socket $(DESTDIR)$(UNITDIR)/nixp2p.service $(DESTDIR)$(MANDIR)/nixp2p.1 $(DESTDIR)$(MANDIR)/nixp2p-*.1 \
+	rm -f $(DESTDIR)$(BINDIR)/nixp2p $(addprefix $(DESTDIR)$(UNITDIR)/,$(UNITS)) $(DESTDIR)$(MANDIR)/nixp2p.1 $(DESTDIR)$(MANDIR)/nixp2p-*.1 \
 	  $(DESTDIR)$(BASHDIR)/nixp2p $(DESTDIR)$(ZSHDIR)/_nixp2p $(DESTDIR)$(FISHDIR)/nixp2p.fish
 	@if [ -z "$(DESTDIR)" ] && [ -e /etc/nix/nixp2p.conf ]; then rm -f /etc/nix/nixp2p.conf; \
 	  echo "removed /etc/nix/nixp2p.conf: restart the Nix daemon to apply this" >&2; fi

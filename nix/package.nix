@@ -1,4 +1,4 @@
-{ lib, stdenv, buildGoModule, coreutils }:
+{ lib, stdenv, buildGoModule, coreutils, systemd }:
 
 buildGoModule {
   pname = "nixp2p";
@@ -28,11 +28,11 @@ buildGoModule {
   postInstall = lib.optionalString (stdenv.buildPlatform.canExecute stdenv.hostPlatform) ''
     make SHELL="$SHELL" BIN=$out/bin/nixp2p PREFIX=$out install-manual
   '' + lib.optionalString stdenv.hostPlatform.isLinux ''
-    make SHELL="$SHELL" PREFIX=$out KILL=${coreutils}/bin/kill install-units
+    make SHELL="$SHELL" PREFIX=$out KILL=${coreutils}/bin/kill SYSTEMCTL=${systemd}/bin/systemctl install-units
   '';
 
   meta = {
-    description = "Binary cache on every machine, fed by the machines around it";
+    description = "Peer-to-peer binary cache for Nix";
     homepage = "https://github.com/nixp2p/nixp2p";
     license = lib.licenses.mit;
     mainProgram = "nixp2p";

@@ -139,7 +139,7 @@ func fitOf(forms []wire.Present, want source.Sized, off int64, rank int) int {
 			fit = min(fit, fitWhole+rank)
 		case p.Form == want.Form && p.Size == want.Size && p.Bytes > off:
 			fit = min(fit, fitPartial+rank)
-		case want.Form.IsRaw() && p.Whole():
+		case want.Form.IsRaw() && !p.Form.IsRaw() && p.Whole():
 			fit = min(fit, fitDecoded+rank)
 		}
 	}
@@ -384,7 +384,7 @@ func (s *session) accept(resp *http.Response, p *site.Peer, st *stream, off int6
 	switch {
 	case from != off:
 		return fail("begins at byte %d, not %d", from, off)
-	case !coded && resp.ContentLength != size-off:
+	case size <= 0 || !coded && resp.ContentLength != size-off:
 		return fail("does not say how much comes")
 	case size != st.size && st.form.IsRaw():
 		// The size is signed; a node that has this NAR knows it.

@@ -1,0 +1,476 @@
+package client
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+
+	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/nixtest"
+	"github.com/nixp2p/nixp2p/internal/source"
+	"github.com/nixp2p/nixp2p/p2p/lease"
+	"github.com/nixp2p/nixp2p/p2p/wire"
+)
+
+// TestStreams: a peer that stops, stalls or drips is followed by another one at the same byte,
+// within bounds that no byte extends.
+func TestStreams(t *testing.T) {
+	p := nixtest.NewPath("x", 300_000)
+	half := len(p.NAR) / 2
+	for _, test := range []struct {
+		name   string
+		first  func(off int64) io.Reader
+		within time.Duration
+	}{
+		{"cut", func(off int64) io.Reader { return bytes.NewReader(p.NAR[off:half]) }, 0},
+		{"reset", func(off int64) io.Reader { return newSlow(p.NAR[off:half], 1<<20, 0, io.ErrUnexpectedEOF) }, 0},
+		{"silent from the start", func(int64) io.Reader { return newSlow(nil, 1, time.Hour, nil) }, stallTime},
+		{"stalls in the middle", func(off int64) io.Reader {
+			return then{bytes.NewReader(p.NAR[off:half]), newSlow(nil, 1, time.Hour, nil)}
+		}, stallTime},
+		{"a byte now and then", func(off int64) io.Reader { return newSlow(p.NAR[off:], 1, stallTime-time.Second, nil) }, rateTime + stallTime},
+		{"a byte each 10 ms", func(off int64) io.Reader { return newSlow(p.NAR[off:], 1, 10*time.Millisecond, nil) }, rateTime + time.Second},
+		{"just too slow", func(off int64) io.Reader { return newSlow(p.NAR[off:], minRate/20, 100*time.Millisecond, nil) }, rateTime + time.Second},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			asks(t, func(t *testing.T, c *Client, s *fakeSite, _ *[]source.Event) {
+				bad, good := s.add(p), s.add()
+				bad.nar = func(x nixtest.Path, off int64) (*http.Response, error) {
+					r := from(x.NAR, off, nil)
+					r.Body = closer(test.first(off))
+					return r, nil
+				}
+				session := c.Begin(t.Context(), source.Want{Info: p.Info(t, key), Forms: rawOf(p)})
+				turn, err := session.Next(t.Context(), 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				good.paths, good.forms = bad.paths, bad.forms // now there is another one
+				began := time.Now()
+				got, err := io.ReadAll(turn.Stream.Body)
+				_ = turn.Stream.Body.Close()
+				if err == nil || time.Since(began) > test.within+100*time.Millisecond {
+					t.Errorf("first: %v after %v", err, time.Since(began))
+				}
+				for len(got) < len(p.NAR) {
+					turn, err := session.Next(t.Context(), int64(len(got)))
+					if err != nil {
+						t.Fatal(err)
+					}
+					if turn.Stream.Peer != good.Key {
+						t.Error("the failed peer is asked again")
+					}
+					b, err := io.ReadAll(turn.Stream.Body)
+					if got = append(got, b...); err != nil {
+						t.Error(err)
+					}
+					_ = turn.Stream.Body.Close()
+				}
+				if !bytes.Equal(got, p.NAR) {
+					t.Error("wrong bytes")
+				}
+				session.End(t.Context(), source.Correct)
+				if c.blamed(bad.Peer) {
+					t.Error("slowness is blamed")
+				}
+			})
+		})
+	}
+}
+
+// closer makes a body of a reader.
+func closer(r io.Reader) io.ReadCloser {
+	if c, ok := r.(io.ReadCloser); ok {
+		return c
+	}
+	return io.NopCloser(r)
+}
+
+// then is some bytes, and then what is slow.
+type then struct {
+	first *bytes.Reader
+	*slow
+}
+
+func (r then) Read(p []byte) (int, error) {
+	if r.first.Len() > 0 {
+		return r.first.Read(p)
+	}
+	return r.slow.Read(p)
+}
+
+// TestNextEnds: peers that do not begin, refuse or lie about sizes do not hold a transfer up.
+func TestNextEnds(t *testing.T) {
+	p := nixtest.NewPath("x", 100_000)
+	answer := func(edit func(*http.Response)) func(nixtest.Path, int64) (*http.Response, error) {
+		return func(x nixtest.Path, off int64) (*http.Response, error) {
+			r := from(x.NAR, off, bytes.NewReader(x.NAR[off:]))
+			edit(r)
+			return r, nil
+		}
+	}
+	for _, test := range []struct {
+		name   string
+		edit   func(f *fakePeer)
+		within time.Duration
+		blamed bool
+	}{
+		{"silent", func(f *fakePeer) { f.delay = time.Hour }, formsTime + 2*openTime, false},
+		{"gone", func(f *fakePeer) { f.nar = answer(func(r *http.Response) { r.StatusCode = 404 }) }, 0, false},
+		{"error", func(f *fakePeer) { f.nar = answer(func(r *http.Response) { r.StatusCode = 500 }) }, 0, false},
+		{"busy", func(f *fakePeer) {
+			f.nar = func(nixtest.Path, int64) (*http.Response, error) { return respond(503, nil), nil }
+		}, busyTime, false},
+		{"no length", func(f *fakePeer) { f.nar = answer(func(r *http.Response) { r.ContentLength = -1 }) }, 0, false},
+		{"another size", func(f *fakePeer) { f.nar = answer(func(r *http.Response) { r.ContentLength++ }) }, 0, true},
+		{"another range", func(f *fakePeer) {
+			f.nar = answer(func(r *http.Response) {
+				r.StatusCode = 206
+				r.Header.Set("Content-Range", fmt.Sprintf("bytes 5-%d/%d", len(p.NAR)-1, len(p.NAR)))
+			})
+		}, 0, false},
+		{"unasked coding", func(f *fakePeer) {
+			f.nar = answer(func(r *http.Response) { r.Header.Set("Content-Encoding", "zstd") })
+		}, 0, false},
+		{"wrong forms", func(f *fakePeer) { f.forms = "raw=5" }, 0, false},
+		{"no forms", func(f *fakePeer) { f.forms = "x" }, formsTime, false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			asks(t, func(t *testing.T, c *Client, s *fakeSite, _ *[]source.Event) {
+				f := s.add(p)
+				test.edit(f)
+				began := time.Now()
+				session := c.Begin(t.Context(), source.Want{Info: p.Info(t, key), Forms: rawOf(p)})
+				if turn, err := session.Next(t.Context(), 0); err == nil {
+					t.Errorf("a stream: %v", turn)
+				}
+				if took := time.Since(began); took > test.within+time.Millisecond {
+					t.Errorf("took %v", took)
+				}
+				if c.blamed(f.Peer) != test.blamed {
+					t.Errorf("blamed: %v", !test.blamed)
+				}
+				session.End(t.Context(), source.GaveUp)
+			})
+		})
+	}
+}
+
+// TestChoose: the form is chosen once, by what the peers have.
+func TestChoose(t *testing.T) {
+	p := nixtest.NewPath("x", 1000)
+	xz := nix.Form{Compression: nix.XZ, File: nix.FileHash{1}}
+	other := nix.Form{Compression: nix.XZ, File: nix.FileHash{2}}
+	size := int64(len(p.NAR))
+	raw, file := source.Sized{Form: nix.Raw, Size: size}, source.Sized{Form: xz, Size: 500}
+	has := func(form nix.Form, bytes, size int64) string {
+		return wire.FormatForms([]wire.Present{{Form: form, Bytes: bytes, Size: size}})
+	}
+	for _, test := range []struct {
+		name  string
+		want  []source.Sized
+		peers []string
+		off   int64
+		form  nix.Form
+		peer  int // index; -1: none
+	}{
+		{"raw only", []source.Sized{file, raw}, []string{has(nix.Raw, size, size)}, 0, nix.Raw, 0},
+		{"the preferred one", []source.Sized{file, raw}, []string{has(nix.Raw, size, size), has(xz, 500, 500)}, 0, xz, 1},
+		{"whole before growing", []source.Sized{file, raw}, []string{has(xz, 400, 500), has(nix.Raw, size, size)}, 0, nix.Raw, 1},
+		{"growing before decoding", []source.Sized{raw}, []string{has(other, 500, 500), has(nix.Raw, 100, size)}, 0, nix.Raw, 1},
+		{"decoded", []source.Sized{raw}, []string{has(other, 500, 500)}, 0, nix.Raw, 0},
+		{"growing, not as far as here", []source.Sized{raw}, []string{has(nix.Raw, 100, size)}, 100, nix.Raw, -1},
+		{"growing, nothing yet", []source.Sized{raw}, []string{has(nix.Raw, 0, size)}, 0, nix.Raw, -1},
+		{"a file of another hash", []source.Sized{file}, []string{has(other, 500, 500)}, 0, nix.Raw, -1},
+		{"a file of another size", []source.Sized{file}, []string{has(xz, 501, 501)}, 0, nix.Raw, -1},
+		{"an older version", []source.Sized{file, raw}, []string{""}, 0, nix.Raw, 0},
+	} {
+		asks(t, func(t *testing.T, c *Client, s *fakeSite, _ *[]source.Event) {
+			for _, forms := range test.peers {
+				s.add(p).forms = forms
+			}
+			session := c.Begin(t.Context(), source.Want{Info: p.Info(t, key), Forms: test.want}).(*session)
+			peers := session.order(session.holders(t.Context()))
+			form, ok := session.choose(t.Context(), peers, test.off)
+			if ok != (test.peer >= 0) || ok && (form != test.form || peers[0] != s.peers[test.peer].Peer) {
+				t.Errorf("%s: %v, %v", test.name, form, ok)
+			}
+			session.End(t.Context(), source.GaveUp)
+		})
+	}
+}
+
+// TestBlame: exactly one peer that sent everything is blamed, and several are unverified.
+func TestBlame(t *testing.T) {
+	p := nixtest.NewPath("x", 100_000)
+	half := int64(len(p.NAR)) / 2
+	for _, test := range []struct {
+		name    string
+		two     bool  // the first stops in the middle
+		off     int64 // where the peers begin
+		outcome source.Outcome
+		blamed  bool
+		trusted bool
+	}{
+		{"one, right", false, 0, source.Correct, false, true},
+		{"two, right", true, 0, source.Correct, false, true},
+		{"a part, right", false, half, source.Correct, false, false},
+		{"one, wrong", false, 0, source.Wrong, true, false},
+		{"two, wrong", true, 0, source.Wrong, false, false},
+		{"a part, wrong", false, half, source.Wrong, false, false},
+		{"mixed", false, 0, source.Mixed, false, false},
+		{"given up", false, 0, source.GaveUp, false, false},
+	} {
+		asks(t, func(t *testing.T, c *Client, s *fakeSite, events *[]source.Event) {
+			first := s.add(p)
+			if test.two {
+				first.nar = func(x nixtest.Path, off int64) (*http.Response, error) {
+					return from(x.NAR, off, bytes.NewReader(x.NAR[off:half])), nil
+				}
+			}
+			session := c.Begin(t.Context(), source.Want{Info: p.Info(t, key), Forms: rawOf(p)})
+			if !session.Trusted() || session.Peers() != 0 {
+				t.Errorf("%s: before the first byte", test.name)
+			}
+			for off := test.off; off < int64(len(p.NAR)); {
+				turn, err := session.Next(t.Context(), off)
+				if err != nil {
+					t.Fatalf("%s: %v", test.name, err)
+				}
+				if session.Trusted() {
+					t.Errorf("%s: an unverified peer is trusted", test.name)
+				}
+				n, _ := io.Copy(io.Discard, turn.Stream.Body)
+				_ = turn.Stream.Body.Close()
+				off += n
+				if test.two && len(s.peers) == 1 {
+					s.add(p)
+				}
+			}
+			session.End(t.Context(), test.outcome)
+			for _, f := range s.peers {
+				if c.blamed(f.Peer) != test.blamed || c.cfg.Reputation.Trusted(f.Key) != test.trusted {
+					t.Errorf("%s: blamed %v, trusted %v", test.name, c.blamed(f.Peer), c.cfg.Reputation.Trusted(f.Key))
+				}
+			}
+			wantEvent := test.outcome == source.Wrong || test.outcome == source.Mixed
+			if len(*events) > 0 != wantEvent {
+				t.Errorf("%s: %v", test.name, *events)
+			}
+			// After a mixture, one peer alone may still be asked for all of it.
+			if wantEvent && !test.blamed {
+				again := c.Begin(t.Context(), source.Want{Info: p.Info(t, key), Forms: rawOf(p)})
+				if _, err := again.Next(t.Context(), 0); err == nil {
+					t.Errorf("%s: those that took part are asked together again", test.name)
+				}
+				again.End(t.Context(), source.GaveUp)
+				whole := c.Begin(t.Context(), source.Want{Info: p.Info(t, key), Forms: rawOf(p), Whole: true})
+				turn, err := whole.Next(t.Context(), 0)
+				if err != nil {
+					t.Errorf("%s: alone: %v", test.name, err)
+				} else {
+					_ = turn.Stream.Body.Close()
+				}
+				whole.End(t.Context(), source.GaveUp)
+			}
+		})
+	}
+}
+
+// TestTrustedFirst: a large NAR is taken from a trusted peer if there is one.
+func TestTrustedFirst(t *testing.T) {
+	p := nixtest.NewPath("x", largeNAR)
+	asks(t, func(t *testing.T, c *Client, s *fakeSite, _ *[]source.Event) {
+		for range 8 {
+			s.add(p)
+		}
+		c.cfg.Reputation.Trust(s.peers[5].Key)
+		for range 5 {
+			session := c.Begin(t.Context(), source.Want{Info: p.Info(t, key), Forms: rawOf(p)})
+			turn, err := session.Next(t.Context(), 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if turn.Stream.Peer != s.peers[5].Key || !session.Trusted() {
+				t.Error("not from the trusted peer")
+			}
+			_ = turn.Stream.Body.Close()
+			session.End(t.Context(), source.GaveUp)
+		}
+	})
+}
+
+// TestOpenHedge: a peer that is slow to begin delays a NAR by the hedge.
+func TestOpenHedge(t *testing.T) {
+	p := nixtest.NewPath("x", 1000)
+	asks(t, func(t *testing.T, c *Client, s *fakeSite, _ *[]source.Event) {
+		for range 2 {
+			s.add(p).nar = func(x nixtest.Path, off int64) (*http.Response, error) {
+				time.Sleep(500 * time.Millisecond)
+				return from(x.NAR, off, bytes.NewReader(x.NAR)), nil
+			}
+		}
+		s.peers[1].nar = nil
+		for range 4 {
+			began := time.Now()
+			session := c.Begin(t.Context(), source.Want{Info: p.Info(t, key), Forms: rawOf(p)})
+			got, err := pull(t.Context(), session)
+			if err != nil || !bytes.Equal(got, p.NAR) || time.Since(began) > openStart {
+				t.Errorf("%d bytes, %v, after %v", len(got), err, time.Since(began))
+			}
+			session.End(t.Context(), source.Correct)
+		}
+		time.Sleep(time.Second)
+	})
+}
+
+// TestBusy: a busy peer names others, and is asked again.
+func TestBusy(t *testing.T) {
+	p := nixtest.NewPath("x", 1000)
+	asks(t, func(t *testing.T, c *Client, s *fakeSite, _ *[]source.Event) {
+		busy := s.add(p)
+		hinted := s.add()
+		hinted.paths, hinted.forms = nil, busy.forms
+		began := time.Now()
+		busy.nar = func(x nixtest.Path, off int64) (*http.Response, error) {
+			if time.Since(began) > time.Second {
+				return from(x.NAR, off, bytes.NewReader(x.NAR[off:])), nil
+			}
+			return respond(503, wire.AppendPeers(nil, []string{hinted.Key})), nil
+		}
+		session := c.Begin(t.Context(), source.Want{Info: p.Info(t, key), Forms: rawOf(p)})
+		got, err := pull(t.Context(), session)
+		if err != nil || !bytes.Equal(got, p.NAR) || time.Since(began) > 3*time.Second {
+			t.Errorf("%d bytes, %v, after %v", len(got), err, time.Since(began))
+		}
+		if len(s.named) == 0 || len(hinted.asked) == 0 {
+			t.Errorf("%v, %v", s.named, hinted.asked)
+		}
+		session.End(t.Context(), source.Correct)
+	})
+}
+
+// TestZstdWindow: a window beyond what this program sends is refused before its memory is
+// taken, and decoders are counted.
+func TestZstdWindow(t *testing.T) {
+	p := nixtest.NewPath("x", 3<<20)
+	for _, test := range []struct {
+		window int
+		ok     bool
+	}{{1 << 20, true}, {64 << 20, false}} {
+		asks(t, func(t *testing.T, c *Client, s *fakeSite, _ *[]source.Event) {
+			f := s.add(p)
+			f.nar = func(x nixtest.Path, _ int64) (*http.Response, error) {
+				var b bytes.Buffer
+				z, err := zstd.NewWriter(&b, zstd.WithWindowSize(test.window), zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedFastest))
+				if err != nil {
+					return nil, err
+				}
+				_, _ = z.Write(x.NAR)
+				_ = z.Close()
+				r := respond(200, b.Bytes())
+				r.Header.Set("Content-Encoding", "zstd")
+				r.Header.Set(wire.SizeHeader, fmt.Sprint(len(x.NAR)))
+				return r, nil
+			}
+			// A slow link is asked for zstd.
+			m := f.Meter()
+			for range 3 {
+				m.Waiting()
+				time.Sleep(time.Second)
+				m.Got(5 << 20)
+			}
+			session := c.Begin(t.Context(), source.Want{Info: p.Info(t, key), Forms: rawOf(p)})
+			got, err := pull(t.Context(), session)
+			if ok := err == nil && bytes.Equal(got, p.NAR); ok != test.ok {
+				t.Errorf("window %d: %d bytes, %v", test.window, len(got), err)
+			}
+			session.End(t.Context(), source.GaveUp)
+			if !c.decoders.TryAcquire(maxDecoders) {
+				t.Error("a decoder is still counted")
+			}
+		})
+	}
+}
+
+// named is an Asker whose coordinator names these nodes to everybody.
+type named struct {
+	sources []lease.Source
+	asked   int
+}
+
+func (n *named) Self() lease.NodeID   { return "self" }
+func (n *named) Live() []lease.NodeID { return []lease.NodeID{"a", "b", "c"} }
+func (n *named) Ask(_ context.Context, _ lease.NodeID, _ string, r lease.Request) (lease.Answer, error) {
+	if r.Verb != lease.Ask {
+		return lease.Answer{Kind: lease.Noted}, nil
+	}
+	n.asked++
+	return lease.Answer{Kind: lease.Follow, Sources: n.sources}, nil
+}
+
+// TestNamedPeers: what is held against a peer counts also when a coordinator names it, and
+// hostile coordinators cost a bounded time before this node is to fetch.
+func TestNamedPeers(t *testing.T) {
+	p := nixtest.NewPath("x", 200_000)
+	size := int64(len(p.NAR))
+	for _, test := range []struct {
+		name   string
+		edit   func(c *Client, f *fakePeer)
+		asked  bool
+		within time.Duration
+	}{
+		{"blamed", func(c *Client, f *fakePeer) { c.cfg.Reputation.Blame(f.Key, "x", time.Hour) }, false, time.Second},
+		{"avoided", func(c *Client, f *fakePeer) { c.avoid.Add(asked{f.ID, p.NarHash()}, time.Hour) }, false, time.Second},
+		{"silent lately", func(_ *Client, f *fakePeer) { f.TooSlow() }, false, time.Second},
+		{"trickles", func(_ *Client, f *fakePeer) {
+			f.nar = func(x nixtest.Path, off int64) (*http.Response, error) {
+				return from(x.NAR, off, newSlow(x.NAR[off:], 1, 6*time.Second, nil)), nil
+			}
+		}, true, 3 * (rateTime + stallTimePartial)},
+		{"does not begin", func(_ *Client, f *fakePeer) { f.delay = time.Hour }, true, 3*namedTime + time.Second},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			asks(t, func(t *testing.T, c *Client, s *fakeSite, _ *[]source.Event) {
+				asker := &named{}
+				for range 3 {
+					f := s.add()
+					f.paths = []nixtest.Path{p}
+					test.edit(c, f)
+					asker.sources = append(asker.sources, lease.Source{Node: lease.NodeID(f.ID), Form: nix.Raw, Size: size, Bytes: size - 1, Got: size - 1})
+					f.forms = "raw=0/" + fmt.Sprint(size) // it lists the path, and has nothing
+				}
+				c.cfg.Leases = lease.NewClient(asker)
+				defer c.cfg.Leases.Close()
+				session := c.Begin(t.Context(), source.Want{Info: p.Info(t, key), Forms: rawOf(p), Coordinate: true})
+				began := time.Now()
+				got, err := pull(t.Context(), session)
+				if !errors.Is(err, source.ErrFetch) {
+					t.Errorf("%d bytes, %v", len(got), err)
+				}
+				if took := time.Since(began); took > test.within {
+					t.Errorf("took %v", took)
+				}
+				nars := 0
+				for _, f := range s.peers {
+					for _, path := range f.asked {
+						if path == (wire.Request{Nar: p.NarHash()}).Path() {
+							nars++
+						}
+					}
+				}
+				if (nars > 0) != test.asked {
+					t.Errorf("asked for the NAR %d times", nars)
+				}
+				session.End(t.Context(), source.GaveUp)
+			})
+		})
+	}
+}

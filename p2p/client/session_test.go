@@ -361,11 +361,11 @@ func TestBusy(t *testing.T) {
 // taken, and decoders are counted.
 func TestZstdWindow(t *testing.T) {
 	p := nixtest.NewPath("x", 3<<20)
-	for _, test := range []struct {
-		window int
-		ok     bool
-	}{{1 << 20, true}, {64 << 20, false}} {
-		asks(t, func(t *testing.T, c *Client, s *fakeSite, _ *[]source.Event) {
+	asks(t, func(t *testing.T, c *Client, s *fakeSite, _ *[]source.Event) {
+		for _, test := range []struct {
+			window int
+			ok     bool
+		}{{1 << 20, true}, {64 << 20, false}} {
 			f := s.add(p)
 			f.nar = func(x nixtest.Path, _ int64) (*http.Response, error) {
 				var b bytes.Buffer
@@ -396,8 +396,10 @@ func TestZstdWindow(t *testing.T) {
 			if !c.decoders.TryAcquire(maxDecoders) {
 				t.Error("a decoder is still counted")
 			}
-		})
-	}
+			c.decoders.Release(maxDecoders)
+			s.peers = nil
+		}
+	})
 }
 
 // named is an Asker whose coordinator names these nodes to everybody.

@@ -3,6 +3,7 @@ package p2p
 import (
 	"context"
 	"iter"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"github.com/nixp2p/nixp2p/internal/source"
 	"github.com/nixp2p/nixp2p/internal/source/sourcetest"
 	"github.com/nixp2p/nixp2p/p2p/share"
+	"github.com/nixp2p/nixp2p/verify"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -111,4 +113,93 @@ func await(t *testing.T, what string, is func() bool) {
 
 func holderOf(s *store, keyNames ...string) *share.Holder {
 	return share.New(share.Config{Store: s, ShareKeys: keyNames})
+}
+
+// cache is a share.Cache of running downloads.
+type cache struct {
+	*sourcetest.Fake
+	mu   sync.Mutex
+	runs map[nix.NarHash]*download
+}
+
+func newCache() *cache {
+	return &cache{Fake: sourcetest.NewFake(source.Cache), runs: map[nix.NarHash]*download{}}
+}
+
+func (c *cache) begin(p nixtest.Path) *download {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	d := &download{size: int64(len(p.NAR)), more: make(chan struct{})}
+	c.runs[p.NarHash()] = d
+	return d
+}
+
+func (c *cache) Downloads(nar nix.NarHash) []*download {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if d := c.runs[nar]; d != nil {
+		return []*download{d}
+	}
+	return nil
+}
+
+func (c *cache) Sizes(nix.NarHash) []source.Sized                    { return nil }
+func (c *cache) Proven(nix.NarHash, nix.Form) bool                   { return true }
+func (c *cache) Prove(context.Context, *verify.Info, nix.Form) error { return nil }
+
+// download is a raw NAR that comes in.
+type download struct {
+	size int64
+	mu   sync.Mutex
+	b    []byte
+	more chan struct{} // closed with the next bytes
+}
+
+func (d *download) add(b []byte) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.b = append(d.b, b...)
+	close(d.more)
+	d.more = make(chan struct{})
+}
+
+func (d *download) Form() nix.Form { return nix.Raw }
+func (d *download) Size() int64    { return d.size }
+func (d *download) Readable() int64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return int64(len(d.b))
+}
+
+func (d *download) PeerReader(off int64) *growing {
+	return &growing{d: d, off: off, closed: make(chan struct{})}
+}
+
+// growing reads a download.
+type growing struct {
+	d      *download
+	off    int64
+	once   sync.Once
+	closed chan struct{}
+}
+
+func (g *growing) Read(p []byte) (int, error) {
+	for {
+		g.d.mu.Lock()
+		n, more := copy(p, g.d.b[g.off:]), g.d.more
+		g.d.mu.Unlock()
+		if g.off += int64(n); n > 0 {
+			return n, nil
+		}
+		select {
+		case <-more:
+		case <-g.closed:
+			return 0, os.ErrClosed
+		}
+	}
+}
+
+func (g *growing) Close() error {
+	g.once.Do(func() { close(g.closed) })
+	return nil
 }

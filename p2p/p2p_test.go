@@ -5,12 +5,15 @@ import (
 	"context"
 	"errors"
 	"io"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/internal/nixtest"
 	"github.com/nixp2p/nixp2p/internal/source"
 	"github.com/nixp2p/nixp2p/internal/source/sourcetest"
+	"github.com/nixp2p/nixp2p/p2p/share"
 	"github.com/nixp2p/nixp2p/verify"
 )
 
@@ -128,4 +131,70 @@ func TestDrain(t *testing.T) {
 	await(t, "the inventory", func() bool { return b.MayHave(p.Hash()) })
 	a.Drain(t.Context())
 	await(t, "the withdrawal", func() bool { return !b.MayHave(p.Hash()) })
+}
+
+// TestFollow: of two nodes that want what no peer has, one fetches and the other one follows it
+// while the bytes come in.
+func TestFollow(t *testing.T) {
+	p := nixtest.NewPath("cold", 3<<20)
+	info := p.Info(t, key)
+	c := newCache()
+	ha := share.New(share.Config{Store: newStore(key.Name), Cache: share.CacheOf(c), ShareKeys: []string{key.Name}})
+	a := start(t, ha, nil)
+	b := start(t, nil, nil, a)
+	await(t, "the peer", func() bool { return len(coordinators{a}.Live()) > 0 && len(coordinators{b}.Live()) > 0 })
+	want := source.Want{Info: info, Forms: raw(info), Coordinate: true}
+	fetcher := a.Begin(t.Context(), want)
+	defer fetcher.End(t.Context(), source.GaveUp)
+	if _, err := fetcher.Next(t.Context(), 0); !errors.Is(err, source.ErrFetch) {
+		t.Fatalf("%v", err)
+	}
+	d := c.begin(p)
+	ha.Downloading(info)
+	d.add(p.NAR[:1<<20])
+	fetcher.Progress(1<<20, 1<<20)
+	follower := b.Begin(t.Context(), want)
+	defer follower.End(t.Context(), source.Correct)
+	turn, err := follower.Next(t.Context(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if turn.Stream.Peer != a.ID() {
+		t.Errorf("follows %s", turn.Stream.Peer)
+	}
+	got := make([]byte, 1<<20)
+	if _, err := io.ReadFull(turn.Stream.Body, got); err != nil {
+		t.Fatal(err)
+	}
+	d.add(p.NAR[1<<20:])
+	rest, err := io.ReadAll(turn.Stream.Body)
+	if err != nil || !bytes.Equal(append(got, rest...), p.NAR) {
+		t.Errorf("%d more bytes, %v", len(rest), err)
+	}
+	_ = turn.Stream.Body.Close()
+}
+
+// TestClosedSite: who cannot prove to belong to a closed site gets nothing, and is not asked.
+func TestClosedSite(t *testing.T) {
+	p := nixtest.NewPath("closed", 1000)
+	secret := filepath.Join(t.TempDir(), "key")
+	if err := os.WriteFile(secret, []byte(NewSwarmKey()+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	closed := func(c *Config) { c.SwarmKeyFile = secret }
+	a := start(t, holderOf(newStore(key.Name).add(t, key, p), key.Name), closed)
+	b := start(t, nil, closed, a)
+	outsider := start(t, nil, nil, a)
+	await(t, "the inventory", func() bool { return b.MayHave(p.Hash()) })
+	if _, err := b.Info(t.Context(), p.Hash()); err != nil {
+		t.Error(err)
+	}
+	if outsider.MayHave(p.Hash()) {
+		t.Error("the inventory was told to an outsider")
+	}
+	for _, peer := range a.site.Peers() {
+		if peer.Key == outsider.ID() && (admitted{a.site}).Peer(peer.ID) != nil {
+			t.Error("an outsider may be asked")
+		}
+	}
 }

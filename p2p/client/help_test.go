@@ -156,7 +156,7 @@ func (s *fakeSite) RoundTrip(to *site.Peer, req *http.Request) (*http.Response, 
 			r, err := p.nar(x, off)
 			if r != nil {
 				body := r.Body
-				r.Body = &bound{body, req.Context()}
+				r.Body = &bound{body, req.Context().Done()}
 			}
 			return r, err
 		}
@@ -167,14 +167,16 @@ func (s *fakeSite) RoundTrip(to *site.Peer, req *http.Request) (*http.Response, 
 // bound ends with a context.
 type bound struct {
 	io.ReadCloser
-	ctx context.Context //nolint:containedctx // of the request
+	done <-chan struct{}
 }
 
 func (b *bound) Read(p []byte) (int, error) {
-	if err := b.ctx.Err(); err != nil {
-		return 0, err
+	select {
+	case <-b.done:
+		return 0, context.Canceled
+	default:
+		return b.ReadCloser.Read(p)
 	}
-	return b.ReadCloser.Read(p)
 }
 
 func respond(status int, body []byte) *http.Response {

@@ -217,6 +217,7 @@ func TestAnswers(t *testing.T) {
 			{"GET", narPath(large), "Range: bytes=2000000-\r\n", 206, large.NAR[2000000:]},
 			{"GET", narPath(small), "Range: bytes=99999-\r\n", 416, nil},
 			{"GET", narPath(small), "Range: bytes=5-6\r\n", 404, nil},
+			{"GET", narPath(small), "Nixp2p-At-Hand: 1\r\n", 200, small.NAR}, // of the last release
 			{"HEAD", narPath(large), "", 200, nil},
 			{"GET", narPath(absent), "", 404, nil},
 			{"GET", infoPath(absent), "", 404, nil},

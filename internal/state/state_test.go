@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -358,7 +359,11 @@ func TestEachPageDamaged(t *testing.T) {
 		t.Fatal(err)
 	}
 	page := os.Getpagesize()
-	for at := 0; at < len(whole); at += page {
+	step := page
+	if testing.Short() {
+		step = 7 * page
+	}
+	for at := 0; at < len(whole); at += step {
 		for name, put := range map[string][]byte{
 			"noise": bytes.Repeat([]byte{0xa5}, page), "zeros": make([]byte, page), "the first page": whole[:page],
 			"the next page": whole[(at+page)%len(whole):][:page],
@@ -509,6 +514,13 @@ func TestDiskFull(t *testing.T) {
 		dir := t.TempDir()
 		m := open(t, dir)
 		peers := m.Peers()
+		var full atomic.Bool
+		m.fault = func(*bolt.Tx) error {
+			if full.Load() {
+				return syscall.ENOSPC
+			}
+			return nil
+		}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
 		go func() { done <- m.Run(ctx) }()
@@ -516,16 +528,7 @@ func TestDiskFull(t *testing.T) {
 		m.Put(before)
 		m.Put(wrong)
 		time.Sleep(time.Second)
-		var broken sync.Mutex
-		full := true
-		m.fault = func(*bolt.Tx) error {
-			broken.Lock()
-			defer broken.Unlock()
-			if full {
-				return syscall.ENOSPC
-			}
-			return nil
-		}
+		full.Store(true)
 		m.Forget(hash(wrong))
 		peers.Save([]string{"a"})
 		for i := range 5 {
@@ -541,9 +544,7 @@ func TestDiskFull(t *testing.T) {
 		if m.warnings() != 1 {
 			t.Errorf("log: %s", m.log)
 		}
-		broken.Lock()
-		full = false
-		broken.Unlock()
+		full.Store(false)
 		time.Sleep(time.Minute)
 		after := info(t, "after")
 		m.Put(after)

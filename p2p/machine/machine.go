@@ -60,6 +60,9 @@ func Addr(m ma.Multiaddr) (netip.Addr, bool) {
 	return a.Unmap(), ok
 }
 
+// Loopback reports whether it is this machine, under a loopback address.
+func (id ID) Loopback() bool { return id.prefix.Addr().IsLoopback() }
+
 // String returns the address or the network.
 func (id ID) String() string {
 	switch {

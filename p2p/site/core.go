@@ -13,6 +13,7 @@ import (
 	"github.com/nixp2p/nixp2p/internal/source"
 	"github.com/nixp2p/nixp2p/internal/taskgroup"
 	"github.com/nixp2p/nixp2p/p2p/discovery"
+	"github.com/nixp2p/nixp2p/p2p/machine"
 	"github.com/nixp2p/nixp2p/p2p/swarmkey"
 	"github.com/nixp2p/nixp2p/p2p/wire"
 )
@@ -129,14 +130,16 @@ func (c *core) learn(by *Peer, addrs []string) (named []Neighbour) {
 	return named
 }
 
-// reachable returns the addresses of a peer that others may dial, as far as they are known.
-func (c *core) reachable(id peer.ID) (list []string) {
+// reachable returns the addresses of a peer that others may dial: of those that it says it
+// listens on, the ones of the machine from which it is connected. Otherwise it could have
+// other nodes dial whomever it likes.
+func (c *core) reachable(p *Peer) (list []string) {
 	h := c.host.Load()
 	if h == nil {
 		return nil
 	}
-	for _, a := range h.Peerstore().Addrs(id) {
-		if dialable(a) && c.gate.allowedAddr(a) && len(list) < maxAdvertised {
+	for _, a := range h.Peerstore().Addrs(p.ID) {
+		if dialable(a) && machine.OfMultiaddr(a) == p.Machine && c.gate.allowedAddr(a) && len(list) < maxAdvertised {
 			list = append(list, a.String())
 		}
 	}
@@ -153,7 +156,7 @@ func (c *core) others(to peer.ID) []byte {
 		if p.ID == to || !p.Member() || c.gate.bans.Has(p.ID) {
 			continue
 		}
-		if addrs := c.reachable(p.ID); len(addrs) > 0 {
+		if addrs := c.reachable(p); len(addrs) > 0 {
 			list = append(list, addrs[0]+"/p2p/"+p.Key)
 		}
 	}

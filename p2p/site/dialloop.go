@@ -61,7 +61,7 @@ func (d *dialLoop) run(ctx context.Context, h host.Host) {
 	defer tick.Stop()
 	free := make(chan struct{}, parallelDials)
 	for {
-		for d.table.members() < d.maxPeers {
+		for !d.table.full(d.maxPeers) {
 			c, ok := d.book.Due(time.Now())
 			if !ok {
 				break

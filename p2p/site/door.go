@@ -28,10 +28,10 @@ type door struct {
 }
 
 const (
-	// Handshakes that are not finished. A machine that opens connections faster than one each
-	// handshakeSettle and place is refused before it costs a goroutine.
-	maxHandshakes   = 128
-	maxHandshakesBy = 32
+	// Handshakes that are not finished: each costs some 30 kB. A machine that opens more than
+	// maxHandshakesBy in handshakeSettle is refused, which costs next to nothing.
+	maxHandshakes   = 512
+	maxHandshakesBy = 256
 	handshakeSettle = 100 * time.Millisecond
 	// minConns is the most connections with few peers: each costs about 90 kB.
 	minConns = 256

@@ -1,6 +1,7 @@
 package site
 
 import (
+	"bytes"
 	"context"
 	"io"
 	"net"
@@ -19,3 +20,5 @@ func readUntil(ctx context.Context, c net.Conn) io.Reader {
 	context.AfterFunc(ctx, func() { _ = c.Close() })
 	return c
 }
+
+func newReader(b []byte) io.Reader { return bytes.NewReader(b) }

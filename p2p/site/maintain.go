@@ -84,7 +84,7 @@ func (m *maintenance) save() {
 	})
 	var list []string
 	for _, p := range all {
-		if addrs := m.reachable(p.ID); p.told.inventory.Load().Loaded() && len(addrs) > 0 && len(list) < maxSaved {
+		if addrs := m.reachable(p); p.told.inventory.Load().Loaded() && len(addrs) > 0 && len(list) < maxSaved {
 			list = append(list, addrs[0]+"/p2p/"+p.Key)
 		}
 	}

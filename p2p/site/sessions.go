@@ -96,7 +96,7 @@ func (s *sessions) lost(p *Peer) {
 	p.session.end()
 	s.taken.lost(p.ID)
 	if !s.gate.bans.Has(p.ID) {
-		s.book.Lost(p.Key, p.Machine, s.reachable(p.ID), time.Now())
+		s.book.Lost(p.Key, p.Machine, s.reachable(p), time.Now())
 	}
 	s.metrics.Peers.Set(float64(len(s.table.all())))
 	s.log.Debug("peer disconnected", "peer", p.ID)

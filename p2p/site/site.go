@@ -315,11 +315,15 @@ func (s *Site) Ban(id peer.ID, why error, d time.Duration) {
 	s.core.ban(id, d)
 }
 
-// Reachable returns the addresses, with the peer ID, of a peer that others may dial, as far as
-// they are known.
+// Reachable returns the addresses, with the peer ID, of a connected peer that others may dial,
+// as far as they are known.
 func (s *Site) Reachable(id peer.ID) (list []string) {
-	for _, a := range s.core.reachable(id) {
-		list = append(list, a+"/p2p/"+id.String())
+	p := s.core.table.get(id)
+	if p == nil {
+		return nil
+	}
+	for _, a := range s.core.reachable(p) {
+		list = append(list, a+"/p2p/"+p.Key)
 	}
 	return list
 }

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/nixp2p/nixp2p/p2p/machine"
 )
 
 // peerTable has the connected peers. Reading the list takes no lock.
@@ -114,6 +116,21 @@ func (t *peerTable) members() (n int) {
 		}
 	}
 	return n
+}
+
+// full reports whether there are most members. A machine that has most of them does not keep
+// this node from looking for others, unless all are on this machine.
+func (t *peerTable) full(most int) bool {
+	n, on := 0, map[machine.ID]int{}
+	for _, p := range t.all() {
+		if !p.Member() {
+			continue
+		}
+		if on[p.Machine]++; on[p.Machine] <= max(most/2, 1) || p.Machine.Loopback() {
+			n++
+		}
+	}
+	return n >= most
 }
 
 // namedBy returns the peer that names another node as its neighbour, and where that is.

@@ -50,20 +50,22 @@ type resumableBody struct {
 	open   func() error
 	budget *budget
 
-	exact bool  // size is what a narinfo said; a file of another size is not this one
-	size  int64 // -1 while it is not known
-	most  int64 // bound while size is not known
-
+	fileSize
 	pos     int64 // next byte for the reader
 	src     *reply
 	from    *mirror
 	since   int64         // bytes since src was opened
 	waited  time.Duration // for them
 	flowing bool          // bytes have left
-	last    bool          // not worth another try
 	state   map[*mirror]*attempts
 	verdict verdict
-	failed  error // of the last Read, unless it is the end
+}
+
+// fileSize is what is known of the size of a file in bytes.
+type fileSize struct {
+	size  int64 // -1 while it is not known
+	exact bool  // a narinfo said it; a file of another size is not this one
+	most  int64 // bound while size is not known
 }
 
 // attempts is how it went with one cache.
@@ -77,7 +79,7 @@ type attempts struct {
 
 func (u *Upstreams) newBody(ctx context.Context, info *verify.Info, form nix.Form, b *budget, wanted func(*mirror, *location) bool) *resumableBody {
 	r := &resumableBody{
-		u: u, info: info, form: form, wanted: wanted, budget: b, size: -1,
+		u: u, info: info, form: form, wanted: wanted, budget: b, fileSize: fileSize{size: -1},
 		state: map[*mirror]*attempts{},
 	}
 	for _, m := range u.mirrors {
@@ -286,44 +288,33 @@ func (r *resumableBody) extent(got *reply) (begins, whole int64, err error) {
 	return 0, 0, errRange
 }
 
-// measure compares the length of the file with what is known of it.
-func (r *resumableBody) measure(l *location, whole int64) error {
-	size := r.size
+// measure compares the size that a response says, -1 for none, with what is known.
+func (f *fileSize) measure(l *location, whole int64) error {
+	size := f.size
 	if size < 0 {
 		size = whole
-		if l.size > 0 && (r.exact || whole < 0) {
+		if l.size > 0 && (f.exact || whole < 0) {
 			size = l.size
 		}
 	}
 	switch {
-	case !r.exact && size > r.most:
-		return &verify.InvalidError{Reason: verify.ReasonSize, Err: fmt.Errorf("file of %d bytes for a NAR of %d", size, r.info.NarSize())}
+	case !f.exact && size > f.most:
+		return &verify.InvalidError{Reason: verify.ReasonSize, Err: fmt.Errorf("file of %d bytes for a NAR of at most %d", size, f.most)}
 	case whole > size:
 		return &verify.InvalidError{Reason: verify.ReasonSize, Err: fmt.Errorf("%d bytes instead of %d", whole, size)}
 	case whole >= 0 && whole < size:
 		return fmt.Errorf("%d bytes instead of %d", whole, size)
 	}
-	r.size = size
+	f.size = size
 	return nil
 }
 
 func (r *resumableBody) Read(p []byte) (int, error) {
-	n, err := r.read(p)
-	if err != nil && !errors.Is(err, io.EOF) {
-		r.failed = err
-	}
-	return n, err
-}
-
-func (r *resumableBody) read(p []byte) (int, error) {
 	for len(p) > 0 {
 		if r.pos == r.size {
 			return 0, r.end()
 		}
 		if r.src == nil {
-			if r.last {
-				return 0, io.ErrUnexpectedEOF
-			}
 			if err := r.open(); err != nil {
 				return 0, err
 			}
@@ -340,7 +331,7 @@ func (r *resumableBody) read(p []byte) (int, error) {
 		r.pos += int64(n)
 		switch {
 		case r.size < 0 && r.pos > r.most:
-			return 0, &verify.InvalidError{Reason: verify.ReasonSize, Err: fmt.Errorf("file of more than %d bytes", r.most)}
+			return 0, r.measure(&location{}, r.pos)
 		case errors.Is(err, io.EOF) && r.size < 0:
 			r.size = r.pos
 		case err != nil && r.pos != r.size:

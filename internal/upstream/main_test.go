@@ -35,7 +35,7 @@ var quick = timeouts{
 	lookup: 10 * time.Second, connect: 10 * time.Second, tls: 10 * time.Second,
 	headers: 10 * time.Second, late: 10 * time.Second, first: 10 * time.Second, stall: 10 * time.Second, crawl: 10 * time.Second,
 	probe: 20 * time.Millisecond, probing: 2 * time.Second, refresh: time.Hour,
-	hedge: 30 * time.Millisecond, retry: 4 * time.Millisecond, busyMost: time.Minute, busy: time.Minute, invalid: time.Hour,
+	hedge: 30 * time.Millisecond, retry: 4 * time.Millisecond, busyMost: time.Minute, busy: time.Minute,
 }
 
 // hasty is for those who are kept waiting.

@@ -153,7 +153,13 @@ type decodedBody struct {
 	flowing bool           // bytes have left
 	tried   map[any]bool
 	verdict verdict
+	failed  error // of the file, unless it is its end
 }
+
+// readerFunc is a Read method.
+type readerFunc func(p []byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
 // cheapest orders the compressions by what decoding costs. One that is not in it cannot be decoded here.
 var cheapest = []nix.Compression{nix.None, nix.Zstd, nix.Gzip, nix.Bzip2, nix.Brotli, nix.XZ}
@@ -180,13 +186,19 @@ func (d *decodedBody) choose(ctx context.Context) error {
 			d.verdict.add(err)
 			continue
 		}
-		src, err := compress.NewReader(l.compression, r)
+		src, err := compress.NewReader(l.compression, readerFunc(func(p []byte) (int, error) {
+			n, err := r.Read(p)
+			if err != nil && !errors.Is(err, io.EOF) {
+				d.failed = err
+			}
+			return n, err
+		}))
 		if err != nil {
 			r.drop()
 			d.verdict.add(err)
 			continue
 		}
-		d.file, d.src = r, src
+		d.file, d.src, d.failed = r, src, nil
 		if d.raw {
 			return nil
 		}
@@ -278,7 +290,7 @@ func (d *decodedBody) end() error {
 		_, err := d.src.Read(make([]byte, 1))
 		return err
 	}
-	d.file.last = true
+	d.file.open = func() error { return io.ErrUnexpectedEOF } // not worth another request
 	var one [1]byte
 	if n, _ := io.ReadFull(d.src, one[:]); n > 0 {
 		return &verify.InvalidError{Reason: verify.ReasonSize, Err: fmt.Errorf("decodes to more than %d bytes", d.info.NarSize())}
@@ -290,8 +302,8 @@ func (d *decodedBody) end() error {
 // invalid.
 func (d *decodedBody) fault(err error) error {
 	switch {
-	case d.file.failed != nil:
-		return d.file.failed
+	case d.failed != nil:
+		return d.failed
 	case d.raw:
 		return err
 	case errors.Is(err, io.EOF):

@@ -87,7 +87,6 @@ type timeouts struct {
 	retry    time.Duration // before a cache is asked again after a failure
 	busyMost time.Duration // the most that Retry-After is honoured
 	busy     time.Duration // for 429 without Retry-After
-	invalid  time.Duration // for which a wrong NAR is not requested again
 }
 
 var defaults = timeouts{
@@ -95,8 +94,11 @@ var defaults = timeouts{
 	headers: 5 * time.Second, late: time.Second, first: 10 * time.Second, stall: 5 * time.Second, crawl: 10 * time.Second,
 	probe: 5 * time.Second, probing: 2 * time.Second, refresh: time.Hour,
 	hedge: 75 * time.Millisecond, retry: 100 * time.Millisecond,
-	busyMost: time.Minute, busy: 5 * time.Second, invalid: time.Hour,
+	busyMost: time.Minute, busy: 5 * time.Second,
 }
+
+// invalidFor is how long a cache is not asked again for what it sent wrong.
+const invalidFor = time.Hour
 
 // Upstreams is one or many caches, asked as one source. It is safe for concurrent use.
 type Upstreams struct {
@@ -237,7 +239,7 @@ func (u *Upstreams) Pace() source.Pace { return u.pace.now() }
 // caches that sent them are not asked for it again for an hour. After a wrong file they
 // are still asked for raw: FileHash is not signed, and the NAR in the file may be right.
 func (u *Upstreams) Invalid(info *verify.Info, form nix.Form, _ error) {
-	u.wrong.blame(u.all, info, form, u.timeouts.invalid)
+	u.wrong.blame(u.all, info, form, invalidFor)
 }
 
 // Health is the state of one cache, for people.

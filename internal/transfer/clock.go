@@ -64,7 +64,7 @@ func (c clock) budget(pace source.Pace, p progress) time.Duration {
 		base = smallBase
 	}
 	whole := pace.Time(c.file)
-	earned := time.Duration(part * float64(whole))
+	earned := time.Duration(part * float64(whole-pace.Latency))
 	budget := base + max(min(whole/2, reserveMost), earned/2)
 	if p.trusted {
 		budget += earned

@@ -16,12 +16,11 @@ import (
 
 // order is what a download is to get, and from whom.
 type order struct {
-	info         *verify.Info
-	forms        []source.Sized // that are of use, the best one first
-	up           source.Upstreams
-	upstreamOnly bool
-	private      bool // the cache has no room: a stream for one client alone
-	asked        time.Time
+	info  *verify.Info
+	forms []source.Sized // that are of use, the best one first
+	up    source.Upstreams
+	asked time.Time
+	options
 }
 
 // sizeOf returns the size of a form in bytes, 0 if it is of no use.
@@ -76,12 +75,6 @@ type stage struct {
 	whole atomic.Bool   // and verified
 
 	readers map[*narcache.Reader]struct{} // under download.mu
-}
-
-// compatible reports whether a response in form can be made of the stage: of the same form, or
-// of raw bytes, in a stored container if need be. If exact, only the same bytes will do.
-func (st *stage) compatible(form nix.Form, exact bool) bool {
-	return st.form == form || st.form.IsRaw() && !exact
 }
 
 // reader returns a reader of a stage that is kept.
@@ -353,6 +346,7 @@ func (d *download) tidy() {
 // end takes d out of the list: whoever asks from now on finds it in the cache or begins again.
 func (d *download) end(err error) {
 	d.cancel()
+	d.s.responses.touch()
 	all := &d.s.downloads
 	all.mu.Lock()
 	defer all.mu.Unlock()
@@ -368,6 +362,13 @@ func (d *download) end(err error) {
 	d.beginOnce.Do(func() { close(d.begun) })
 }
 
+// active reports whether there are any.
+func (all *downloads) active() bool {
+	all.mu.Lock()
+	defer all.mu.Unlock()
+	return len(all.running) > 0
+}
+
 // close ends all downloads and lets none begin.
 func (all *downloads) close() {
 	all.mu.Lock()
@@ -381,8 +382,9 @@ func (all *downloads) close() {
 // run gets the NAR. After a wrong one it is taken from one source that delivers all of it. What
 // is nowhere is searched for beyond the connected peers, once.
 func (d *download) run(ctx context.Context) {
-	err := d.together(ctx)
-	for n := 1; n < maxAttempts && source.Invalid(err) != nil && !d.private && ctx.Err() == nil; n++ {
+	err := d.begin(ctx)
+	wrong := source.Invalid(err) != nil
+	for n := 1; n < maxAttempts && wrong && err != nil && !d.private && ctx.Err() == nil; n++ {
 		err = d.alone(ctx)
 	}
 	if err != nil && d.search(ctx, err) {
@@ -391,8 +393,17 @@ func (d *download) run(ctx context.Context) {
 	d.end(err)
 }
 
-// maxAttempts bounds how often a NAR is begun again.
-const maxAttempts = 4
+// begin makes the first attempt. Nothing wrong has come yet, unless a stream that is not kept is
+// begun again.
+func (d *download) begin(ctx context.Context) error {
+	if d.options.alone {
+		return d.alone(ctx)
+	}
+	return d.together(ctx)
+}
+
+// maxAttempts bounds how often a NAR is begun.
+const maxAttempts = 3
 
 // search looks for holders beyond the connected peers, if nobody had the NAR, and reports
 // whether there are any.

@@ -105,20 +105,20 @@ func (l *leg) nextPeer(ctx context.Context) *supply {
 		}
 		return l.openUpstream(ctx, turn.Over)
 	case err != nil:
-		stop()
-		if pctx.Err() == nil {
+		if pctx.Err() == nil { // else the clock is over, or the client has left
 			l.peersOut = true
 			l.note(source.Peer, err)
 		}
+		stop()
 		return nil
 	}
 	s := &supply{role: source.Peer, body: turn.Stream.Body, form: turn.Stream.Form, size: turn.Stream.Size, over: turn.Over, done: pctx.Done(), end: stop}
 	if err := l.readFirst(s); err != nil {
-		_ = s.body.Close()
-		stop()
 		if pctx.Err() == nil {
 			l.failed(s.role, err)
 		}
+		_ = s.body.Close()
+		stop()
 		return nil
 	}
 	return s

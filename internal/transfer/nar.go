@@ -51,6 +51,8 @@ type NAR struct {
 type options struct {
 	private      bool // the cache has no room
 	upstreamOnly bool // peers are too slow for a stream that is not kept
+	alone        bool // something wrong came: all of it from one source
+	fixed        bool // the response has its form: no other will do
 }
 
 // candidate is a source on this machine and a form of the NAR that it may have.
@@ -109,10 +111,19 @@ func (n *NAR) plan(ctx context.Context) error {
 // exact reports whether only the very bytes of a file will do.
 func (n *NAR) exact() bool { return n.q.Resume && !n.name.Form.IsRaw() }
 
+// usable reports whether the response can be made of a form: of the one of the URL, or of raw
+// bytes, in a stored container if need be.
+func (n *NAR) usable(form nix.Form) bool {
+	if n.fixed {
+		return form == n.form
+	}
+	return form == n.name.Form || form.IsRaw() && !n.exact()
+}
+
 // candidates lists what this machine may have, the cheapest first: raw bytes, the file, raw
 // bytes decoded from another file.
 func (n *NAR) candidates() (list []candidate) {
-	if n.s.cfg.Store != nil && !n.exact() {
+	if n.s.cfg.Store != nil {
 		list = append(list, candidate{source.Store, nix.Raw})
 	}
 	if n.s.cfg.Cache == nil {
@@ -120,13 +131,13 @@ func (n *NAR) candidates() (list []candidate) {
 	}
 	forms := n.s.cfg.Cache.Forms(n.info.NarHash())
 	raw := candidate{source.Cache, nix.Raw}
-	if !n.exact() && slices.Contains(forms, nix.Raw) {
+	if slices.Contains(forms, nix.Raw) {
 		list = append(list, raw)
 	}
 	if want := n.name.Form; !want.IsRaw() && slices.Contains(forms, want) {
 		list = append(list, candidate{source.Cache, want})
 	}
-	if !n.exact() && len(forms) > 0 && !slices.Contains(list, raw) {
+	if len(forms) > 0 && !slices.Contains(list, raw) {
 		list = append(list, raw)
 	}
 	return list
@@ -136,7 +147,7 @@ func (n *NAR) candidates() (list []candidate) {
 func (n *NAR) planLocal(ctx context.Context) error {
 	var errs []error
 	for _, c := range n.candidates() {
-		if slices.Contains(n.failed, c) {
+		if slices.Contains(n.failed, c) || !n.usable(c.form) {
 			continue
 		}
 		size, err := n.openLocal(ctx, c)
@@ -199,8 +210,8 @@ func (n *NAR) headSize(ctx context.Context, form nix.Form) (int64, error) {
 // and the raw NAR.
 func (n *NAR) order(ctx context.Context) (order, error) {
 	r := n.s.cfg.Resolver
-	o := order{info: n.info, up: r.Upstreams(n.q.Scope), upstreamOnly: n.upstreamOnly, private: n.private, asked: n.asked}
-	if want := n.name.Form; !want.IsRaw() && !r.Distrusted(want) {
+	o := order{info: n.info, up: r.Upstreams(n.q.Scope), options: n.options, asked: n.asked}
+	if want := n.name.Form; !want.IsRaw() && n.usable(want) && (n.fixed || !r.Distrusted(want)) {
 		if named := r.FromUpstream(ctx, n.name, n.q.Scope); named != nil {
 			o.info = named
 			if form, ok := named.FileForm(); ok && form == want {
@@ -208,7 +219,7 @@ func (n *NAR) order(ctx context.Context) (order, error) {
 			}
 		}
 	}
-	if !n.exact() {
+	if n.usable(nix.Raw) {
 		o.forms = append(o.forms, source.Sized{Form: nix.Raw, Size: n.info.NarSize()})
 	}
 	if len(o.forms) == 0 {
@@ -257,7 +268,7 @@ func (n *NAR) follows(ctx context.Context, d *download, began bool) error {
 			return errPlanAgain
 		}
 		return d.err
-	case !st.compatible(n.name.Form, n.exact()):
+	case !n.usable(st.form):
 		// It can be made of what comes, when that is here.
 		select {
 		case <-d.done:

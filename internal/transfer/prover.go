@@ -77,7 +77,7 @@ func (s *Server) prove(ctx context.Context) {
 func (s *Server) awaitIdle(ctx context.Context) bool {
 	tick := time.NewTicker(idleTick)
 	defer tick.Stop()
-	for s.responses.idle() < idleBefore {
+	for s.responses.idle() < idleBefore || s.downloads.active() {
 		select {
 		case <-ctx.Done():
 			return false

@@ -49,7 +49,7 @@ func (s *Server) reportUpstream(info *verify.Info, form nix.Form, up source.Upst
 // reportFile reports a file in the cache that has its FileHash and does not hold the signed
 // NAR: the narinfo of an upstream that named it was wrong.
 func (s *Server) reportFile(info *verify.Info, form nix.Form, err error) {
-	if invalid := source.Invalid(err); invalid != nil {
+	if invalid := source.Invalid(err); invalid != nil && !s.cfg.Resolver.Distrusted(form) { // once
 		_ = s.report(source.WrongFile, source.Upstream, info, form, err)
 		s.cfg.Resolver.Distrust(info, form)
 		if up := s.cfg.Resolver.Upstreams(source.All); up != nil {

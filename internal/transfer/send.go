@@ -54,13 +54,17 @@ func (n *NAR) Send(ctx context.Context, w io.Writer, from, count int64) error {
 	}
 }
 
-// again plans anew after err if that is of use: nothing has left yet, or a source on this
-// machine or the cache failed, or what has not left was wrong. It returns why there is nothing.
+// again plans anew after err if that is of use: a source on this machine or the cache failed, or
+// a stream that is not kept was wrong or has not begun. A download that others can follow makes
+// all attempts by itself. It returns why there is nothing.
 func (n *NAR) again(ctx context.Context, out *section, err error, attempt int) error {
-	useful := !out.began() || n.local != nil || source.Invalid(err) != nil || errors.Is(err, errSinkFailed)
+	private := n.d != nil && n.d.private
+	useful := n.local != nil || errors.Is(err, errSinkFailed) || private && (!out.began() || source.Invalid(err) != nil)
 	n.upstreamOnly = n.upstreamOnly || errors.Is(err, errTooSlow) || errors.Is(err, errUnverified)
+	n.alone = n.alone || private && source.Invalid(err) != nil
+	n.fixed = true
 	n.Close()
-	if !useful || attempt >= maxAttempts || errors.Is(err, errOtherForm) {
+	if !useful || attempt >= maxAttempts {
 		return err
 	}
 	form, wrap, size := n.form, n.wrap, n.size

@@ -151,6 +151,13 @@ func (r *responses) begin(n *NAR, w io.Writer, size int64) (io.Writer, func()) {
 	}
 }
 
+// touch begins the idle time anew.
+func (r *responses) touch() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.last = time.Now()
+}
+
 // idle returns for how long nothing has been sent, 0 if something is.
 func (r *responses) idle() time.Duration {
 	r.mu.Lock()

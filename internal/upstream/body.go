@@ -273,7 +273,7 @@ func (r *resumableBody) accept(m *mirror, l *location, got *reply, asked int64) 
 // extent returns where a body begins in the file and how long the file is, -1 if the
 // response does not say.
 func (r *resumableBody) extent(got *reply) (begins, whole int64, err error) {
-	if _, err := got.content(); err != nil {
+	if _, err := got.coding(); err != nil {
 		return 0, 0, err
 	}
 	switch got.status {

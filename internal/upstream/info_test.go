@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"net/http"
@@ -60,6 +61,11 @@ func TestInfo(t *testing.T) {
 			Body: nixtest.Compress(t, nix.Zstd, hello.Signed(key).AppendText(nil)).Bytes}, "ok", 1, "200"},
 		"br": {nixtest.Fault{Header: map[string]string{"Content-Encoding": "br"},
 			Body: nixtest.Compress(t, nix.Brotli, hello.Signed(key).AppendText(nil)).Bytes}, "ok", 1, "200"},
+		"zstd, window of 16 MiB": {nixtest.Fault{Header: map[string]string{"Content-Encoding": "zstd"},
+			Body: append([]byte{0x28, 0xb5, 0x2f, 0xfd, 0, 14 << 3, 3<<3 | 1, 0, 0}, "abc"...)}, "unavailable", 2, "200"},
+		"xz, not asked for": {nixtest.Fault{Header: map[string]string{"Content-Encoding": "xz"},
+			Body: nixtest.Compress(t, nix.XZ, hello.Signed(key).AppendText(nil)).Bytes}, "unavailable", 2, "200"},
+		"no URL": {nixtest.Fault{Body: bytes.Replace(hello.Signed(key).AppendText(nil), []byte("\nURL: "), []byte("\nUrl: "), 1)}, "invalid corrupt", 1, "200"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -27,10 +27,11 @@ type network struct {
 	dial     func(ctx context.Context, network, addr string) (net.Conn, error)
 	proxy    func(*url.URL) (*url.URL, error)
 	timeouts *timeouts
+	decoding chan struct{} // bounds how many short bodies are decoded at a time
 }
 
 func newNetwork(cfg *Config, t *timeouts, log *slog.Logger) *network {
-	n := &network{dial: cfg.dialer, timeouts: t, proxy: proxies(cfg.Getenv)}
+	n := &network{dial: cfg.dialer, timeouts: t, proxy: proxies(cfg.Getenv), decoding: make(chan struct{}, 4)}
 	if n.dial == nil || cfg.resolve != nil {
 		n.names = newNames(t.lookup, cfg.resolve)
 	}

@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -359,26 +360,24 @@ func (s *shared) retryAfter(text string) time.Duration {
 
 var errEncoding = errors.New("content coding that was not asked for")
 
-// content returns the body with its content coding undone: one of those that were asked for.
-// Closing it leaves the wire open.
-func (r *reply) content() (io.ReadCloser, error) {
-	coding := strings.ToLower(r.header.Get("Content-Encoding"))
-	known := map[string]nix.Compression{"gzip": nix.Gzip, "x-gzip": nix.Gzip, "zstd": nix.Zstd, "br": nix.Brotli}
-	c, ok := known[coding]
-	switch {
-	case coding == "" || coding == "identity":
-		return io.NopCloser(r.body), nil
-	case !ok || r.q.kind == kindNAR:
-		return nil, fmt.Errorf("%w: %q", errEncoding, coding)
+// coding returns how the body was encoded on the way: in one of the codings that were asked for.
+func (r *reply) coding() (nix.Compression, error) {
+	text := strings.ToLower(r.header.Get("Content-Encoding"))
+	if text == "" || text == "identity" {
+		return nix.None, nil
 	}
-	return compress.NewStreamReader(c, r.body)
+	known := map[string]nix.Compression{"gzip": nix.Gzip, "x-gzip": nix.Gzip, "zstd": nix.Zstd, "br": nix.Brotli}
+	if c, ok := known[text]; ok && r.q.kind != kindNAR {
+		return c, nil
+	}
+	return nix.None, fmt.Errorf("%w: %q", errEncoding, text)
 }
 
 // readAll reads a short body to its end and returns at most most+1 bytes, which shows that
 // there are too many. Headers alone would make a cache look healthy that sends nothing else, so
 // only now the answer counts.
 func (u *Upstreams) readAll(ctx context.Context, m *mirror, r *reply, most int64) ([]byte, error) {
-	text, err := r.text(most)
+	text, err := r.text(most, u.network.decoding)
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return nil, ctx.Err()
@@ -399,15 +398,23 @@ func (u *Upstreams) readAll(ctx context.Context, m *mirror, r *reply, most int64
 	return text, nil
 }
 
-func (r *reply) text(most int64) ([]byte, error) {
-	src, err := r.content()
+// text decodes once the body is here, so that a slow one holds no decoder, and few at a time: a
+// decoder may need compress.MaxStreamWindow bytes.
+func (r *reply) text(most int64, decoding chan struct{}) ([]byte, error) {
+	c, err := r.coding()
+	if err != nil {
+		return nil, err
+	}
+	text, err := io.ReadAll(io.LimitReader(r.body, most+1))
+	if err != nil || c == nix.None {
+		return text, err
+	}
+	decoding <- struct{}{}
+	defer func() { <-decoding }()
+	src, err := compress.NewStreamReader(c, bytes.NewReader(text))
 	if err != nil {
 		return nil, err
 	}
 	defer src.Close()
-	text, err := io.ReadAll(io.LimitReader(src, most+1))
-	if err != nil && len(text) <= int(most) {
-		return nil, err
-	}
-	return text, nil
+	return io.ReadAll(io.LimitReader(src, most+1))
 }

@@ -196,7 +196,7 @@ func TestProvenInBackground(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		p := nixtest.NewPath("hello", 300_000)
-		info, file := w.up.AddFile(t, key, p, nix.Zstd, nil)
+		info, file := w.up.AddFile(t, key, p, nix.XZ, nil)
 		form := formOf(t, info)
 		w.wantWhole(nameOf(p, form), file.Bytes)
 		if w.cache.Proven(p.NarHash(), form) {

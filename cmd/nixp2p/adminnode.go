@@ -3,19 +3,20 @@ package main
 import (
 	"context"
 	"errors"
-	"io/fs"
 	"sync/atomic"
 	"time"
 
 	"github.com/nixp2p/nixp2p/internal/admin"
+	"github.com/nixp2p/nixp2p/internal/history"
+	"github.com/nixp2p/nixp2p/internal/metrics"
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/internal/resolve"
+	"github.com/nixp2p/nixp2p/internal/source"
 	"github.com/nixp2p/nixp2p/localstore"
-	"github.com/nixp2p/nixp2p/verify"
 )
 
-// adminNode tells the admin listener about the node: there may be none yet, or none at all
-// because its start failed.
+// adminNode shows the node to the admin listener: there may be none yet, or none at all because
+// its start failed.
 type adminNode struct {
 	node   atomic.Pointer[node]
 	broken atomic.Pointer[error]
@@ -23,6 +24,7 @@ type adminNode struct {
 
 var errStarting = errors.New("starting")
 
+// Ready is part of admin.Node.
 func (a *adminNode) Ready() error {
 	if err := a.broken.Load(); err != nil {
 		return *err
@@ -33,19 +35,20 @@ func (a *adminNode) Ready() error {
 	return nil
 }
 
+// State is part of admin.Node.
 func (a *adminNode) State() admin.State {
 	n := a.node.Load()
 	if n == nil {
 		return admin.State{}
 	}
 	s := admin.State{
-		Degraded: n.troubles(), Store: storeState(n.store), StateDir: n.cfg.StateDir,
-		Saved: admin.Saved(n.ledger.Saved()), Transfers: n.transfers(), Failures: n.failures(),
+		Degraded: n.degraded(), Store: storeState(n.store), StateDir: n.cfg.StateDir,
+		Saved: admin.Saved(n.past.history.Saved()), Transfers: n.transfers(), Failures: n.failures(),
 	}
 	for _, h := range n.upstream.Health() {
 		s.Upstreams = append(s.Upstreams, admin.Upstream{
 			URL: h.URL, Up: h.Up, Why: h.Why, Since: h.Since, LastError: h.LastError,
-			LatencyMS: milliseconds(h.LatencyP50), Priority: h.Priority, Requests: h.Requests,
+			LatencyMS: milliseconds(h.Latency), Priority: h.Priority, Requests: h.Requests,
 		})
 	}
 	if n.cache != nil {
@@ -54,7 +57,16 @@ func (a *adminNode) State() admin.State {
 	return s
 }
 
-// storeState says what the own store is worth.
+// degraded returns what does not work now, a sentence each.
+func (n *node) degraded() []string {
+	list := n.problems.all()
+	if err := n.state.Err(); err != nil {
+		list = append(list, "nothing is remembered over a restart: "+err.Error())
+	}
+	return list
+}
+
+// storeState says what the store is worth.
 func storeState(store *localstore.Store) admin.Store {
 	c := store.Census()
 	s := admin.Store{
@@ -68,6 +80,7 @@ func storeState(store *localstore.Store) admin.Store {
 	return s
 }
 
+// Why is part of admin.Node.
 func (a *adminNode) Why(ctx context.Context, h nix.StoreHash) []admin.Answer {
 	n := a.node.Load()
 	if n == nil {
@@ -80,6 +93,27 @@ func (a *adminNode) Why(ctx context.Context, h nix.StoreHash) []admin.Answer {
 	return answers
 }
 
+// answerOf says for people and programs what a source answered.
+func answerOf(f resolve.Finding) admin.Answer {
+	ans := admin.Answer{Source: f.Source.String(), Result: admin.Has, TookMS: milliseconds(f.Took)}
+	switch {
+	case f.Err == nil:
+		ans.StorePath, ans.NarHash, ans.NarSize = f.Info.StorePath().String(), f.Info.NarHash().String(), f.Info.NarSize()
+		ans.Signers = f.Info.Signers()
+	case source.Absent(f.Err):
+		ans.Result = admin.Absent
+	case source.Invalid(f.Err) != nil:
+		ans.Result, ans.Err = admin.Invalid, f.Err.Error()
+	default:
+		ans.Result, ans.Err = admin.Unavailable, f.Err.Error()
+	}
+	for _, form := range f.Forms {
+		ans.Forms = append(ans.Forms, form.String())
+	}
+	return ans
+}
+
+// Peers is part of admin.Node.
 func (a *adminNode) Peers() []admin.Peer {
 	n := a.node.Load()
 	if n == nil || n.peers == nil {
@@ -96,17 +130,21 @@ func (a *adminNode) Peers() []admin.Peer {
 	return peers
 }
 
+// Prefetch is part of admin.Node.
 func (a *adminNode) Prefetch(ctx context.Context, h nix.StoreHash, dry bool) (admin.Prefetched, error) {
 	n := a.node.Load()
 	if n == nil {
 		return admin.Prefetched{}, a.Ready()
 	}
-	p, err := n.resolver.Prefetch(ctx, h, dry)
+	p, err := n.transfer.Prefetch(ctx, h, dry)
 	if err != nil {
 		return admin.Prefetched{}, err
 	}
 	out := admin.Prefetched{
-		StorePath: p.Info.StorePath().String(), NarSize: p.Info.NarSize(), Size: p.Size, AtHand: p.AtHand, References: []string{},
+		StorePath: p.Info.StorePath().String(), NarSize: p.Info.NarSize(), Size: p.Size, References: []string{},
+	}
+	if p.Local != source.None {
+		out.AtHand = p.Local.String()
 	}
 	for _, ref := range p.Info.References() {
 		if ref != p.Info.StorePath() {
@@ -118,6 +156,7 @@ func (a *adminNode) Prefetch(ctx context.Context, h nix.StoreHash, dry bool) (ad
 
 var errNoCache = errors.New("there is no NAR cache: `nixp2p status` says why")
 
+// Trim is part of admin.Node.
 func (a *adminNode) Trim(limit int64) (any, error) {
 	n := a.node.Load()
 	if n == nil || n.cache == nil {
@@ -126,25 +165,74 @@ func (a *adminNode) Trim(limit int64) (any, error) {
 	return n.cache.GC(limit), nil
 }
 
-// answerOf says for people and programs what a source said.
-func answerOf(f resolve.Finding) admin.Answer {
-	ans := admin.Answer{Source: f.Source, Result: admin.Has, TookMS: milliseconds(f.Took)}
-	var lie *verify.InvalidError
-	switch {
-	case f.Err == nil:
-		ans.StorePath, ans.NarHash, ans.NarSize = f.Info.StorePath().String(), f.Info.NarHash().String(), f.Info.NarSize()
-		ans.Signers = f.Info.Signers()
-	case errors.Is(f.Err, fs.ErrNotExist):
-		ans.Result = admin.Absent
-	case errors.As(f.Err, &lie):
-		ans.Result, ans.Err = admin.Lied, f.Err.Error()
-	default:
-		ans.Result, ans.Err = admin.Unavailable, f.Err.Error()
+// History is part of admin.Node.
+func (a *adminNode) History() admin.History {
+	n := a.node.Load()
+	if n == nil {
+		return admin.History{Hours: []admin.Bucket{}, Days: []admin.Bucket{}}
 	}
-	for _, form := range f.Forms {
-		ans.Forms = append(ans.Forms, form.String())
+	hours, days := n.past.history.Buckets()
+	return admin.History{Hours: buckets(hours), Days: buckets(days)}
+}
+
+func buckets(list []history.Bucket) []admin.Bucket {
+	out := make([]admin.Bucket, 0, len(list))
+	for _, b := range list {
+		out = append(out, admin.Bucket{
+			Start: b.Start, Bytes: admin.Bytes{Store: b.Store, Cache: b.Cache, Peer: b.Peer, Upstream: b.Upstream}, Saved: b.Saved,
+		})
 	}
-	return ans
+	return out
+}
+
+// counts reads the metrics: the history has no numbers of its own.
+func (n *node) counts() history.Counts {
+	sent := func(r source.Role) int64 { return metrics.Value(n.metrics.NarBytes.WithLabelValues(r.String())) }
+	return history.Counts{
+		Store: sent(source.Store), Cache: sent(source.Cache), Peer: sent(source.Peer), Upstream: sent(source.Upstream),
+		Saved: metrics.Value(n.metrics.SavedBytes),
+	}
+}
+
+// transfers lists what is on its way now.
+func (n *node) transfers() (list []admin.Transfer) {
+	for _, t := range n.transfer.Transfers() {
+		x := admin.Transfer{
+			Direction: admin.Nix, StorePath: t.Info.StorePath().String(), NarHash: t.Info.NarHash().String(), Form: formName(t.Form),
+			Source: t.Source.String(), Bytes: t.Bytes, Size: t.Size, BytesPerSecond: t.Rate, Started: t.Started, Readers: t.Readers,
+		}
+		if t.Inbound {
+			x.Direction = admin.In
+		}
+		list = append(list, x)
+	}
+	if n.peers == nil {
+		return list
+	}
+	for _, u := range n.peers.Uploads() {
+		list = append(list, admin.Transfer{
+			Direction: admin.Out, StorePath: u.StorePath, NarHash: u.Nar.String(), Form: formName(u.Form), Source: u.Source, Peer: u.Peer,
+			Bytes: u.Bytes, Size: u.Size, BytesPerSecond: u.Rate, Started: u.Started, Readers: 1,
+		})
+	}
+	return list
+}
+
+// formName is the form of a NAR without the hash of its file.
+func formName(f nix.Form) string {
+	if f.IsRaw() {
+		return "raw"
+	}
+	return string(f.Compression)
+}
+
+func (n *node) failures() (list []admin.Failure) {
+	for _, f := range n.past.failures.Last() {
+		list = append(list, admin.Failure{
+			At: f.At, Times: f.Times, What: f.What(), Source: f.Source.String(), StorePath: f.StorePath, Error: f.Err,
+		})
+	}
+	return list
 }
 
 func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

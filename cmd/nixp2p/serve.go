@@ -21,7 +21,6 @@ import (
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
-	"golang.org/x/net/netutil"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/nixp2p/nixp2p/httpfront"
@@ -33,8 +32,8 @@ import (
 const (
 	// drainTime is how long transfers may go on after SIGTERM.
 	drainTime = 30 * time.Second
-	// maxConnections bounds what clients can open: each Nix process takes 25.
-	maxConnections = 16 << 10
+	// maxAdminConns bounds the connections to the admin listener.
+	maxAdminConns = 256
 	// maxHeader is far above what Nix sends.
 	maxHeader  = 32 << 10
 	headerTime = 10 * time.Second
@@ -99,7 +98,9 @@ func (s *server) run(ctx context.Context, cfg *config.Config, cfgErr error, load
 	} else if err != nil {
 		s.log.Error("no admin listener", "err", err)
 	}
-	page, err := admin.New(admin.Config{Node: &s.admin, Metrics: m, Addr: cfg.AdminListen, Version: version(), Log: s.log})
+	page, err := admin.New(admin.Config{
+		Node: &s.admin, Metrics: m, Addr: cfg.AdminListen, Names: cfg.ServerNames, Version: version(), Log: s.log,
+	})
 	if err != nil {
 		return err
 	}
@@ -184,7 +185,7 @@ func (s *server) awaitNode(r *http.Request) {
 
 // answerNothing makes the front answer nix-cache-info and 404 until there is more.
 func (s *server) answerNothing(priority int, id string, m *metrics.Metrics) error {
-	h, err := httpfront.New(httpfront.Config{Resolver: nothing{}, Metrics: m, Priority: priority, ID: id})
+	h, err := httpfront.New(httpfront.Config{Metrics: m, Names: hostNames(s.cfg.Listen, s.cfg.ServerNames), Priority: priority, ID: id})
 	if err != nil {
 		return err
 	}
@@ -203,17 +204,18 @@ func (s *server) openAdmin(ctx context.Context, cfg *config.Config) (err error) 
 
 // work serves until ctx ends or a part fails, then drains.
 func (s *server) work(ctx context.Context, page http.Handler, load func() (*config.Config, error), start func() (*node, error)) error {
-	frontServer := s.httpServer(http.HandlerFunc(s.serveFront))
-	adminServer := s.httpServer(page)
+	frontConns, adminConns := httpfront.NewConns(httpfront.MaxConns), httpfront.NewConns(maxAdminConns)
+	frontServer := s.httpServer(http.HandlerFunc(s.serveFront), frontConns)
+	adminServer := s.httpServer(page, adminConns)
 	late, cancel := context.WithTimeout(context.WithoutCancel(ctx), startWait)
 	defer cancel()
 	s.late = late.Done()
 	g, gctx := errgroup.WithContext(ctx)
 	for _, l := range s.listen.front {
-		g.Go(func() error { return served(frontServer.Serve(netutil.LimitListener(l, maxConnections))) })
+		g.Go(func() error { return served(frontServer.Serve(frontConns.Listener(l))) })
 	}
 	if s.socket != nil {
-		g.Go(func() error { return served(adminServer.Serve(s.socket)) })
+		g.Go(func() error { return served(adminServer.Serve(adminConns.Listener(s.socket))) })
 	}
 	// The node outlives the servers by the time that transfers need to end.
 	nctx, stopNode := context.WithCancel(context.WithoutCancel(ctx))
@@ -230,9 +232,9 @@ func (s *server) work(ctx context.Context, page http.Handler, load func() (*conf
 	return g.Wait()
 }
 
-func (s *server) httpServer(h http.Handler) *http.Server {
+func (s *server) httpServer(h http.Handler, conns *httpfront.Conns) *http.Server {
 	return &http.Server{
-		Handler: h, ReadHeaderTimeout: headerTime, IdleTimeout: idleTime, MaxHeaderBytes: maxHeader,
+		Handler: h, ConnState: conns.State, ReadHeaderTimeout: headerTime, IdleTimeout: idleTime, MaxHeaderBytes: maxHeader,
 		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 	}
 }

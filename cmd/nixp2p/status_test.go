@@ -269,7 +269,7 @@ func TestWrap(t *testing.T) {
 func TestWhy(t *testing.T) {
 	w := admin.Why{StoreHash: "h", Answers: []admin.Answer{
 		{Source: "store", Result: admin.Absent, TookMS: 0.1},
-		{Source: "peer", Result: admin.Lied, TookMS: 12, Err: "signature \x1b[2J of nobody"},
+		{Source: "peer", Result: admin.Invalid, TookMS: 12, Err: "signature \x1b[2J of nobody"},
 		{Source: "upstream", Result: admin.Has, TookMS: 1234.5, StorePath: "/nix/store/" + strings.Repeat("a", 32) + "-hello", NarSize: 5 << 20, Signers: []string{"key-1"}, Forms: []string{"raw", "xz"}},
 	}}
 	for _, width := range []string{"", "120", "60", "30"} {

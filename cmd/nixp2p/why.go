@@ -34,7 +34,7 @@ func whyCommand(u *ui) *cobra.Command {
 	return c
 }
 
-var resultStyles = map[admin.Result]style{admin.Has: green, admin.Absent: dim, admin.Unavailable: yellow, admin.Lied: red}
+var resultStyles = map[admin.Result]style{admin.Has: green, admin.Absent: dim, admin.Unavailable: yellow, admin.Invalid: red}
 
 // why prints the answer of each source. It fails if no source has the path.
 func (u *ui) why(w admin.Why) error {

@@ -17,8 +17,8 @@ import (
 	"time"
 
 	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/lab/hostile"
 	"github.com/nixp2p/nixp2p/lab/rig"
-	"github.com/nixp2p/nixp2p/lab/site/stranger"
 )
 
 // fetch runs the client that throws bytes away.
@@ -146,7 +146,7 @@ func (s *scene) inviteLiars(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	task := stranger.Task{Lie: s.w.corpus.Caches["xz"]}
+	task := hostile.Task{Lie: s.w.corpus.Caches["xz"]}
 	for i, h := range s.builders() {
 		addr, err := s.hosts[(i+1)%s.row.Hosts].AddrOf(ctx, h.Host)
 		if err != nil {
@@ -178,7 +178,7 @@ func (s *scene) inviteLiars(ctx context.Context) error {
 		// It lies until the LAN goes, which takes all processes with it, or ctx ends.
 		s.liars.Go(func() {
 			dec := json.NewDecoder(out)
-			var rep stranger.Report
+			var rep hostile.Report
 			if err := dec.Decode(&rep); err != nil {
 				reports <- fmt.Errorf("%s, a liar: %w", h, err)
 			} else {

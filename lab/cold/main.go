@@ -23,8 +23,8 @@ import (
 	"time"
 
 	"github.com/nixp2p/nixp2p/internal/nixtest/realnix"
+	"github.com/nixp2p/nixp2p/lab/hostile"
 	"github.com/nixp2p/nixp2p/lab/rig"
-	"github.com/nixp2p/nixp2p/lab/site/stranger"
 )
 
 func main() {
@@ -48,7 +48,7 @@ func run(ctx context.Context) error {
 	case os.Getenv(clientEnv) != "":
 		return beClient(ctx, os.Stdin, os.Stdout)
 	case os.Getenv(strangerEnv) != "":
-		return stranger.Run(ctx, os.Stdin, os.Stdout)
+		return hostile.Run(ctx, os.Stdin, os.Stdout)
 	}
 	o := parseFlags()
 	rows, err := choose(o)

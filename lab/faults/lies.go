@@ -8,9 +8,10 @@ import (
 	"io"
 	"time"
 
+	"github.com/nixp2p/nixp2p/internal/httprange"
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/internal/nixtest"
-	"github.com/nixp2p/nixp2p/lab/faults/liar"
+	"github.com/nixp2p/nixp2p/lab/hostile"
 	"github.com/nixp2p/nixp2p/p2p/wire"
 )
 
@@ -24,7 +25,7 @@ type lie struct {
 	filter []byte
 	// attack goes on beside the command, until ctx ends, and says how far it came. It calls
 	// ready when Nix may begin.
-	attack func(ctx context.Context, l *liar.Liar, ready func()) string
+	attack func(ctx context.Context, l *hostile.Peer, ready func()) string
 }
 
 // reply writes a response with a body of a known length.
@@ -40,7 +41,7 @@ func refuse(w io.Writer) {
 // give answers with b from off on, as if size were the size of the whole.
 func give(w io.Writer, b []byte, off, size int64) {
 	if off > 0 {
-		_, _ = fmt.Fprintf(w, "HTTP/1.1 206 Partial Content\r\nContent-Range: %s\r\nContent-Length: %d\r\n\r\n", wire.FormatContentRange(off, size), size-off)
+		_, _ = fmt.Fprintf(w, "HTTP/1.1 206 Partial Content\r\nContent-Range: %s\r\nContent-Length: %d\r\n\r\n", httprange.ContentRange(off, size-off, size), size-off)
 	} else {
 		_, _ = fmt.Fprintf(w, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n", size)
 	}
@@ -154,16 +155,16 @@ func otherLies(noise []byte) []*lie {
 			nar: func(w io.Writer, _ []byte, _ int64) { refuse(w) }},
 		{name: "inventory: the largest filter, all ones", filter: allOnes(), info: func(w io.Writer, _ []byte, _ nixtest.Path) { refuse(w) }},
 		{name: "inventory: no filter but noise", filter: noise},
-		{name: "10^6 changes of the inventory", attack: func(ctx context.Context, l *liar.Liar, ready func()) string {
+		{name: "10^6 changes of the inventory", attack: func(ctx context.Context, l *hostile.Peer, ready func()) string {
 			ready()
 			n, _ := l.Changes(ctx, 1_000_000)
 			return fmt.Sprintf("%d sent", n)
 		}},
-		{name: "1,000 connections of 1,000 identities", attack: func(ctx context.Context, l *liar.Liar, ready func()) string {
+		{name: "1,000 connections of 1,000 identities", attack: func(ctx context.Context, l *hostile.Peer, ready func()) string {
 			n, _ := l.Connections(ctx, 1000, ready)
 			return fmt.Sprintf("%d came about", n)
 		}},
-		{name: "slow-loris: 1,000 requests, a byte a second", attack: func(ctx context.Context, l *liar.Liar, ready func()) string {
+		{name: "slow-loris: 1,000 requests, a byte a second", attack: func(ctx context.Context, l *hostile.Peer, ready func()) string {
 			ready()
 			n, _ := l.Loris(ctx, 1000)
 			return fmt.Sprintf("%d at a time", n)

@@ -17,7 +17,7 @@ import (
 
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/internal/nixtest/realnix"
-	"github.com/nixp2p/nixp2p/lab/faults/liar"
+	"github.com/nixp2p/nixp2p/lab/hostile"
 	"github.com/nixp2p/nixp2p/p2p/wire"
 )
 
@@ -69,8 +69,8 @@ func measurePeers(ctx context.Context, o *options, n *realnix.Nix) (all []*peerR
 }
 
 // honest is what the peer would say without the lie.
-func (w *world) honest(l *lie) func(ask wire.Request, off int64, out io.Writer) {
-	return func(ask wire.Request, off int64, out io.Writer) {
+func (w *world) honest(l *lie) func(ask wire.Request, off int64, head bool, out io.Writer) bool {
+	return func(ask wire.Request, off int64, _ bool, out io.Writer) bool {
 		for i, p := range w.paths {
 			switch {
 			case ask.IsInfo && ask.Question == p.Hash().Question():
@@ -80,17 +80,17 @@ func (w *world) honest(l *lie) func(ask wire.Request, off int64, out io.Writer) 
 				} else {
 					reply(out, text)
 				}
-				return
+				return true
 			case !ask.IsInfo && ask.Form == nix.Raw && ask.Nar == p.NarHash():
 				if l.nar != nil {
 					l.nar(out, p.NAR, off)
 				} else {
 					give(out, p.NAR, off, int64(len(p.NAR)))
 				}
-				return
+				return true
 			}
 		}
-		refuse(out)
+		return false
 	}
 }
 
@@ -116,11 +116,11 @@ func (w *world) peerCell(ctx context.Context, o *options, n *realnix.Nix, l *lie
 	if r.Before, err = d.vitals(ctx); err != nil {
 		return nil, err
 	}
-	cfg := liar.Config{Filter: l.filter, Answer: w.honest(l)}
+	cfg := hostile.Config{Filter: l.filter, Answer: w.honest(l)}
 	for _, p := range w.paths {
 		cfg.Claim = append(cfg.Claim, p.Hash())
 	}
-	bad, err := liar.New(cfg)
+	bad, err := hostile.New(cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -147,13 +147,13 @@ func (w *world) peerCell(ctx context.Context, o *options, n *realnix.Nix, l *lie
 }
 
 // realiseBeside is the command, while the peer lies.
-func (w *world) realiseBeside(ctx context.Context, o *options, n *realnix.Nix, d *daemon, bad *liar.Liar, l *lie, r *peerReport) error {
+func (w *world) realiseBeside(ctx context.Context, o *options, n *realnix.Nix, d *daemon, bad *hostile.Peer, l *lie, r *peerReport) error {
 	met := time.NewTimer(meetTime)
 	defer met.Stop()
 	select {
 	case <-bad.Met():
 	case <-met.C:
-		return errors.New("the node does not talk to the liar")
+		return errors.New("the node does not talk to the hostile peer")
 	}
 	for range 20 { // the inventory comes right after, if it is one
 		if known, err := d.knows(ctx, bad.ID()); err != nil || known {

@@ -26,15 +26,15 @@ import (
 	"time"
 
 	"github.com/nixp2p/nixp2p/internal/nixtest/realnix"
+	"github.com/nixp2p/nixp2p/lab/hostile"
 	"github.com/nixp2p/nixp2p/lab/rig"
-	"github.com/nixp2p/nixp2p/lab/site/stranger"
 )
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if os.Getenv(strangerEnv) != "" {
-		if err := stranger.Run(ctx, os.Stdin, os.Stdout); err != nil {
+		if err := hostile.Run(ctx, os.Stdin, os.Stdout); err != nil {
 			fmt.Fprintln(os.Stderr, "stranger:", err)
 			os.Exit(1)
 		}

@@ -23,8 +23,8 @@ import (
 
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/internal/nixtest/realnix"
+	"github.com/nixp2p/nixp2p/lab/hostile"
 	"github.com/nixp2p/nixp2p/lab/rig"
-	"github.com/nixp2p/nixp2p/lab/site/stranger"
 	"github.com/nixp2p/nixp2p/p2p/wire"
 )
 
@@ -80,7 +80,7 @@ type strange struct {
 // strangerEnv makes this program a stranger.
 const strangerEnv = "NIXP2P_SITE_STRANGER"
 
-func newStranger(h *host, task *stranger.Task) (*strange, error) {
+func newStranger(h *host, task *hostile.Task) (*strange, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
@@ -102,7 +102,7 @@ func newStranger(h *host, task *stranger.Task) (*strange, error) {
 	return s, json.NewEncoder(s.in).Encode(task)
 }
 
-func (s *strange) report() (r stranger.Report, err error) {
+func (s *strange) report() (r hostile.Report, err error) {
 	if err = s.out.Decode(&r); err != nil {
 		_ = s.cmd.Process.Kill()
 		_ = s.cmd.Wait()
@@ -112,7 +112,7 @@ func (s *strange) report() (r stranger.Report, err error) {
 }
 
 // end lets it go and returns what it was asked.
-func (s *strange) end() (asked stranger.Asked, err error) {
+func (s *strange) end() (asked hostile.Asked, err error) {
 	_ = s.in.Close()
 	err = s.out.Decode(&asked)
 	return asked, errors.Join(err, s.cmd.Wait())
@@ -203,7 +203,7 @@ func (st *stage) strangerAt(ctx context.Context, m, a, b *host, secrets []*priva
 	if err != nil {
 		return nil, nil, err
 	}
-	task := &stranger.Task{Connect: []string{toA, toB}}
+	task := &hostile.Task{Connect: []string{toA, toB}}
 	var kindOf []string
 	add := func(kind, path string) {
 		task.Probes = append(task.Probes, path)
@@ -259,7 +259,7 @@ func narHash(p realnix.Path) (n nix.NarHash, err error) {
 }
 
 // judge holds what the stranger learned against what it must not.
-func (st *stage) judge(r *stranger.Report, kindOf []string, secrets int) {
+func (st *stage) judge(r *hostile.Report, kindOf []string, secrets int) {
 	seen := 0
 	for _, s := range r.Seen {
 		if s {

@@ -1,4 +1,4 @@
-package liar
+package hostile
 
 import (
 	"context"
@@ -22,19 +22,19 @@ import (
 	"github.com/nixp2p/nixp2p/p2p/wire"
 )
 
-// wait waits for the one who is attacked.
-func (l *Liar) wait(ctx context.Context) error {
+// wait waits for the node that is attacked.
+func (p *Peer) wait(ctx context.Context) error {
 	select {
-	case <-l.met:
+	case <-p.met:
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 }
 
-// Changes sends the node count changes of the inventory, and returns how many it took.
-func (l *Liar) Changes(ctx context.Context, count int) (sent int, err error) {
-	if err := l.wait(ctx); err != nil {
+// Changes sends the node count changes of the inventory, and returns how many it accepted.
+func (p *Peer) Changes(ctx context.Context, count int) (sent int, err error) {
+	if err := p.wait(ctx); err != nil {
 		return 0, err
 	}
 	const keys = 10_000
@@ -45,8 +45,8 @@ func (l *Liar) Changes(ctx context.Context, count int) (sent int, err error) {
 		for k := range keys {
 			binary.BigEndian.PutUint64(list[9+8*k:], uint64(sent+k)*0x9e3779b97f4a7c15)
 		}
-		_ = l.session.SetWriteDeadline(time.Now().Add(timeout))
-		if _, err := l.session.Write(wire.AppendFrame(nil, wire.Changes, list)); err != nil {
+		_ = p.session.SetWriteDeadline(time.Now().Add(timeout))
+		if _, err := p.session.Write(wire.AppendFrame(nil, wire.Changes, list)); err != nil {
 			return sent, err
 		}
 	}
@@ -55,15 +55,15 @@ func (l *Liar) Changes(ctx context.Context, count int) (sent int, err error) {
 
 // Loris opens up to count streams and sends a request over each, a byte a second, until ctx
 // ends. It returns how many were open at the same time.
-func (l *Liar) Loris(ctx context.Context, count int) (open int, err error) {
-	if err := l.wait(ctx); err != nil {
+func (p *Peer) Loris(ctx context.Context, count int) (open int, err error) {
+	if err := p.wait(ctx); err != nil {
 		return 0, err
 	}
 	var all sync.WaitGroup
 	defer all.Wait()
 	for range count {
 		sctx, cancel := context.WithTimeout(network.WithNoDial(ctx, "loris"), timeout)
-		s, err := l.host.NewStream(sctx, l.victim, httpProtocol)
+		s, err := p.host.NewStream(sctx, p.target, httpProtocol)
 		cancel()
 		if err != nil {
 			return open, err
@@ -92,14 +92,13 @@ func (l *Liar) Loris(ctx context.Context, count int) (open int, err error) {
 	return open, nil
 }
 
-// Connections opens up to count connections to the node, each from another identity, which say
-// nothing, and holds them until ctx ends. It returns how many came about; held is called when
-// the last one has been tried.
-func (l *Liar) Connections(ctx context.Context, count int, held func()) (int, error) {
-	if err := l.wait(ctx); err != nil {
+// Connections opens up to count silent connections to the node, each from another identity, and
+// holds them until ctx ends. It returns how many succeeded; held is called after the last attempt.
+func (p *Peer) Connections(ctx context.Context, count int, held func()) (int, error) {
+	if err := p.wait(ctx); err != nil {
 		return 0, err
 	}
-	addrs := l.host.Peerstore().Addrs(l.victim)
+	addrs := p.host.Peerstore().Addrs(p.target)
 	if len(addrs) == 0 {
 		return 0, errors.New("its address is not known")
 	}
@@ -114,7 +113,7 @@ func (l *Liar) Connections(ctx context.Context, count int, held func()) (int, er
 			return int(made.Load()), nil
 		}
 		all.Go(func() {
-			c, err := l.connect(ctx, peer.AddrInfo{ID: l.victim, Addrs: addrs})
+			c, err := p.connect(ctx, peer.AddrInfo{ID: p.target, Addrs: addrs})
 			<-free
 			if err != nil {
 				return
@@ -136,7 +135,7 @@ func (l *Liar) Connections(ctx context.Context, count int, held func()) (int, er
 }
 
 // connect makes one connection from an identity of its own.
-func (l *Liar) connect(ctx context.Context, to peer.AddrInfo) (transport.CapableConn, error) {
+func (p *Peer) connect(ctx context.Context, to peer.AddrInfo) (transport.CapableConn, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	key, _, err := crypto.GenerateEd25519Key(rand.Reader)

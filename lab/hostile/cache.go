@@ -1,30 +1,28 @@
-//go:build linux
-
-package stranger
+package hostile
 
 import (
 	"bytes"
 	"fmt"
 	"io"
-	"net/http"
 	"os"
 	"path/filepath"
 
+	"github.com/nixp2p/nixp2p/internal/httprange"
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/p2p/wire"
 )
 
-// lies are true narinfos, whose signatures anybody may show, with NARs that are not theirs.
-type lies struct {
-	hashes []nix.StoreHash
+// WrongCache has true narinfos, which any peer can show, and wrong NARs.
+type WrongCache struct {
+	Hashes []nix.StoreHash
 	infos  map[nix.Question][]byte
 	sizes  map[nix.NarHash]int64
 	files  map[nix.FileHash]string
 }
 
-// readLies reads a cache as nix copy --to file:// leaves it.
-func readLies(dir string) (*lies, error) {
-	l := &lies{infos: map[nix.Question][]byte{}, sizes: map[nix.NarHash]int64{}, files: map[nix.FileHash]string{}}
+// ReadWrong reads a cache that `nix copy --to file://` has written.
+func ReadWrong(dir string) (*WrongCache, error) {
+	l := &WrongCache{infos: map[nix.Question][]byte{}, sizes: map[nix.NarHash]int64{}, files: map[nix.FileHash]string{}}
 	names, err := filepath.Glob(filepath.Join(dir, "*.narinfo"))
 	if err != nil {
 		return nil, err
@@ -39,7 +37,7 @@ func readLies(dir string) (*lies, error) {
 			return nil, fmt.Errorf("%s: %w", name, err)
 		}
 		hash := n.StorePath.Hash()
-		l.hashes = append(l.hashes, hash)
+		l.Hashes = append(l.Hashes, hash)
 		l.sizes[n.NarHash] = n.NarSize
 		l.files[n.FileHash] = filepath.Join(dir, filepath.FromSlash(n.URL))
 		// As peers write it: of the raw NAR.
@@ -50,19 +48,14 @@ func readLies(dir string) (*lies, error) {
 	return l, nil
 }
 
-// answer answers what the lies are about.
-func (l *lies) answer(w io.Writer, req *http.Request) bool {
-	ask, err := wire.ParseRequest(req.URL.Path)
-	if err != nil {
-		return false
-	}
+// Answer answers requests for its paths, as Config.Answer.
+func (l *WrongCache) Answer(ask wire.Request, off int64, head bool, w io.Writer) bool {
 	if text := l.infos[ask.Question]; ask.IsInfo && text != nil {
-		_, err = fmt.Fprintf(w, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(text), text)
-		return err == nil
+		_, _ = fmt.Fprintf(w, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(text), text)
+		return true
 	}
 	size, known := l.sizes[ask.Nar]
-	off, err := wire.ParseRange(req.Header.Get("Range"))
-	if !known || ask.IsInfo || err != nil {
+	if !known || ask.IsInfo {
 		return false
 	}
 	body := io.LimitReader(wrong{}, size)
@@ -71,7 +64,7 @@ func (l *lies) answer(w io.Writer, req *http.Request) bool {
 		if err != nil {
 			return false
 		}
-		data[len(data)/2] ^= 1 // a file that is right up to its middle
+		data[len(data)/2] ^= 1 // correct up to its middle
 		size, body = int64(len(data)), bytes.NewReader(data)
 	}
 	if off >= size {
@@ -82,18 +75,16 @@ func (l *lies) answer(w io.Writer, req *http.Request) bool {
 	}
 	status := "200 OK\r\n"
 	if off > 0 {
-		status = "206 Partial Content\r\nContent-Range: " + wire.FormatContentRange(off, size) + "\r\n"
+		status = "206 Partial Content\r\nContent-Range: " + httprange.ContentRange(off, size-off, size) + "\r\n"
 	}
-	if _, err := fmt.Fprintf(w, "HTTP/1.1 %sContent-Length: %d\r\n%s: %d\r\n\r\n", status, size-off, wire.HaveHeader, size); err != nil {
-		return false
+	_, err := fmt.Fprintf(w, "HTTP/1.1 %sContent-Length: %d\r\n%s: %d\r\n\r\n", status, size-off, wire.HaveHeader, size)
+	if err == nil && !head {
+		_, _ = io.Copy(w, body)
 	}
-	if req.Method != http.MethodHead {
-		_, err = io.Copy(w, body)
-	}
-	return err == nil
+	return true
 }
 
-// wrong are the bytes of no NAR.
+// wrong are bytes that are not a NAR.
 type wrong struct{}
 
 func (wrong) Read(p []byte) (int, error) {

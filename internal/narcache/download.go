@@ -71,7 +71,7 @@ func (c *Cache) create(info *verify.Info, form nix.Form, size int64) (*Download,
 		return nil, fmt.Errorf("%s of %d bytes, for a NAR of %d", form, size, n)
 	case size <= 0 || size > c.max:
 		return nil, fmt.Errorf("%d bytes: %w", size, ErrDoesNotFit)
-	case c.degraded():
+	case c.health.degraded():
 		return nil, ErrDegraded
 	}
 	d := &Download{
@@ -88,7 +88,7 @@ func (c *Cache) create(info *verify.Info, form nix.Form, size int64) (*Download,
 	if err := d.open(); err != nil {
 		_ = c.root.Remove(d.tmp)
 		c.withdraw(d, cost(size))
-		return nil, c.failed("create", err)
+		return nil, c.health.failed("create", err)
 	}
 	c.mu.Lock()
 	closed := c.state.closed
@@ -262,7 +262,7 @@ func (d *Download) Write(p []byte) (int, error) {
 	if ended != nil { // its file was closed meanwhile
 		return n, ended
 	}
-	err = d.c.failed("write", err)
+	err = d.c.health.failed("write", err)
 	d.Abort(err)
 	return n, err
 }

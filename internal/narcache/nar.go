@@ -52,10 +52,10 @@ func (c *Cache) NAR(ctx context.Context, info *verify.Info, form nix.Form, off i
 
 // choose returns the entry to serve form from: itself, or for raw the file that is decoded
 // fastest, of those that are proven if there are any.
-func (c *Cache) choose(nar nix.NarHash, form nix.Form) *entry {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if e := c.state.find(key{nar, form}); e != nil || !form.IsRaw() {
+func (dir *directory) choose(nar nix.NarHash, form nix.Form) *entry {
+	dir.mu.Lock()
+	defer dir.mu.Unlock()
+	if e := dir.state.find(key{nar, form}); e != nil || !form.IsRaw() {
 		return e
 	}
 	rank := func(e *entry) (n int) {
@@ -67,7 +67,7 @@ func (c *Cache) choose(nar nix.NarHash, form nix.Form) *entry {
 		}
 		return n
 	}
-	best := c.state.index[nar]
+	best := dir.state.index[nar]
 	for e := best; e != nil; e = e.sibling {
 		if rank(e) > rank(best) {
 			best = e
@@ -115,21 +115,21 @@ func (c *Cache) serve(ctx context.Context, e *entry, info *verify.Info, form nix
 
 // openEntry opens the file of e for a caller who closes it and then calls release. An entry
 // without a good file is dropped.
-func (c *Cache) openEntry(e *entry) (*os.File, error) {
-	c.mu.Lock()
+func (dir *directory) openEntry(e *entry) (*os.File, error) {
+	dir.mu.Lock()
 	gone := e.gone
 	if !gone {
-		c.state.acquire(e)
+		dir.state.acquire(e)
 	}
-	c.mu.Unlock()
+	dir.mu.Unlock()
 	if gone {
 		return nil, errDropped
 	}
-	name := c.fileOf(e)
-	f, err := c.root.Open(name)
-	for now := c.fileOf(e); errors.Is(err, fs.ErrNotExist) && now != name; now = c.fileOf(e) {
+	name := dir.fileOf(e)
+	f, err := dir.root.Open(name)
+	for now := dir.fileOf(e); errors.Is(err, fs.ErrNotExist) && now != name; now = dir.fileOf(e) {
 		name = now // it was renamed meanwhile
-		f, err = c.root.Open(name)
+		f, err = dir.root.Open(name)
 	}
 	if err == nil {
 		var st os.FileInfo
@@ -141,33 +141,33 @@ func (c *Cache) openEntry(e *entry) (*os.File, error) {
 		}
 		_ = f.Close()
 	}
-	c.release(e)
+	dir.release(e)
 	if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) || errors.Is(err, fs.ErrClosed) {
 		return nil, err // too many files are open, or the cache is closed: the file may be good
 	}
-	c.discard(e, "", err)
+	dir.discard(e, "", err)
 	return nil, errDropped
 }
 
 // discard drops an entry that cannot be used and reports it. It returns false if the entry was
 // dropped before.
-func (c *Cache) discard(e *entry, storePath string, err error) bool {
-	if !c.drop(e) {
+func (dir *directory) discard(e *entry, storePath string, err error) bool {
+	if !dir.drop(e) {
 		return false
 	}
-	c.log.Warn("a file of the cache cannot be used and is removed",
+	dir.cfg.Log.Warn("a file of the cache cannot be used and is removed",
 		"nar", e.nar.String(), "form", e.form.String(), "err", err)
-	c.cfg.Events.Send(source.Event{Kind: source.WrongFile, Source: source.Cache, StorePath: storePath, Err: err})
+	dir.cfg.Events.Send(source.Event{Kind: source.WrongFile, Source: source.Cache, StorePath: storePath, Err: err})
 	return true
 }
 
 // blame drops an entry whose bytes are wrong, and counts it.
-func (c *Cache) blame(e *entry, storePath string, err error) {
-	if !c.discard(e, storePath, err) {
+func (dir *directory) blame(e *entry, storePath string, err error) {
+	if !dir.discard(e, storePath, err) {
 		return
 	}
-	if invalid := source.Invalid(err); invalid != nil && c.cfg.Metrics != nil {
-		c.cfg.Metrics.VerifyFailures.WithLabelValues(source.Cache.String(), string(invalid.Reason)).Inc()
+	if invalid := source.Invalid(err); invalid != nil && dir.cfg.Metrics != nil {
+		dir.cfg.Metrics.VerifyFailures.WithLabelValues(source.Cache.String(), string(invalid.Reason)).Inc()
 	}
 }
 
@@ -194,21 +194,21 @@ func (c *Cache) Invalid(info *verify.Info, form nix.Form, err error) {
 }
 
 // use notes that e is used now.
-func (c *Cache) use(e *entry) {
+func (dir *directory) use(e *entry) {
 	now := time.Now()
-	c.mu.Lock()
+	dir.mu.Lock()
 	e.used = now.Unix()
 	if !e.gone {
-		c.state.policy.use(e)
+		dir.state.policy.use(e)
 	}
 	stamp := e.named && e.used-e.stamped >= int64(stampAfter/time.Second)
 	if stamp {
 		e.stamped = e.used
 	}
 	file := e.file
-	c.mu.Unlock()
+	dir.mu.Unlock()
 	if stamp {
-		_ = c.root.Chtimes(file, time.Time{}, now) // what fails is known less exactly
+		_ = dir.root.Chtimes(file, time.Time{}, now) // what fails is known less exactly
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"sync/atomic"
 
 	"github.com/nixp2p/nixp2p/internal/atomicfile"
+	"github.com/nixp2p/nixp2p/internal/backoff"
 	"github.com/nixp2p/nixp2p/internal/metrics"
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/internal/source"
@@ -47,30 +48,34 @@ type Config struct {
 	Metrics *metrics.Metrics
 }
 
-// Cache is the directory. It is safe for concurrent use.
+// Cache is NARs on disk and downloads in progress. It is safe for concurrent use.
+type Cache struct {
+	*directory
+	work    chan struct{} // capacity 1: the queue has something
+	nextTmp atomic.Uint64
+}
+
+// directory is the files: where they are, what they cost, and what goes when room is needed. It
+// knows no narinfos.
 //
 // Locks are taken in this order: space, naming, mu, Download.mu. Nothing is logged, reported or
 // called back while mu or Download.mu is held.
-type Cache struct {
-	cfg  Config
-	log  *slog.Logger
-	root *os.Root // of all files, so that no link leads out of the directory
-	lock *os.File
-	max  int64 // bytes that files may take
+type directory struct {
+	cfg    Config
+	root   *os.Root // of all files, so that no link leads out of the directory
+	lock   *os.File
+	max    int64 // bytes that files may take
+	health health
+	disk   device
 
 	space  sync.Mutex // held while room is made, so that one Create does not take what another freed
 	naming sync.Mutex // held while a file is renamed or removed
 
 	mu    sync.Mutex
 	state contents
-
-	work    chan struct{} // capacity 1: the queue has something
-	nextTmp atomic.Uint64
-	health  health
-	disk    device
 }
 
-// contents is what is guarded by Cache.mu.
+// contents is what is guarded by directory.mu.
 type contents struct {
 	index     map[nix.NarHash]*entry // the first of a chain by sibling
 	policy    policy
@@ -101,31 +106,31 @@ var _ source.NARs = (*Cache)(nil)
 // into them, and removes what a crash left unfinished. The error wraps ErrLocked if another
 // process uses the directory. It starts no goroutine.
 func Open(cfg Config) (*Cache, error) {
-	c := &Cache{
-		cfg: cfg, log: cfg.Log, max: max(cfg.Size-dirBytes, 0),
-		work: make(chan struct{}, 1), disk: device{allocate, (*os.File).Sync}, health: newHealth(),
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	dir := &directory{
+		cfg: cfg, max: max(cfg.Size-dirBytes, 0), disk: device{allocate, (*os.File).Sync},
 		state: contents{
 			index: make(map[nix.NarHash]*entry), downloads: make(map[key][]*Download),
 			removing: make(map[key]*entry), proving: make(map[*entry]*proof),
 		},
 	}
-	if c.log == nil {
-		c.log = slog.New(slog.DiscardHandler)
-	}
-	c.state.policy = newPolicy(c.max)
-	if err := c.start(); err != nil {
-		c.closeFiles()
+	dir.health.cfg, dir.health.rest = &dir.cfg, backoff.Delay{First: degradedFor, Most: degradedFor}
+	dir.state.policy = newPolicy(dir.max)
+	if err := dir.start(); err != nil {
+		dir.closeFiles()
 		return nil, fmt.Errorf("narcache: %w", err)
 	}
-	return c, nil
+	return &Cache{directory: dir, work: make(chan struct{}, 1)}, nil
 }
 
-func (c *Cache) closeFiles() {
-	if c.root != nil {
-		_ = c.root.Close()
+func (dir *directory) closeFiles() {
+	if dir.root != nil {
+		_ = dir.root.Close()
 	}
-	if c.lock != nil {
-		_ = c.lock.Close()
+	if dir.lock != nil {
+		_ = dir.lock.Close()
 	}
 }
 
@@ -189,18 +194,18 @@ func (s *contents) acquire(e *entry) {
 
 // release undoes acquire; the caller has closed its file and does not hold mu. What was removed
 // while it was in use stops counting with its last user.
-func (c *Cache) release(e *entry) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+func (dir *directory) release(e *entry) {
+	dir.mu.Lock()
+	defer dir.mu.Unlock()
 	e.refs--
 	if e.refs > 0 {
 		return
 	}
 	switch {
 	case !e.gone:
-		c.state.idle += cost(e.size)
+		dir.state.idle += cost(e.size)
 	case e.unlinked:
-		c.count(-cost(e.size))
+		dir.count(-cost(e.size))
 	}
 }
 
@@ -233,50 +238,50 @@ func (s *contents) detach(e *entry) bool {
 // destroy removes the file of an entry that the caller has detached. Removing a large file takes
 // the file system a while, so it is done without mu. A file that cannot be removed goes on
 // counting.
-func (c *Cache) destroy(e *entry) error {
-	c.naming.Lock()
-	err := c.root.Remove(c.fileOf(e))
-	c.naming.Unlock()
+func (dir *directory) destroy(e *entry) error {
+	dir.naming.Lock()
+	err := dir.root.Remove(dir.fileOf(e))
+	dir.naming.Unlock()
 	switch {
 	case errors.Is(err, os.ErrNotExist):
 		err = nil
 	case err != nil && !errors.Is(err, os.ErrClosed):
-		err = c.failed("remove", err)
+		err = dir.health.failed("remove", err)
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.state.removing[e.key] == e {
-		delete(c.state.removing, e.key)
+	dir.mu.Lock()
+	defer dir.mu.Unlock()
+	if dir.state.removing[e.key] == e {
+		delete(dir.state.removing, e.key)
 	}
 	e.unlinked = err == nil
 	if e.unlinked && e.refs == 0 {
-		c.count(-cost(e.size))
+		dir.count(-cost(e.size))
 	}
 	return err
 }
 
 // fileOf returns where the file of e is now.
-func (c *Cache) fileOf(e *entry) string {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+func (dir *directory) fileOf(e *entry) string {
+	dir.mu.Lock()
+	defer dir.mu.Unlock()
 	return e.file
 }
 
 // drop removes e, for a reason other than room. It returns false if e was removed before.
-func (c *Cache) drop(e *entry) bool {
-	c.mu.Lock()
-	mine := c.state.detach(e)
-	c.mu.Unlock()
+func (dir *directory) drop(e *entry) bool {
+	dir.mu.Lock()
+	mine := dir.state.detach(e)
+	dir.mu.Unlock()
 	if mine {
-		_ = c.destroy(e) // reported as a failure of the disk
+		_ = dir.destroy(e) // reported as a failure of the disk
 	}
 	return mine
 }
 
 // count adds n to the bytes in use. The caller holds mu.
-func (c *Cache) count(n int64) {
-	c.state.used += n
-	if m := c.cfg.Metrics; m != nil {
-		m.CacheBytes.Set(float64(c.state.used))
+func (dir *directory) count(n int64) {
+	dir.state.used += n
+	if m := dir.cfg.Metrics; m != nil {
+		m.CacheBytes.Set(float64(dir.state.used))
 	}
 }

@@ -65,65 +65,65 @@ func (c *Cache) wake() {
 	}
 }
 
-func (c *Cache) nextPending() (e *entry, more bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	q := c.state.queue
+func (dir *directory) nextPending() (e *entry, more bool) {
+	dir.mu.Lock()
+	defer dir.mu.Unlock()
+	q := dir.state.queue
 	if len(q) == 0 {
 		return nil, false
 	}
 	e, q[0] = q[0], nil
-	c.state.queue = q[1:]
+	dir.state.queue = q[1:]
 	return e, len(q) > 1
 }
 
 // persist writes a file through and then gives it its name, so that after a power failure what
 // has a name has its bytes. The directory is not written through: a name that is lost costs one
 // entry.
-func (c *Cache) persist(e *entry) {
-	f, err := c.openEntry(e)
+func (dir *directory) persist(e *entry) {
+	f, err := dir.openEntry(e)
 	if err != nil {
 		return // evicted or found wrong already
 	}
-	defer c.release(e)
-	err = c.disk.sync(f)
+	defer dir.release(e)
+	err = dir.disk.sync(f)
 	_ = f.Close()
 	if err == nil {
-		err = c.rename(e, true)
+		err = dir.rename(e, true)
 	}
 	switch {
 	case err == nil:
-		c.recovered()
-	case !c.isGone(e) || !errors.Is(err, os.ErrNotExist):
-		_ = c.failed("commit", err)
-		c.drop(e)
+		dir.health.recovered()
+	case !dir.isGone(e) || !errors.Is(err, os.ErrNotExist):
+		_ = dir.health.failed("commit", err)
+		dir.drop(e)
 	}
 }
 
-func (c *Cache) isGone(e *entry) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+func (dir *directory) isGone(e *entry) bool {
+	dir.mu.Lock()
+	defer dir.mu.Unlock()
 	return e.gone
 }
 
 // rename gives the file of e the name that its record has now. Unless it is synced, a file that
 // has none yet keeps its temporary one: it gets the right one later.
-func (c *Cache) rename(e *entry, synced bool) error {
-	c.naming.Lock()
-	defer c.naming.Unlock()
-	c.mu.Lock()
+func (dir *directory) rename(e *entry, synced bool) error {
+	dir.naming.Lock()
+	defer dir.naming.Unlock()
+	dir.mu.Lock()
 	from, to := e.file, e.record.name()
 	skip := e.gone || from == to || !e.named && !synced
-	c.mu.Unlock()
+	dir.mu.Unlock()
 	if skip {
 		return nil
 	}
-	if err := c.root.Rename(from, to); err != nil {
+	if err := dir.root.Rename(from, to); err != nil {
 		return err
 	}
-	c.mu.Lock()
+	dir.mu.Lock()
 	e.file, e.named = to, true
-	c.mu.Unlock()
+	dir.mu.Unlock()
 	return nil
 }
 
@@ -155,7 +155,7 @@ func (c *Cache) dropDuplicates(ctx context.Context) {
 		if !mine {
 			continue
 		}
-		c.log.Debug("dropped a NAR that the store has", "nar", e.nar.String())
+		c.cfg.Log.Debug("dropped a NAR that the store has", "nar", e.nar.String())
 		if c.destroy(e) != nil {
 			return
 		}

@@ -9,7 +9,7 @@ import (
 	"github.com/nixp2p/nixp2p/internal/nix"
 )
 
-// entry is a whole file. Its fields are guarded by Cache.mu, except key and size, which never
+// entry is a whole file. Its fields are guarded by directory.mu, except key and size, which never
 // change.
 type entry struct {
 	record

@@ -104,7 +104,7 @@ func (c *Cache) runProof(ctx context.Context, p *proof, e *entry, info *verify.I
 	close(p.done)
 	if p.err == nil && p.decode {
 		if err := c.rename(e, false); err != nil {
-			_ = c.failed("rename", err) // it is decoded again after a restart
+			_ = c.health.failed("rename", err) // it is decoded again after a restart
 		}
 	}
 	return p.err

@@ -443,7 +443,7 @@ func TestEventsMayAsk(t *testing.T) {
 	n := poisoned(t, "a", 1000, nix.XZ)
 	put(t, c, n)
 	_ = c.Prove(t.Context(), n.info, n.form)
-	_ = c.failed("write", errors.New("EIO"))
+	_ = c.health.failed("write", errors.New("EIO"))
 	if asked != 2 {
 		t.Errorf("%d events", asked)
 	}

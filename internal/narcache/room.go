@@ -11,14 +11,14 @@ import (
 
 // take counts n bytes if they fit. If evicting would make them fit, victim is what is to be
 // evicted first; the caller destroys it.
-func (c *Cache) take(n int64, evict bool) (ok bool, victim *entry, err error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	switch s := &c.state; {
-	case s.used+n <= c.max:
-		c.count(n)
+func (dir *directory) take(n int64, evict bool) (ok bool, victim *entry, err error) {
+	dir.mu.Lock()
+	defer dir.mu.Unlock()
+	switch s := &dir.state; {
+	case s.used+n <= dir.max:
+		dir.count(n)
 		return true, nil, nil
-	case s.used-s.idle+n > c.max: // what cannot fit costs nobody its place
+	case s.used-s.idle+n > dir.max: // what cannot fit costs nobody its place
 		return false, nil, fmt.Errorf("%d bytes: %w", n, ErrDoesNotFit)
 	case !evict:
 		return false, nil, nil
@@ -28,18 +28,18 @@ func (c *Cache) take(n int64, evict bool) (ok bool, victim *entry, err error) {
 }
 
 // reserve counts n bytes, after evicting what has to go for them.
-func (c *Cache) reserve(n int64) error {
-	if ok, _, err := c.take(n, false); ok || err != nil {
+func (dir *directory) reserve(n int64) error {
+	if ok, _, err := dir.take(n, false); ok || err != nil {
 		return err
 	}
-	c.space.Lock()
-	defer c.space.Unlock()
+	dir.space.Lock()
+	defer dir.space.Unlock()
 	for {
-		ok, victim, err := c.take(n, true)
+		ok, victim, err := dir.take(n, true)
 		if ok || err != nil {
 			return err
 		}
-		if err := c.destroy(victim); err != nil {
+		if err := dir.destroy(victim); err != nil {
 			return err
 		}
 	}
@@ -56,19 +56,19 @@ func (s *contents) evict() *entry {
 
 // trim evicts until at most max bytes are used, as far as they are not in use, and returns what
 // it evicted.
-func (c *Cache) trim(max int64) []Item {
+func (dir *directory) trim(max int64) []Item {
 	removed := []Item{}
-	c.space.Lock()
-	defer c.space.Unlock()
+	dir.space.Lock()
+	defer dir.space.Unlock()
 	for {
-		c.mu.Lock()
-		if c.state.used <= max || c.state.idle == 0 {
-			c.mu.Unlock()
+		dir.mu.Lock()
+		if dir.state.used <= max || dir.state.idle == 0 {
+			dir.mu.Unlock()
 			return removed
 		}
-		e := c.state.evict()
-		c.mu.Unlock()
-		if c.destroy(e) != nil {
+		e := dir.state.evict()
+		dir.mu.Unlock()
+		if dir.destroy(e) != nil {
 			return removed
 		}
 		removed = append(removed, e.item())
@@ -81,40 +81,37 @@ const degradedFor = 30 * time.Second
 
 // health is whether the disk takes what is written.
 type health struct {
-	failing *atomic.Bool
-	rest    *backoff.Delay
-}
-
-func newHealth() health {
-	return health{new(atomic.Bool), &backoff.Delay{First: degradedFor, Most: degradedFor}}
+	cfg     *Config
+	failing atomic.Bool
+	rest    backoff.Delay
 }
 
 // failed notes that the disk failed, reports it once an episode, and returns the error to return.
-func (c *Cache) failed(operation string, err error) error {
-	c.health.rest.Fail()
-	if !c.health.failing.Swap(true) {
-		c.showHealth(1)
-		c.log.Warn("the cache cannot write; NARs are passed through and not kept", "operation", operation, "err", err)
-		c.cfg.Events.Send(source.Event{Kind: source.CacheFailed, Source: source.Cache, Err: err})
+func (h *health) failed(operation string, err error) error {
+	h.rest.Fail()
+	if !h.failing.Swap(true) {
+		h.show(1)
+		h.cfg.Log.Warn("the cache cannot write; NARs are passed through and not kept", "operation", operation, "err", err)
+		h.cfg.Events.Send(source.Event{Kind: source.CacheFailed, Source: source.Cache, Err: err})
 	}
 	return fmt.Errorf("narcache: %s: %w: %w", operation, ErrDegraded, err)
 }
 
 // recovered notes that a file was written through.
-func (c *Cache) recovered() {
+func (h *health) recovered() {
 	// What was written before the failure proves nothing.
-	if c.health.rest.Ready() && c.health.failing.Swap(false) {
-		c.health.rest.Succeed()
-		c.showHealth(0)
-		c.log.Info("the cache writes again")
+	if h.rest.Ready() && h.failing.Swap(false) {
+		h.rest.Succeed()
+		h.show(0)
+		h.cfg.Log.Info("the cache writes again")
 	}
 }
 
-func (c *Cache) showHealth(v float64) {
-	if m := c.cfg.Metrics; m != nil {
+func (h *health) show(v float64) {
+	if m := h.cfg.Metrics; m != nil {
 		m.CacheDegraded.Set(v)
 	}
 }
 
 // degraded reports whether nothing is to be written for now.
-func (c *Cache) degraded() bool { return !c.health.rest.Ready() }
+func (h *health) degraded() bool { return !h.rest.Ready() }

@@ -1,7 +1,6 @@
 // Package discovery knows where other nodes may be found (addresses that were configured,
 // names in the DNS, lists behind a URL or in a file, and what peers name) and says when each
-// of them is to be tried. Addresses are multiaddrs as text, with or without a peer ID. It
-// dials nobody.
+// of them is to be tried. Addresses are multiaddrs as text, with or without a peer ID.
 package discovery
 
 import (

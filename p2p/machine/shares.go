@@ -10,8 +10,8 @@ import (
 type Limits struct {
 	Total int64 // of all machines together
 	Each  int64 // of one machine; 0: Total
-	// Settle is how long an entry is safe from others of its own machine: who asks faster
-	// than that does not push out what has just begun.
+	// Settle is how long an entry is safe from new ones of its own machine, so that a fast
+	// flood does not push out what has just begun.
 	Settle time.Duration
 }
 
@@ -44,7 +44,7 @@ type entry[K comparable] struct {
 type holding struct {
 	order *list.List // of *entry
 	cost  int64
-	open  int64 // of the cost what is not reserved
+	open  int64 // the part of cost that is not reserved
 }
 
 // NewShares returns an empty table.

@@ -14,7 +14,7 @@ import (
 	"github.com/nixp2p/nixp2p/p2p/netif"
 )
 
-// Config says who asks and answers.
+// Config says how a Service works.
 type Config struct {
 	// ID is this node's peer ID, Listens returns where it listens, unspecified addresses
 	// included.
@@ -29,7 +29,7 @@ type Config struct {
 }
 
 const (
-	// enough peers: with so many nobody is asked for.
+	// With enough peers no more are asked for.
 	enough = 4
 	// crowd is how many answers a question should get where there are more nodes.
 	crowd = 8
@@ -185,8 +185,8 @@ func (s *Service) listen(ctx context.Context, k *socket) error {
 	}
 }
 
-// local tells whether a packet comes from this link: others have no business here, and
-// whoever forges one gets a dial for it.
+// local reports whether a packet comes from this link. Others are dropped: each one that is
+// believed causes a dial.
 func local(from netip.Addr, link []netip.Prefix) bool {
 	from = from.Unmap().WithZone("")
 	if from.IsLinkLocalUnicast() {

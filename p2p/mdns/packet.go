@@ -1,7 +1,7 @@
 // Package mdns finds nodes on the link by multicast DNS (RFC 6762, RFC 6763), service
 // _nixp2p._udp.local. A node asks only while it is short of peers and always answers, and
 // in a crowd only some answer: what everybody asks and everybody answers fills a network.
-// It dials nobody and believes nothing that it hears.
+// It dials nobody.
 package mdns
 
 import (
@@ -64,13 +64,13 @@ func answer(id uint16, instance string, addrs []string) ([]byte, error) {
 		}},
 	}
 	if id != 0 {
-		// One who asks from another port is no mDNS program and knows no flush bit.
+		// A querier on another port is not an mDNS program and does not know the flush bit.
 		m.Additionals[0].Header.Class = dnsmessage.ClassINET
 	}
 	return m.Pack()
 }
 
-// heard is what a packet says: that somebody asks for nodes, or where some are.
+// heard is the content of a packet: a question for nodes, or where some are.
 type heard struct {
 	asked bool
 	id    uint16
@@ -137,7 +137,7 @@ func parseQuery(p *dnsmessage.Parser, head dnsmessage.Header) (heard, error) {
 	return heard{}, errPacket
 }
 
-// ours tells whether name is an instance of the service.
+// ours reports whether name is an instance of the service.
 func ours(name string) bool {
 	n := len(name) - len(service) - 1
 	return n > 0 && name[n] == '.' && strings.EqualFold(name[n+1:], service)

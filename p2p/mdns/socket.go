@@ -122,7 +122,7 @@ func source(a net.Addr) netip.AddrPort {
 	return netip.AddrPort{}
 }
 
-// follow joins the group on links that have come and tells whether any has, or has other
+// follow joins the group on links that have come and reports whether any has, or has other
 // addresses than before. Links that are gone need no leaving.
 func (k *socket) follow() (changed bool) {
 	links, err := netif.Links()

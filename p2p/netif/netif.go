@@ -1,6 +1,6 @@
-// Package netif says on which links this machine is: interfaces, their addresses and
+// Package netif finds the links of this machine: interfaces, their addresses and
 // prefixes, leaving out those that lead only to containers and virtual machines on this
-// very machine. It opens no socket and changes nothing.
+// very machine.
 package netif
 
 import (
@@ -19,18 +19,18 @@ type Link struct {
 	Prefixes  []netip.Prefix // its addresses with the length of their networks
 }
 
-// virtual are the names that programs give to bridges of their own: what is behind them
+// virtual are the names that programs give to bridges of their own: machines behind them
 // cannot be reached from elsewhere under these addresses, which are the same on every
 // machine that runs the program.
 var virtual = []string{"docker", "br-", "virbr", "vnet", "veth", "cni", "flannel", "podman", "lxcbr", "lxdbr", "incusbr"}
 
-// Virtual tells whether an interface of this name leads only into this machine.
+// Virtual reports whether an interface of this name leads only into this machine.
 func Virtual(name string) bool {
 	return slices.ContainsFunc(virtual, func(p string) bool { return strings.HasPrefix(name, p) })
 }
 
 // Links returns the interfaces that are up, without the virtual ones unless there is
-// nothing else beside loopback.
+// nothing else except loopback.
 func Links() ([]Link, error) {
 	all, err := net.Interfaces()
 	if err != nil {

@@ -16,8 +16,9 @@ import (
 	"github.com/nixp2p/nixp2p/p2p/machine"
 )
 
-// dials are the connections that are being made because somebody needs them now. All who want
-// the same one wait for one dial, which goes on when they have given up: the next one needs it.
+// dials are the connections that are being made because they are needed now. All callers that
+// want the same one wait for one dial, which goes on when they have given up: the next caller
+// needs it.
 type dials struct {
 	failed *backoff.Set[peer.ID]    // could not be reached lately
 	rate   machine.Rate[machine.ID] // by the machine of the peer that named the node
@@ -34,7 +35,7 @@ type dial struct {
 }
 
 const (
-	// failedFor is how long nobody waits for a node that could not be reached.
+	// failedFor is how long a node that could not be reached counts as unreachable.
 	failedFor = time.Minute
 	maxFailed = 1024
 	// maxDials are made at a time. A machine whose peers name nodes has namedBurst of them
@@ -42,7 +43,7 @@ const (
 	maxDials   = 64
 	namedBurst = 16
 	namedEvery = time.Second
-	// dialPatience is how long it is worth to wait for a node that somebody is connected to:
+	// dialPatience is how long it is worth to wait for a node that another one is connected to:
 	// a handshake takes milliseconds, but not where all machines start at once.
 	dialPatience = time.Second
 )

@@ -157,7 +157,7 @@ const (
 	perPeerRequests = 128
 	perPeerSessions = 3 // one, and one that replaces it
 	perPeerMemory   = 96 << 20
-	allMemory       = 512 << 20 // windows of all streams; what is really used is far less
+	allMemory       = 512 << 20 // windows of all streams; far less is used
 )
 
 func newLimits(maxPeers int) (network.ResourceManager, error) {

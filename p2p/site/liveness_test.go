@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
+	"golang.org/x/time/rate"
 
 	"github.com/nixp2p/nixp2p/p2p/inventory"
 	"github.com/nixp2p/nixp2p/p2p/machine"
@@ -265,6 +266,7 @@ func FuzzSession(f *testing.F) {
 		c := newCrowd(4, most)
 		p := c.add(1)
 		r := newSessionReader(p, bytesStream{in: newReader(b)}, c.inventories)
+		r.filters = rate.NewLimiter(rate.Inf, 1)
 		r.received, r.named = func(int) {}, func([]string) {}
 		if err := r.run(context.Background()); err == nil {
 			t.Error("no error at the end")

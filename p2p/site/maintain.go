@@ -17,7 +17,7 @@ const (
 	// maxSaved is how many peers are kept for the next run.
 	maxSaved = 64
 	// extraPeerIdle is how long a peer stays that is connected beyond the number of peers and
-	// that nobody needs.
+	// is not needed.
 	extraPeerIdle = time.Minute
 )
 
@@ -48,7 +48,7 @@ func (m *maintenance) run(ctx context.Context, h host.Host) {
 	}
 }
 
-// prune disconnects peers beyond the number of peers that nobody needed for a while: sooner
+// prune disconnects peers beyond the number of peers that were not needed for a while: sooner
 // when there are many. A peer that asks, is asked, or has a transfer, is needed.
 func (m *maintenance) prune(all []*Peer) {
 	if len(all) <= m.maxPeers {

@@ -99,14 +99,14 @@ func (p *Peer) Member() bool { return p.session.heardOver.Load() > 0 }
 // Told reports whether the peer takes this node's inventory.
 func (p *Peer) Told() bool { return p.session.takesOurs.Load() }
 
-// usage is when somebody last needed the connection to a peer.
+// usage is when the connection to a peer was last needed.
 type usage struct {
 	busy  atomic.Int32 // transfers and requests, in both directions
 	last  atomic.Int64 // Unix nanoseconds
 	touch func()       // may be nil
 }
 
-// Use notes that somebody needs the connection to this peer until end is called.
+// Use notes that the connection to this peer is needed until end is called.
 func (p *Peer) Use() (end func()) {
 	p.usage.busy.Add(1)
 	return sync.OnceFunc(func() {
@@ -118,7 +118,7 @@ func (p *Peer) Use() (end func()) {
 	})
 }
 
-// unused returns for how long nobody has needed the connection.
+// unused returns for how long the connection has not been needed.
 func (p *Peer) unused() time.Duration {
 	if p.usage.busy.Load() > 0 {
 		return 0
@@ -185,8 +185,8 @@ func (p *Peer) Usable() bool { return p.pauses.slow.Ready() && !p.Suspect() }
 // UsableForInfo reports whether a short question may be answered soon.
 func (p *Peer) UsableForInfo() bool { return p.pauses.late.Ready() && p.Usable() }
 
-// TimedOut notes that the peer did not answer in time. It is not blamed for that, but nobody
-// waits for it again at once.
+// TimedOut notes that the peer did not answer in time. It is not blamed for that, but it is
+// not waited for again at once.
 func (p *Peer) TimedOut() { p.pauses.slow.Fail() }
 
 // SlowAnswer notes that the peer did not answer a short question in time. It may still be the

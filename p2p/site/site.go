@@ -1,6 +1,11 @@
 // Package site tracks the connected peers of this node's site: it listens and dials, admits
 // peers, keeps a session with each, exchanges inventories, and notices when one is gone.
 // Whatever others can make it keep or do is bounded by machine (package machine).
+//
+// The files build on each other in this order, and none calls one above it: config, addr,
+// gate (allowed networks, bans), door (connections that come in), host; peer, table, core
+// (what all parts share); liveness, handshake, writer, reader (a session); dials, stream,
+// sessions, dialloop, maintain; site.
 package site
 
 import (
@@ -8,10 +13,8 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"net/http"
-	"net/netip"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -33,37 +36,6 @@ import (
 	"github.com/nixp2p/nixp2p/p2p/swarmkey"
 )
 
-// Saved keeps the addresses of peers, with their IDs, from one run to the next.
-type Saved interface {
-	Load() []string
-	Save(addrs []string)
-}
-
-// Config says how a Site works.
-type Config struct {
-	Listen       []string // multiaddrs
-	Bootstrap    []string // as in --bootstrap
-	MDNS         bool
-	MaxPeers     int    // members; 0: 256
-	SwarmKeyFile string // "": an open site
-	// AllowCIDRs are the networks whose machines may be peers. Loopback is allowed as well
-	// if Listen names a loopback address.
-	AllowCIDRs  []netip.Prefix
-	AllowOnLink bool           // also the networks that this machine's interfaces are on
-	Identity    crypto.PrivKey // nil: a fresh one
-	Saved       Saved          // nil: nothing is kept
-	// Banned returns why a peer is blamed, if it is. Nil: no peer is.
-	Banned    func(id string) (reason string, banned bool)
-	Inventory *inventory.Local   // what this machine shares
-	Resolver  discovery.Resolver // of configured names; nil: the system's
-	Events    source.Events
-	Metrics   *metrics.Metrics // required
-	Log       *slog.Logger     // nil discards
-	OnLost    func(*Peer)      // a peer is not connected any more; nil: nobody is told
-	// MaxInventoryBytes bounds the memory of all peers' inventories together; 0: 64 MiB.
-	MaxInventoryBytes int64
-}
-
 // Site is the connected peers. It is safe for concurrent use. Run must be running; before
 // and after, no peer is connected.
 type Site struct {
@@ -78,23 +50,10 @@ type Site struct {
 	started  atomic.Bool
 }
 
-const defaultMaxPeers = 256
-
-var defaultListen = []string{"/ip4/0.0.0.0/tcp/7656", "/ip6/::/tcp/7656"}
-
 // New returns a Site. It opens no socket and starts nothing.
 func New(cfg Config) (*Site, error) {
-	if cfg.Metrics == nil || cfg.Inventory == nil {
-		return nil, errors.New("site: no metrics or no inventory")
-	}
-	if cfg.Log == nil {
-		cfg.Log = slog.New(slog.DiscardHandler)
-	}
-	if cfg.MaxPeers <= 0 {
-		cfg.MaxPeers = defaultMaxPeers
-	}
-	if len(cfg.Listen) == 0 {
-		cfg.Listen = defaultListen
+	if err := cfg.complete(); err != nil {
+		return nil, err
 	}
 	parts, err := partsOf(&cfg)
 	if err != nil {

@@ -26,7 +26,7 @@ const (
 	// maxHead bounds the head of an answer: those of peers are short.
 	maxHead = 16 << 10
 	// maxRequests are answered at a time, each over a stream of its own whose window may be
-	// full of bytes that nobody reads. One machine has at most three quarters.
+	// full of unread bytes. One machine has at most three quarters.
 	maxRequests = 512
 )
 

@@ -1,7 +1,6 @@
 // Package swarmkey lets two nodes prove to each other that they hold the secret of a closed
 // site, bound to both their peer IDs, without telling it. Up to two secrets count at a time,
-// so that one can be changed without a moment at which the site falls apart. It reads no
-// files and sends nothing.
+// so that one can be replaced by another while the site runs.
 package swarmkey
 
 import (
@@ -18,7 +17,7 @@ import (
 
 const (
 	prefix = "nixp2p-swarm-key-1:"
-	// KeySize is the bytes of a secret: it is drawn at random, never a word of somebody's.
+	// KeySize is the bytes of a secret: drawn at random.
 	KeySize = 32
 	// maxKeys: the one in use and the one that follows it.
 	maxKeys = 2
@@ -73,7 +72,7 @@ func Parse(text []byte) (Keys, error) {
 // that it cannot be passed on.
 type Pair struct{ Opener, Answerer string }
 
-// role keeps the two directions apart: a proof cannot be sent back to who made it.
+// role keeps the two directions apart: a proof cannot be sent back to the side that made it.
 type role string
 
 const (

@@ -98,3 +98,29 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// FuzzAnswer: nothing but a proof made with the key is welcome, whatever the other side sends.
+func FuzzAnswer(f *testing.F) {
+	keys, err := Parse([]byte(New()))
+	if err != nil {
+		f.Fatal(err)
+	}
+	p := Pair{Opener: "a", Answerer: "b"}
+	challenge := Challenge()
+	f.Add(keys.Open(p, challenge))
+	f.Add(keys.Open(Pair{Opener: "x", Answerer: "b"}, challenge))
+	f.Add(make([]byte, nonceSize))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		welcome, ok := keys.Answer(p, challenge, b)
+		if ok && !keys.Welcomed(p, challenge, b, welcome) {
+			t.Error("a welcome that the other side refuses")
+		}
+		proves := len(b) >= nonceSize+proofSize && bytes.Contains(b[nonceSize:], p.prove(keys[0], opener, challenge, b[:nonceSize]))
+		if ok && !proves {
+			t.Error("welcome without a proof")
+		}
+		if keys.Welcomed(p, challenge, make([]byte, nonceSize), b) {
+			t.Error("any bytes are a welcome")
+		}
+	})
+}

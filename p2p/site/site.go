@@ -28,10 +28,7 @@ import (
 	"github.com/libp2p/go-libp2p/p2p/host/eventbus"
 	ma "github.com/multiformats/go-multiaddr"
 
-	"github.com/nixp2p/nixp2p/internal/metrics"
-	"github.com/nixp2p/nixp2p/internal/source"
 	"github.com/nixp2p/nixp2p/p2p/discovery"
-	"github.com/nixp2p/nixp2p/p2p/inventory"
 	"github.com/nixp2p/nixp2p/p2p/machine"
 	"github.com/nixp2p/nixp2p/p2p/swarmkey"
 )

@@ -1,8 +1,7 @@
-// Package doctor finds out why nothing is substituted, or slowly: it looks at the node, at what
-// Nix is set to and remembers of it, at the store, the disk and the network, and says of each
-// whether it is well and what to do when it is not. It works without a node, without Nix and
-// without privileges, as far as one can see then. It never writes, changes nothing, and never
-// takes longer than TotalTime.
+// Package doctor finds out why nothing is substituted, or slowly. It asks the running node, looks at
+// Nix's settings and memory, at the disk, the clock and the network, and says of each whether it is
+// fine, and what to do if not. It also works without a node, without Nix and without privileges. It
+// changes nothing, and never takes longer than TotalTime.
 package doctor
 
 import (
@@ -16,7 +15,7 @@ import (
 // Level says how serious a finding is.
 type Level string
 
-// Levels. Unknown is what cannot be told from here: no sign of anything wrong.
+// Levels. Unknown means that it could not be checked; it is no sign of a fault.
 const (
 	OK      Level = "ok"
 	Unknown Level = "unknown"
@@ -26,13 +25,13 @@ const (
 
 // Finding is what one look has shown.
 type Finding struct {
-	Check   string `json:"check"` // which look, one word: kept, programs read it
+	Check   string `json:"check"` // the name of the check; programs read it
 	Level   Level  `json:"level"`
 	Message string `json:"message"`        // a sentence without capital and full stop
 	Hint    string `json:"hint,omitempty"` // what to do about it
 }
 
-// Report is all that was found.
+// Report has all findings.
 type Report struct {
 	Findings []Finding `json:"findings"`
 	Failures int       `json:"failures"`
@@ -53,7 +52,7 @@ func (r *Report) Add(f Finding) {
 // Config is the configuration of the node, as far as it counts here, and the surroundings.
 type Config struct {
 	Listen      string // "host:port" or "unix:PATH"
-	URL         string // at which Nix asks; "" when Nix cannot
+	URL         string // at which Nix asks; "" if it cannot
 	AdminListen string
 	Priority    int
 	Upstreams   []string // URLs
@@ -73,76 +72,76 @@ type Config struct {
 	Sys    string              // "" means /sys
 }
 
-// Bounds. The facts come first, since the looks go by them; then all looks run at once.
+// Bounds. The facts come first, since the checks go by them; then all checks run at once.
 const (
 	factsTime = 3500 * time.Millisecond
-	lookTime  = 4500 * time.Millisecond
+	checkTime = 4500 * time.Millisecond
 	// TotalTime is what Run takes at most.
 	TotalTime = 9 * time.Second
 )
 
-// look is one look at something. It has to heed its context; where it cannot, since a file
-// system or a program does not answer, nobody waits for it.
-type look struct {
+// check is one check. If it does not heed its context, since a file system or a program hangs, it
+// is left behind.
+type check struct {
 	name string
-	run  func(context.Context, *patient) []Finding
+	run  func(context.Context, *facts) []Finding
 }
 
-// looks are in the order in which they are reported: from the node outwards.
-func looks() []look {
-	return []look{
-		{"daemon", lookDaemon},
-		{"substituter", lookSubstituter},
-		{"nix", lookNix},
-		{"used", lookUsed},
-		{"order", lookOrder},
-		{"keys", lookKeys},
-		{"signatures", lookSignatures},
-		{"remembered", lookRemembered},
-		{"database", lookDatabase},
-		{"shared", lookShared},
-		{"disk", lookDisk},
-		{"upstream", lookUpstream},
-		{"clock", lookClock},
-		{"online", lookOnline},
-		{"port", lookPort},
-		{"firewall", lookFirewall},
-		{"multicast", lookMulticast},
-		{"peers", lookPeers},
-		{"wifi", lookWifi},
+// checks are in the order in which they are reported: from the node outwards.
+func checks() []check {
+	return []check{
+		{"daemon", checkDaemon},
+		{"substituter", checkSubstituter},
+		{"recent", checkRecent},
+		{"nix", checkNix},
+		{"used", checkUsed},
+		{"order", checkOrder},
+		{"keys", checkKeys},
+		{"signatures", checkSignatures},
+		{"remembered", checkRemembered},
+		{"database", checkDatabase},
+		{"shared", checkShared},
+		{"disk", checkDisk},
+		{"upstream", checkUpstream},
+		{"clock", checkClock},
+		{"online", checkOnline},
+		{"port", checkPort},
+		{"firewall", checkFirewall},
+		{"peers", checkPeers},
+		{"wifi", checkWifi},
 	}
 }
 
-// Run looks at everything. What hangs, since a file system does not answer, is left behind:
+// Run checks at everything. What hangs, since a file system does not answer, is left behind:
 // the command that called ends anyway.
 func Run(ctx context.Context, cfg Config) Report {
 	done := make(chan Report, 1)
-	go func() { done <- run(ctx, cfg, looks(), lookTime) }()
+	go func() { done <- run(ctx, cfg, checks(), checkTime) }()
 	select {
 	case r := <-done:
 		return r
 	case <-time.After(TotalTime):
 		var r Report
-		r.Add(Finding{"doctor", Failure, fmt.Sprintf("no end within %s", TotalTime), "does a file system hang, of $HOME or of Nix? `dmesg` may say"})
+		r.Add(Finding{"doctor", Failure, fmt.Sprintf("not finished within %s", TotalTime), "does a file system hang, of $HOME or of Nix? see `dmesg`"})
 		return r
 	}
 }
 
 // run gives each look the limit, and a little more for those that come in time.
-func run(ctx context.Context, cfg Config, looks []look, limit time.Duration) Report {
-	p := &patient{Config: cfg}
+func run(ctx context.Context, cfg Config, checks []check, limit time.Duration) Report {
+	p := &facts{Config: cfg}
 	p.gather(ctx)
-	lookCtx, cancel := context.WithTimeout(ctx, limit)
+	checkCtx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	found := make([]chan []Finding, len(looks))
-	for i, l := range looks {
+	found := make([]chan []Finding, len(checks))
+	for i, l := range checks {
 		found[i] = make(chan []Finding, 1) // a look that comes too late has nobody to wait for it
-		go func() { found[i] <- l.run(lookCtx, p) }()
+		go func() { found[i] <- l.run(checkCtx, p) }()
 	}
 	late, stop := context.WithTimeout(ctx, limit+200*time.Millisecond)
 	defer stop()
 	var r Report
-	for i, l := range looks {
+	for i, l := range checks {
 		for _, f := range await(late, found[i], limit) {
 			f.Check = l.name
 			r.Add(f)
@@ -185,7 +184,7 @@ func fail(hint, format string, args ...any) []Finding {
 }
 
 // store returns what the node says of its store, false when it says nothing.
-func (p *patient) store() (admin.Store, bool) {
+func (p *facts) store() (admin.Store, bool) {
 	if p.status == nil || !p.status.Ready {
 		return admin.Store{}, false
 	}

@@ -50,8 +50,8 @@ func TestWifi(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	p := &patient{Config: Config{P2P: true, Sys: sys}}
-	look := func() Finding { return only(t, lookWifi(t.Context(), p)) }
+	p := &facts{Config: Config{P2P: true, Sys: sys}}
+	look := func() Finding { return only(t, checkWifi(t.Context(), p)) }
 	if f := look(); f.Level != Unknown {
 		t.Errorf("without /sys: %+v", f)
 	}
@@ -65,7 +65,7 @@ func TestWifi(t *testing.T) {
 		t.Errorf("Wi-Fi up: %+v", f)
 	}
 	for _, c := range []Config{{P2P: true, Closed: true, Sys: sys}, {Sys: sys}} {
-		if f := only(t, lookWifi(t.Context(), &patient{Config: c})); f.Level != OK {
+		if f := only(t, checkWifi(t.Context(), &facts{Config: c})); f.Level != OK {
 			t.Errorf("%+v: %+v", c, f)
 		}
 	}
@@ -99,19 +99,27 @@ func TestFirewall(t *testing.T) {
 			t.Errorf("names the port %t:\n%s", got, tt.rules)
 		}
 	}
+	for rule, want := range map[string]bool{
+		"tcp dport 7656 drop": true, "udp dport { 5353, 7656 } reject": true, "-A INPUT -p tcp -m tcp --dport 7656 -j DROP": true,
+		"tcp dport 7656 accept": false, "tcp dport 17656 drop": false, "tcp dport 22 drop\n tcp dport 7656 accept": false,
+	} {
+		if got := blocks(rule, "7656") != ""; got != want {
+			t.Errorf("blocks %t: %s", got, rule)
+		}
+	}
 	if names("tcp dport 17656 accept", "7656") {
 		t.Error("takes another port for it")
 	}
 }
 
 func TestPeerPorts(t *testing.T) {
-	p := &patient{Config: Config{P2PListen: []string{"/ip4/0.0.0.0/tcp/7656", "/ip6zone/eth0/ip6/fe80::1/tcp/7657", "/ip4/127.0.0.1/tcp/0", "/dns/x/tcp/1", "junk"}}}
+	p := &facts{Config: Config{P2PListen: []string{"/ip4/0.0.0.0/tcp/7656", "/ip6zone/eth0/ip6/fe80::1/tcp/7657", "/ip4/127.0.0.1/tcp/0", "/dns/x/tcp/1", "junk"}}}
 	if got := fmt.Sprint(p.peerPorts()); got != "[0.0.0.0:7656 [fe80::1]:7657]" {
 		t.Errorf("%s", got)
 	}
 }
 
-func TestLookPort(t *testing.T) {
+func TestCheckPort(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -122,37 +130,27 @@ func TestLookPort(t *testing.T) {
 		fmt.Sprintf("/ip4/0.0.0.0/tcp/%d", port): OK, fmt.Sprintf("/ip4/127.0.0.1/tcp/%d", port): OK,
 		"/ip4/127.0.0.1/tcp/1": Failure, "/ip4/127.0.0.1/tcp/0": Unknown,
 	} {
-		p := &patient{Config: Config{P2P: true, P2PListen: []string{m}}, status: &admin.Status{}}
-		if f := only(t, lookPort(t.Context(), p)); f.Level != want {
+		p := &facts{Config: Config{P2P: true, P2PListen: []string{m}}, status: &admin.Status{}}
+		if f := only(t, checkPort(t.Context(), p)); f.Level != want {
 			t.Errorf("%s: %+v", m, f)
 		}
 	}
 }
 
-func TestLookMulticast(t *testing.T) {
-	p := &patient{Config: Config{P2P: true, MDNS: true}}
-	start := time.Now()
-	f := only(t, lookMulticast(t.Context(), p))
-	if f.Level == Failure || time.Since(start) > lookTime {
-		t.Errorf("%+v", f)
-	}
-	t.Logf("%+v", f)
-}
-
-func TestLookPeers(t *testing.T) {
+func TestCheckPeers(t *testing.T) {
 	on := Config{P2P: true}
 	for _, tt := range []struct {
-		p    patient
+		p    facts
 		want []Level
 	}{
-		{patient{}, []Level{OK}},
-		{patient{Config: on}, []Level{Unknown}},
-		{patient{Config: on, status: &admin.Status{}}, []Level{Warning}},
-		{patient{Config: on, status: &admin.Status{Peers: 2}, peers: []admin.Peer{{ID: "a", Paths: 3, Standing: "good"}, {ID: "b", Standing: "silent"}}}, []Level{OK}},
-		{patient{Config: on, status: &admin.Status{Peers: 1}, peers: []admin.Peer{{ID: "a", Standing: "good"}, {ID: "b", Standing: "liar: bad hash"}}}, []Level{OK, Warning}},
+		{facts{}, []Level{OK}},
+		{facts{Config: on}, []Level{Unknown}},
+		{facts{Config: on, status: &admin.Status{}}, []Level{Warning}},
+		{facts{Config: on, status: &admin.Status{Peers: 2}, peers: []admin.Peer{{ID: "a", Paths: 3, Standing: "good"}, {ID: "b", Standing: "silent"}}}, []Level{OK}},
+		{facts{Config: on, status: &admin.Status{Peers: 1}, peers: []admin.Peer{{ID: "a", Standing: "good"}, {ID: "b", Standing: "liar: bad hash"}}}, []Level{OK, Warning}},
 	} {
 		var got []Level
-		for _, f := range lookPeers(t.Context(), &tt.p) {
+		for _, f := range checkPeers(t.Context(), &tt.p) {
 			got = append(got, f.Level)
 		}
 		if !slices.Equal(got, tt.want) {
@@ -162,7 +160,7 @@ func TestLookPeers(t *testing.T) {
 }
 
 // The clock goes by certificates and by what upstreams say, and does not blame a single one.
-func TestLookClock(t *testing.T) {
+func TestCheckClock(t *testing.T) {
 	at := func(off time.Duration) probe { return probe{url: "http://x", date: time.Now(), off: off} }
 	expired := probe{url: "https://x", err: fmt.Errorf("tls: %w", x509.CertificateInvalidError{Reason: x509.Expired})}
 	for _, tt := range []struct {
@@ -177,7 +175,7 @@ func TestLookClock(t *testing.T) {
 		{"two opinions", []probe{at(time.Hour), at(0)}, Warning},
 		{"certificate", []probe{expired}, Failure},
 	} {
-		if f := only(t, lookClock(t.Context(), &patient{probes: tt.probes})); f.Level != tt.want {
+		if f := only(t, checkClock(t.Context(), &facts{probes: tt.probes})); f.Level != tt.want {
 			t.Errorf("%s: %+v", tt.name, f)
 		}
 	}
@@ -205,22 +203,26 @@ func TestProbe(t *testing.T) {
 }
 
 // A mirror that is down is a warning as long as another one answers.
-func TestLookUpstream(t *testing.T) {
+func TestCheckUpstream(t *testing.T) {
 	ill := errors.New("ill")
-	status := &admin.Status{State: admin.State{Upstreams: []admin.Upstream{{URL: "a", Up: true}, {URL: "b", Why: "refused"}}}}
+	status := &admin.Status{State: admin.State{Upstreams: []admin.Upstream{
+		{URL: "http://a/", Up: true}, {URL: "http://b/", Why: "refused"}, {URL: "http://k/", Up: true, LastError: "answers 401 Unauthorized"},
+	}}, Ready: true}
 	for _, tt := range []struct {
 		name   string
 		probes []probe
 		want   []Level
 	}{
 		{"none", nil, []Level{Warning}},
-		{"well", []probe{{url: "a"}}, []Level{OK}},
-		{"one of two", []probe{{url: "a"}, {url: "c", err: ill}}, []Level{Warning}},
-		{"all", []probe{{url: "a", err: ill}, {url: "c", err: ill}}, []Level{Failure, Failure}},
-		{"the node does not ask it", []probe{{url: "a"}, {url: "b"}}, []Level{Warning}},
+		{"well", []probe{{url: "http://a"}}, []Level{OK}},
+		{"one of two", []probe{{url: "http://a"}, {url: "c", err: ill}}, []Level{Warning}},
+		{"all", []probe{{url: "http://d", err: ill}, {url: "c", err: ill}}, []Level{Failure, Failure}},
+		{"the node does not ask it", []probe{{url: "http://a"}, {url: "http://b"}}, []Level{Warning}},
+		{"the node does not ask the only one", []probe{{url: "http://b"}}, []Level{Failure}},
+		{"it refuses our credentials", []probe{{url: "http://a"}, {url: "http://k"}}, []Level{Warning}},
 	} {
 		var got []Level
-		for _, f := range lookUpstream(t.Context(), &patient{probes: tt.probes, status: status}) {
+		for _, f := range checkUpstream(t.Context(), &facts{probes: tt.probes, status: status}) {
 			got = append(got, f.Level)
 		}
 		if !slices.Equal(got, tt.want) {
@@ -246,7 +248,7 @@ func TestHints(t *testing.T) {
 
 // How the node is written in nix.conf does not matter to whether it is used.
 func TestUsed(t *testing.T) {
-	p := &patient{Config: Config{URL: "http://127.0.0.1:7654"}}
+	p := &facts{Config: Config{URL: "http://127.0.0.1:7654"}}
 	for url, want := range map[string]bool{
 		"http://127.0.0.1:7654": true, "http://127.0.0.1:7654/": true, "http://localhost:7654": true, "http://127.0.0.1:7654?priority=1": true,
 		"http://[::1]:7654": true, "http://127.0.0.1:7655": false, "https://cache.nixos.org": false,
@@ -264,7 +266,7 @@ func TestUsed(t *testing.T) {
 	}
 }
 
-func TestLookKeys(t *testing.T) {
+func TestCheckKeys(t *testing.T) {
 	a, b, other := nixtest.NewKey("a-1").Public(), nixtest.NewKey("b-1").Public(), "a-1:"+strings.Repeat("A", 43)+"="
 	for _, tt := range []struct {
 		nix, ours []string
@@ -277,9 +279,9 @@ func TestLookKeys(t *testing.T) {
 		{[]string{other}, []string{a}, true, []Level{Failure}},
 		{[]string{a}, []string{a}, false, []Level{Warning}},
 	} {
-		p := &patient{Config: Config{TrustedKeys: tt.ours}, settings: nixconf.Settings{TrustedPublicKeys: tt.nix, RequireSigs: tt.sigs}}
+		p := &facts{Config: Config{TrustedKeys: tt.ours}, settings: nixconf.Settings{TrustedPublicKeys: tt.nix, RequireSigs: tt.sigs}}
 		var got []Level
-		for _, f := range lookKeys(t.Context(), p) {
+		for _, f := range checkKeys(t.Context(), p) {
 			got = append(got, f.Level)
 		}
 		if !slices.Equal(got, tt.want) {
@@ -296,13 +298,13 @@ func TestShared(t *testing.T) {
 	}{
 		{admin.Store{Database: "none"}, []Level{Unknown}, "no database"},
 		{admin.Store{Database: "live", Complete: true}, []Level{OK}, "0 of 0 paths"},
-		{admin.Store{Database: "live", Complete: true, Paths: 9, Shared: 4, Unsigned: 3, Addressed: 2}, []Level{OK}, "4 of 9 paths can be shared; not 3 built here and signed by nobody, 2 sources"},
-		{admin.Store{Database: "live", Complete: true, Paths: 1, Trusted: 1}, []Level{Warning}, "no share key"},
+		{admin.Store{Database: "live", Complete: true, Paths: 9, Shared: 4, Unsigned: 3, Addressed: 2}, []Level{OK}, "4 of 9 paths can be shared; not 3 built here and not signed, 2 sources"},
+		{admin.Store{Database: "live", Complete: true, Paths: 1, Trusted: 1}, []Level{Warning}, "not a share key"},
 		{admin.Store{Database: "live", Paths: 1}, []Level{OK}, "still counting"},
 		{admin.Store{Database: "live", Complete: true, Paths: 2, Shared: 2, Quarantined: 1}, []Level{OK, Warning}, "2 of 2"},
 	} {
-		p := &patient{status: &admin.Status{Ready: true, State: admin.State{Store: tt.store}}}
-		all := lookShared(t.Context(), p)
+		p := &facts{status: &admin.Status{Ready: true, State: admin.State{Store: tt.store}}}
+		all := checkShared(t.Context(), p)
 		var got []Level
 		for _, f := range all {
 			got = append(got, f.Level)
@@ -379,7 +381,7 @@ func TestReadMemory(t *testing.T) {
 }
 
 // What Nix remembers as absent is no fault as long as it is.
-func TestLookRemembered(t *testing.T) {
+func TestCheckRemembered(t *testing.T) {
 	gone, here := strings.Repeat("a", 32), strings.Repeat("b", 32)
 	mux := http.NewServeMux()
 	mux.HandleFunc("/"+here+".narinfo", func(http.ResponseWriter, *http.Request) {})
@@ -415,12 +417,12 @@ func TestLookRemembered(t *testing.T) {
 			t.Fatal(err)
 		}
 		env := map[string]string{"XDG_CACHE_HOME": filepath.Dir(cache)}
-		p := &patient{Config: Config{Listen: at, URL: "http://" + at, Getenv: func(k string) string { return env[k] }}, settings: nixconf.Defaults()}
+		p := &facts{Config: Config{Listen: at, URL: "http://" + at, Getenv: func(k string) string { return env[k] }}, settings: nixconf.Defaults()}
 		if tt.up {
 			p.front = &nix.CacheInfo{Priority: tt.priority}
 		}
 		// What root's Nix remembers may be closed to whoever runs the tests.
-		all := slices.DeleteFunc(lookRemembered(t.Context(), p), func(f Finding) bool { return f.Level == Unknown })
+		all := slices.DeleteFunc(checkRemembered(t.Context(), p), func(f Finding) bool { return f.Level == Unknown })
 		if f := only(t, all); f.Level != tt.want {
 			t.Errorf("%s: %+v", tt.name, f)
 		}
@@ -432,10 +434,10 @@ func TestLookRemembered(t *testing.T) {
 func TestRunEnds(t *testing.T) {
 	release := make(chan struct{})
 	defer close(release)
-	r := run(t.Context(), Config{Listen: "127.0.0.1:1", AdminListen: "127.0.0.1:1", Getenv: func(string) string { return "" }}, []look{
-		{"stuck", func(context.Context, *patient) []Finding { <-release; return nil }},
-		{"well", func(context.Context, *patient) []Finding { return ok("well") }},
-		{"slow", func(ctx context.Context, _ *patient) []Finding { <-ctx.Done(); return warn("wait", "slow") }},
+	r := run(t.Context(), Config{Listen: "127.0.0.1:1", AdminListen: "127.0.0.1:1", Getenv: func(string) string { return "" }}, []check{
+		{"stuck", func(context.Context, *facts) []Finding { <-release; return nil }},
+		{"well", func(context.Context, *facts) []Finding { return ok("well") }},
+		{"slow", func(ctx context.Context, _ *facts) []Finding { <-ctx.Done(); return warn("wait", "slow") }},
 	}, 100*time.Millisecond)
 	if fmt.Sprint(r.Findings) != "[{stuck unknown no answer within 100ms } {well ok well } {slow warning slow wait}]" || r.Failures != 0 || r.Warnings != 1 {
 		t.Errorf("%+v", r)

@@ -12,25 +12,29 @@ import (
 	"time"
 )
 
-// lookFirewall reads the rules of this machine, where they can be read. It is a guess: rules
-// can say anything.
-func lookFirewall(ctx context.Context, p *patient) []Finding {
+// checkFirewall looks for rules of this machine that block the ports of the node.
+func checkFirewall(ctx context.Context, p *facts) []Finding {
 	at := p.peerPorts()
 	switch {
 	case !p.P2P:
 		return ok("peers are off (--p2p=false)")
 	case len(at) == 0:
-		return unknown("the port for peers is another one after each start")
+		return unknown("the port for peers changes with each start")
 	}
 	rules, err := readRules(ctx)
 	if err != nil {
 		return unknown("cannot tell: %v", err)
 	}
+	port := strconv.Itoa(int(at[0].Port()))
+	for _, x := range []string{port, "5353"} {
+		if rule := blocks(rules, x); rule != "" && (x == port || p.MDNS) {
+			return warn("remove that rule, or let "+x+" in before it", "a firewall rule blocks port %s: %s", x, rule)
+		}
+	}
 	if !refuses(rules) {
-		return ok("no rule here that keeps others out")
+		return ok("no local firewall rule found that blocks peers")
 	}
 	var shut []string
-	port := strconv.Itoa(int(at[0].Port()))
 	if !names(rules, port) {
 		shut = append(shut, port+"/tcp")
 	}
@@ -39,7 +43,7 @@ func lookFirewall(ctx context.Context, p *patient) []Finding {
 	}
 	if len(shut) > 0 {
 		return warn("let it in: `services.nixp2p.openFirewall` on NixOS, `ufw allow "+shut[0]+"`, `firewall-cmd --add-port="+shut[0]+"`",
-			"the firewall refuses what no rule lets in, and none seems to be about %s", strings.Join(shut, " and "))
+			"the firewall refuses what no rule accepts, and no rule names %s", strings.Join(shut, " and "))
 	}
 	return ok("the firewall has rules for the ports")
 }
@@ -87,7 +91,12 @@ var refusing = regexp.MustCompile(`(?m)hook input [^}]*?policy drop|^-P INPUT (D
 
 func refuses(rules string) bool { return refusing.MatchString(rules) }
 
-// names tells whether a rule is about a port, alone or among others.
+// blocks returns the rule that drops or rejects what is for a port, "" if there is none.
+func blocks(rules, port string) string {
+	return strings.TrimSpace(regexp.MustCompile(`(?m)^.*dports?\b[^\n]*\b` + port + `\b[^\n]*\b(?:drop|reject|DROP|REJECT)\b.*$`).FindString(rules))
+}
+
+// names reports whether a rule names a port, alone or among others.
 func names(rules, port string) bool {
 	return regexp.MustCompile(`(?m)(dport|dports)\b[^\n]*\b` + port + `\b`).MatchString(rules)
 }

@@ -30,8 +30,8 @@ const rememberedFiles = "binary-cache-v*.sqlite"
 // maxAsked bounds how many remembered absences are asked for anew.
 const maxAsked = 32
 
-// lookRemembered finds answers of the past that keep Nix from asking again.
-func lookRemembered(ctx context.Context, p *patient) []Finding {
+// checkRemembered finds answers of the past that keep Nix from asking again.
+func checkRemembered(ctx context.Context, p *facts) []Finding {
 	as, used := p.used()
 	if !used {
 		as = p.URL
@@ -46,7 +46,7 @@ func lookRemembered(ctx context.Context, p *patient) []Finding {
 		names, _ := filepath.Glob(filepath.Join(dir, rememberedFiles))
 		for _, name := range names {
 			files++
-			found, err := p.lookMemory(ctx, name, as)
+			found, err := p.checkMemory(ctx, name, as)
 			if err != nil {
 				found = unknown("%s: %v", name, err)
 			}
@@ -60,7 +60,7 @@ func lookRemembered(ctx context.Context, p *patient) []Finding {
 }
 
 // memories are the directories where this user's Nix and root's remember.
-func (p *patient) memories() (dirs []string) {
+func (p *facts) memories() (dirs []string) {
 	add := func(dir string) {
 		for _, d := range dirs {
 			if d == dir {
@@ -91,7 +91,7 @@ type memory struct {
 	absences int
 }
 
-func (p *patient) lookMemory(ctx context.Context, name, as string) ([]Finding, error) {
+func (p *facts) checkMemory(ctx context.Context, name, as string) ([]Finding, error) {
 	m, err := readMemory(ctx, name, as, time.Now().Add(-time.Duration(p.settings.NegativeTTL)*time.Second))
 	if err != nil || m == nil {
 		return nil, err
@@ -124,7 +124,7 @@ func (p *patient) lookMemory(ctx context.Context, name, as string) ([]Finding, e
 const infoTTL = 7 * 24 * time.Hour
 
 // goesBy tells whether Nix still goes by what a cache said of itself then.
-func (p *patient) goesBy(then time.Time) bool {
+func (p *facts) goesBy(then time.Time) bool {
 	return p.nix == nil || !p.nix.AtLeast(2, 10) || time.Since(then) < infoTTL
 }
 
@@ -193,7 +193,7 @@ func openMode(name string) (string, error) {
 
 // hereNow asks the node for paths that Nix thinks absent, and returns how many it has, of how
 // many it could say.
-func (p *patient) hereNow(ctx context.Context, hashes []nix.StoreHash) (here, asked int) {
+func (p *facts) hereNow(ctx context.Context, hashes []nix.StoreHash) (here, asked int) {
 	if p.front == nil {
 		return 0, 0
 	}

@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -8,11 +9,14 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/nixp2p/nixp2p/internal/admin"
 	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/nixconf"
 )
 
 // probe is one question to an upstream, past the node.
@@ -24,7 +28,7 @@ type probe struct {
 	off  time.Duration // of this machine's clock, ahead when positive
 }
 
-func (p *patient) probeUpstreams(ctx context.Context) {
+func (p *facts) probeUpstreams(ctx context.Context) {
 	p.probes = make([]probe, len(p.Upstreams))
 	var wg sync.WaitGroup
 	for i, u := range p.Upstreams {
@@ -61,32 +65,69 @@ func probeOne(ctx context.Context, upstream string) probe {
 	return pr
 }
 
-// lookUpstream compares what the node thinks of its upstreams with what they answer now.
-func lookUpstream(_ context.Context, p *patient) []Finding {
+// checkUpstream reports what the node says about its upstreams, and how they answer here.
+func checkUpstream(_ context.Context, p *facts) []Finding {
+	if len(p.probes) == 0 {
+		return warn("name one with --upstream", "no upstream: only paths of peers and of this machine are available")
+	}
 	var found []Finding
-	reached := 0
+	fine := 0
 	for _, pr := range p.probes {
-		why := p.down(pr.url)
-		switch {
-		case pr.err != nil:
-			found = append(found, warn(hintFor(pr.err), "%s cannot be reached: %v", pr.url, pr.err)...)
-		case why != "":
-			found = append(found, warn("it answers here: the node tries it again within seconds", "the node does not ask %s: %s", pr.url, why)...)
-		default:
-			reached++
+		if f := p.judge(pr); f != nil {
+			found = append(found, f...)
+		} else {
+			fine++
 		}
 	}
-	switch {
-	case len(p.probes) == 0:
-		return warn("name one with --upstream", "no upstream: only what peers and this machine have can be had")
-	case reached == 0:
+	if fine == 0 {
 		for i := range found {
 			found[i].Level = Failure
 		}
-	case len(found) == 0:
-		return ok("%s answering: %s", count(reached, "cache"), p.probes[0].url+more(len(p.probes)-1))
+	}
+	if len(found) == 0 {
+		return ok("%s answering: %s", count(fine, "cache"), p.probes[0].url+more(len(p.probes)-1))
 	}
 	return found
+}
+
+// judge returns what is wrong with an upstream, nil if nothing is.
+func (p *facts) judge(pr probe) []Finding {
+	up := p.upstream(pr.url)
+	if up == nil {
+		if pr.err == nil {
+			return nil
+		}
+		return warn(hintFor(pr.err), "%s cannot be reached: %s", pr.url, describe(pr.err))
+	}
+	why := cmp.Or(up.Why, up.LastError)
+	switch {
+	case !up.Up && pr.err == nil:
+		return warn("it answers here: has the service another network or proxy ($https_proxy in its unit)? the node tries it again within seconds",
+			"the node does not ask %s: %s", pr.url, why)
+	case !up.Up:
+		return warn(hintFor(pr.err), "the node does not ask %s: %s", pr.url, why)
+	case refusedUs(why):
+		return warn("are its credentials in a file that only root can read? put them into /etc/credstore/nixp2p.netrc and restart nixp2p, see docs/ci.md",
+			"%s refuses our credentials: %s", pr.url, why)
+	case up.Why != "":
+		return warn("`nixp2p status` shows it", "%s is degraded: %s", pr.url, up.Why)
+	case pr.err != nil:
+		return warn(hintFor(pr.err), "%s cannot be reached from here: %s", pr.url, describe(pr.err))
+	}
+	return nil
+}
+
+// refusedUs reports whether an upstream answered 401 or 403.
+func refusedUs(why string) bool {
+	return strings.Contains(why, "401") || strings.Contains(why, "403") || strings.Contains(why, "credentials")
+}
+
+// describe says what an error means to a user.
+func describe(err error) string {
+	if errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Sprintf("no answer within %.1f s", factsTime.Seconds())
+	}
+	return err.Error()
 }
 
 func more(n int) string {
@@ -96,17 +137,16 @@ func more(n int) string {
 	return fmt.Sprintf(" and %d more", n)
 }
 
-// down returns why the node does not ask an upstream, "" when it does.
-func (p *patient) down(url string) string {
-	if p.status == nil {
-		return ""
+// upstream returns what the node says about an upstream, nil if it does not.
+func (p *facts) upstream(url string) *admin.Upstream {
+	if p.status == nil || !p.status.Ready {
+		return nil
 	}
-	for _, u := range p.status.Upstreams {
-		if u.URL == url && !u.Up {
-			return u.Why
-		}
+	i := slices.IndexFunc(p.status.Upstreams, func(u admin.Upstream) bool { return nixconf.SameCache(u.URL, url) })
+	if i < 0 {
+		return nil
 	}
-	return ""
+	return &p.status.Upstreams[i]
 }
 
 // hintFor says what an error on the way to a cache usually means.
@@ -136,7 +176,7 @@ func certificate(err error) bool {
 // hours, a wrong time zone is off by at least a quarter of one.
 const maxOff = 5 * time.Minute
 
-func lookClock(_ context.Context, p *patient) []Finding {
+func checkClock(_ context.Context, p *facts) []Finding {
 	const hint = "set the clock: `timedatectl set-ntp true`; with a wrong one certificates look expired, and Nix remembers too long or not at all"
 	for _, pr := range p.probes {
 		var invalid x509.CertificateInvalidError

@@ -20,8 +20,8 @@ import (
 	"github.com/nixp2p/nixp2p/internal/nixconf"
 )
 
-// patient is what all looks go by. It is filled by gather and only read afterwards.
-type patient struct {
+// facts are what all checks use. They are filled by gather and only read afterwards.
+type facts struct {
 	Config
 
 	status    *admin.Status // nil: see statusErr
@@ -42,7 +42,7 @@ type patient struct {
 }
 
 // gather asks the node and Nix, all at once.
-func (p *patient) gather(ctx context.Context) {
+func (p *facts) gather(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, factsTime)
 	defer cancel()
 	var wg sync.WaitGroup
@@ -56,13 +56,13 @@ func (p *patient) gather(ctx context.Context) {
 // askTime bounds a question to the node: it answers these from memory.
 const askTime = 3 * time.Second
 
-func (p *patient) askNode(ctx context.Context) {
+func (p *facts) askNode(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()
 	c := admin.Client{Addr: p.AdminListen}
 	status, err := c.Status(ctx)
 	if err == nil && (status.Version == "" || status.Upstreams == nil) {
-		err = errStranger
+		err = errOther
 	}
 	if err != nil {
 		p.statusErr = err
@@ -72,11 +72,11 @@ func (p *patient) askNode(ctx context.Context) {
 	p.peers, _ = c.Peers(ctx) // the number of peers is in the status, too
 }
 
-// errStranger is an answer that no nixp2p gives.
-var errStranger = errors.New("what answers is not nixp2p")
+// errOther is an answer that no nixp2p gives.
+var errOther = errors.New("what answers is not nixp2p")
 
 // askNix finds out what Nix goes by: Nix itself says it best.
-func (p *patient) askNix(ctx context.Context) {
+func (p *facts) askNix(ctx context.Context) {
 	p.places = nixconf.Look(p.Getenv)
 	p.system, p.settingsErr = p.places.ReadSystem()
 	p.nix, p.nixErr = nixconf.Find(ctx, p.Getenv)
@@ -151,7 +151,7 @@ func fetch(ctx context.Context, c *http.Client, url string, most int64) ([]byte,
 }
 
 // errWebPage is what a hotel's network answers before one has logged in.
-var errWebPage = errors.New("answers with a web page")
+var errWebPage = errors.New("answers with a web page (a login page?)")
 
 // askCacheInfo asks a cache what it says of itself.
 func askCacheInfo(ctx context.Context, c *http.Client, url string) (*nix.CacheInfo, error) {
@@ -173,9 +173,9 @@ func parseCacheInfo(text []byte) (*nix.CacheInfo, error) {
 	return &info, nil
 }
 
-// multiUser tells whether this user's Nix works through a daemon, which need not do what this
+// multiUser reports whether this user's Nix works through a daemon, which need not do what this
 // user's settings say.
-func (p *patient) multiUser() bool {
+func (p *facts) multiUser() bool {
 	if p.Getenv("NIX_REMOTE") == "daemon" {
 		return true
 	}
@@ -183,7 +183,7 @@ func (p *patient) multiUser() bool {
 	return os.Geteuid() != 0 && err == nil
 }
 
-// listed tells whether this user is in a list such as trusted-users: by name, by @GROUP, or
+// listed reports whether this user is in a list such as trusted-users: by name, by @GROUP, or
 // by *.
 func listed(users []string) bool {
 	if slices.Contains(users, "*") {
@@ -205,8 +205,8 @@ func listed(users []string) bool {
 	return false
 }
 
-// noNix tells whether there is no Nix here, and nothing of its configuration to look at.
-func (p *patient) noNix() bool {
+// noNix reports whether there is no Nix here, and nothing of its configuration to look at.
+func (p *facts) noNix() bool {
 	if !errors.Is(p.nixErr, fs.ErrNotExist) {
 		return false
 	}

@@ -19,19 +19,19 @@ import (
 	"github.com/nixp2p/nixp2p/verify"
 )
 
-func lookNix(_ context.Context, p *patient) []Finding {
+func checkNix(_ context.Context, p *facts) []Finding {
 	if errors.Is(p.nixErr, fs.ErrNotExist) {
-		return warn("install it, or run this as the user who has it in $PATH", "no nix command found: going by the files alone")
+		return warn("install it, or run this as the user who has it in $PATH", "no nix command found: using the files alone")
 	}
 	if p.settingsErr != nil {
-		return fail("mend the file: every command of Nix fails with it", "Nix cannot read its configuration: %v", p.settingsErr)
+		return fail("fix the file: every Nix command fails with it", "Nix cannot read its configuration: %v", p.settingsErr)
 	}
 	if p.nixErr != nil {
 		return fail("try `nix --version`", "the installed Nix does not work: %v", p.nixErr)
 	}
 	all := ok("Nix %s (%s)", p.nix.Version, p.nix.Path)
 	if p.settings.Fallback && !p.nix.AtLeast(2, 13) {
-		all = append(all, warn("leave `fallback` out of nix.conf, or take Nix 2.13 or later",
+		all = append(all, warn("remove `fallback` from nix.conf, or use Nix 2.13 or later",
 			"`fallback = true`: this Nix crashes with it when a cache goes away")...)
 	}
 	if p.settings.ConnectTimeout == 0 && !p.nix.AtLeast(2, 29) {
@@ -45,15 +45,15 @@ func lookNix(_ context.Context, p *patient) []Finding {
 }
 
 // setupHint says how the node comes into the list.
-func (p *patient) setupHint() string {
+func (p *facts) setupHint() string {
 	if target, err := os.Readlink(p.places.System); err == nil && (strings.HasPrefix(target, "/nix/store/") || strings.HasPrefix(target, "/etc/static/")) {
 		return "NixOS: `services.nixp2p.enable = true`; `nixp2p setup` shows what it sets"
 	}
-	return "`nixp2p setup --apply` puts it there; then restart the Nix daemon"
+	return "`nixp2p setup --apply` adds it; then restart the Nix daemon"
 }
 
-// lookUsed says whether Nix asks the node at all.
-func lookUsed(_ context.Context, p *patient) []Finding {
+// checkUsed says whether Nix asks the node at all.
+func checkUsed(_ context.Context, p *facts) []Finding {
 	switch {
 	case p.URL == "":
 		return fail("give --listen an address such as 127.0.0.1:7654", "Nix cannot ask a substituter on %s", p.Listen)
@@ -74,16 +74,16 @@ func lookUsed(_ context.Context, p *patient) []Finding {
 		return fail("put it into "+p.places.System+" instead: `sudo nixp2p setup --apply`, then restart the Nix daemon",
 			"the Nix daemon ignores %s: only this user's settings name it, and this user is not in trusted-users", as)
 	case !p.settings.Substitute && online() != "": // offline it says so by itself
-		return fail("take `substitute = false` out of nix.conf", "Nix is told not to substitute at all")
+		return fail("remove `substitute = false` from nix.conf", "Nix is told not to substitute at all")
 	}
 	if len(p.settings.Substituters) == 1 {
-		return warn("keep https://cache.nixos.org in the list", "%s is the only substituter: while it is stopped nothing can be substituted", as)
+		return warn("keep https://cache.nixos.org in the list", "%s is the only substituter: while it is stopped, nothing can be substituted", as)
 	}
 	return ok("%s is one of %d substituters", as, len(p.settings.Substituters))
 }
 
 // used returns how the node is written in the list of substituters.
-func (p *patient) used() (string, bool) {
+func (p *facts) used() (string, bool) {
 	_, port, _ := strings.Cut(strings.TrimPrefix(p.URL, "http://"), ":")
 	for _, s := range p.settings.Substituters {
 		if nixconf.SameCache(s, p.URL) {
@@ -105,8 +105,8 @@ type rank struct {
 	err      error
 }
 
-// lookOrder asks every substituter for its priority, as Nix does.
-func lookOrder(ctx context.Context, p *patient) []Finding {
+// checkOrder asks every substituter for its priority, as Nix does.
+func checkOrder(ctx context.Context, p *facts) []Finding {
 	as, used := p.used()
 	if !used || p.front == nil {
 		return unknown("the node is not asked, or does not answer")
@@ -150,7 +150,7 @@ func lookOrder(ctx context.Context, p *patient) []Finding {
 }
 
 // rank finds a substituter's priority. Parameters in its URL win over what it says.
-func (p *patient) rank(ctx context.Context, url, own string) rank {
+func (p *facts) rank(ctx context.Context, url, own string) rank {
 	r := rank{url: url, priority: 1 << 30}
 	at, given, ok := withPriority(url)
 	if ok {
@@ -202,9 +202,9 @@ func outside() *http.Client {
 	return &http.Client{Transport: &http.Transport{Proxy: http.ProxyFromEnvironment, DisableKeepAlives: true}}
 }
 
-// lookKeys compares whose word counts here and there: Nix takes nothing that is not signed by
+// checkKeys compares whose word counts here and there: Nix takes nothing that is not signed by
 // one of its own keys.
-func lookKeys(_ context.Context, p *patient) []Finding {
+func checkKeys(_ context.Context, p *facts) []Finding {
 	if p.noNix() || p.settingsErr != nil {
 		return unknown("the configuration of Nix is not known")
 	}
@@ -226,38 +226,38 @@ func lookKeys(_ context.Context, p *patient) []Finding {
 	var found []Finding
 	if len(other) > 0 {
 		found = append(found, fail("one of the two is wrong: compare nix.conf with --trusted-public-key",
-			"Nix and nixp2p know different keys by the name %s", strings.Join(other, ", "))...)
+			"Nix and nixp2p have different keys with the name %s", strings.Join(other, ", "))...)
 	}
 	if len(missing) > 0 {
 		hint := "add to nix.conf: `extra-trusted-public-keys = " + strings.Join(missing, " ") + "`; then restart the Nix daemon"
 		if len(missing) == len(p.TrustedKeys) {
-			found = append(found, fail(hint, "Nix trusts none of the keys that nixp2p goes by: it refuses everything that it is offered")...)
+			found = append(found, fail(hint, "Nix trusts none of the keys that nixp2p trusts: it refuses everything that it is offered")...)
 		} else {
-			found = append(found, warn(hint, "Nix does not trust %d of the keys that nixp2p goes by: it refuses what only they have signed", len(missing))...)
+			found = append(found, warn(hint, "Nix does not trust %d of the keys that nixp2p trusts: it refuses what only they have signed", len(missing))...)
 		}
 	}
 	if !p.settings.RequireSigs {
-		found = append(found, warn("take `require-sigs = false` out of nix.conf", "Nix takes what nobody has signed")...)
+		found = append(found, warn("remove `require-sigs = false` from nix.conf", "Nix accepts unsigned paths")...)
 	}
 	if len(found) == 0 {
-		return ok("Nix trusts what nixp2p goes by (%s)", count(len(p.TrustedKeys), "key"))
+		return ok("Nix trusts the same keys (%s)", count(len(p.TrustedKeys), "key"))
 	}
 	return found
 }
 
-// lookSignatures takes one path that is shared and does what Nix does with its narinfo.
-func lookSignatures(ctx context.Context, p *patient) []Finding {
+// checkSignatures takes one path that is shared and does what Nix does with its narinfo.
+func checkSignatures(ctx context.Context, p *facts) []Finding {
 	s, up := p.store()
 	if !up || p.settingsErr != nil || p.noNix() {
 		return unknown("there is no node or no Nix to try it with")
 	}
 	hash, err := nix.ParseStoreHash(s.Sample)
 	if err != nil {
-		return unknown("no path is shared that it could be tried with")
+		return unknown("no path is shared with which it could be tried")
 	}
 	keys, err := verify.ParseKeys(p.settings.TrustedPublicKeys)
 	if err != nil {
-		return fail("mend trusted-public-keys in nix.conf", "the keys of Nix cannot be read: %v", err)
+		return fail("fix trusted-public-keys in nix.conf", "the keys of Nix cannot be read: %v", err)
 	}
 	text, _, err := fetch(ctx, frontClient(p.Listen), "http://"+frontHost(p.Listen)+"/"+hash.String()+".narinfo", maxNarinfo)
 	if err != nil {

@@ -13,8 +13,8 @@ import (
 )
 
 // MaxConns is the number of connections that a node keeps for clients: each Nix process opens
-// up to 25, and one takes about 20 kB of memory.
-const MaxConns = 4 << 10
+// up to 25, and one takes up to 30 kB of memory.
+const MaxConns = 2 << 10
 
 // Conns bounds the connections of a server. When there are too many, those that are of least use
 // are closed to make room: a client that holds thousands of idle connections must not keep

@@ -10,10 +10,10 @@ import (
 	"time"
 )
 
-// stalling sends first, waits, and goes on with rest.
+// stalling sends first, waits once, and goes on with rest.
 type stalling struct {
 	first io.Reader
-	wait  time.Duration
+	wait  func()
 	rest  io.Reader
 }
 
@@ -22,9 +22,9 @@ func (r *stalling) Read(p []byte) (int, error) {
 	if n > 0 || !errors.Is(err, io.EOF) {
 		return n, err
 	}
-	if r.wait > 0 {
-		<-time.After(r.wait)
-		r.wait = 0
+	if r.wait != nil {
+		r.wait()
+		r.wait = nil
 	}
 	return r.rest.Read(p)
 }
@@ -76,7 +76,7 @@ func TestGuardPatience(t *testing.T) {
 				for _, rest := range [][]byte{bad, data} {
 					dst := &arrivals{received: received{want: data}, start: time.Now()}
 					filler, drainer := pass(wantOf(data), test.hold, dst, func(g *Guard) error {
-						return g.Fill(&stalling{bytes.NewReader(rest[:test.sent]), test.stall, bytes.NewReader(rest[test.sent:])})
+						return g.Fill(&stalling{bytes.NewReader(rest[:test.sent]), func() { time.Sleep(test.stall) }, bytes.NewReader(rest[test.sent:])})
 					})
 					good := &rest[0] == &data[0]
 					if !matches(filler, map[bool]any{true: nil, false: ReasonHash}[good]) || drainer != filler { //nolint:errorlint // the same one
@@ -92,14 +92,14 @@ func TestGuardPatience(t *testing.T) {
 						t.Errorf("first byte after %v, want %v", dst.first, test.first)
 					}
 				}
-				checkStalled(t, data, test.sent, test.stall, test.hold, test.before, test.after)
+				checkStalled(t, data, test.sent, func() { time.Sleep(test.stall) }, test.hold, test.before, test.after)
 			})
 		})
 	}
 }
 
 // checkStalled looks how much a client has when its source breaks after a stall.
-func checkStalled(t *testing.T, data []byte, sent int, stall time.Duration, hold Holdback, least, most int) {
+func checkStalled(t *testing.T, data []byte, sent int, stall func(), hold Holdback, least, most int) {
 	t.Helper()
 	dst := &received{want: data}
 	filler, _ := pass(wantOf(data), hold, dst, func(g *Guard) error {
@@ -113,20 +113,20 @@ func checkStalled(t *testing.T, data []byte, sent int, stall time.Duration, hold
 // slowWriter takes its time for each write.
 type slowWriter struct {
 	received
-	each time.Duration
+	wait func()
 }
 
 func (w *slowWriter) Write(p []byte) (int, error) {
-	<-time.After(w.each)
+	w.wait()
 	return w.received.Write(p)
 }
 
 // TestGuardSlowReader: a slow client is waited for, holds the source back, and does not
-// wear down the tail.
+// shrink the tail.
 func TestGuardSlowReader(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		data := noise()[:8<<20]
-		dst := &slowWriter{received{want: data}, 30 * time.Second}
+		dst := &slowWriter{received{want: data}, func() { time.Sleep(30 * time.Second) }}
 		g := NewGuard(wantOf(data), Holdback{})
 		filled := make(chan error, 1)
 		go func() { filled <- g.End(g.Fill(&flipped{b: data, at: len(data) - 1})) }()

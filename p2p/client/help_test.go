@@ -10,7 +10,6 @@ import (
 	"slices"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -235,24 +234,22 @@ func (s *slow) Close() error {
 	return nil
 }
 
-// asks runs f in fake time with a client of a site.
-func asks(t *testing.T, f func(t *testing.T, c *Client, s *fakeSite, events *[]source.Event)) {
+// newSite returns a client of a site without peers, and what happens there.
+func newSite(t *testing.T) (*Client, *fakeSite, *[]source.Event) {
 	t.Helper()
-	synctest.Test(t, func(t *testing.T) {
-		s := &fakeSite{}
-		var mu sync.Mutex
-		var events []source.Event
-		c := New(Config{
-			Site: s, Keys: nixtest.Keys(t, key), ShareKeys: []string{key.Name}, Reputation: reputation.New(nil), Metrics: metrics.New(),
-			Events: func(e source.Event) {
-				mu.Lock()
-				defer mu.Unlock()
-				events = append(events, e)
-			},
-		})
-		f(t, c, s, &events)
-		c.Close()
+	s := &fakeSite{}
+	var mu sync.Mutex
+	var events []source.Event
+	c := New(Config{
+		Site: s, Keys: nixtest.Keys(t, key), ShareKeys: []string{key.Name}, Reputation: reputation.New(nil), Metrics: metrics.New(),
+		Events: func(e source.Event) {
+			mu.Lock()
+			defer mu.Unlock()
+			events = append(events, e)
+		},
 	})
+	t.Cleanup(c.Close)
+	return c, s, &events
 }
 
 func rawOf(p nixtest.Path) []source.Sized {

@@ -5,6 +5,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/nixp2p/nixp2p/internal/nix"
@@ -28,7 +29,8 @@ func TestUnsignedLines(t *testing.T) {
 		"fat":       "Sig: " + strings.Repeat("k", 900_000) + ":" + strings.Repeat("A", 86) + "==\n",
 		"unknown":   "X-Evil: 1\n",
 	} {
-		asks(t, func(t *testing.T, c *Client, s *fakeSite, _ *[]source.Event) {
+		synctest.Test(t, func(t *testing.T) {
+			c, s, _ := newSite(t)
 			f := s.add(p)
 			f.info = func(text []byte) []byte { return append(text, line...) }
 			info, err := c.Info(t.Context(), p.Hash())
@@ -66,7 +68,8 @@ func TestInfoAnswers(t *testing.T) {
 		{"garbage", func([]byte) []byte { return []byte("<html>") }, isInvalid, 10 * time.Minute},
 		{"endless", func(b []byte) []byte { return append(b, make([]byte, wire.MaxInfo)...) }, func(err error) bool { return err != nil && !isInvalid(err) && !source.Absent(err) }, 0},
 	} {
-		asks(t, func(t *testing.T, c *Client, s *fakeSite, events *[]source.Event) {
+		synctest.Test(t, func(t *testing.T) {
+			c, s, events := newSite(t)
 			f := s.add(p)
 			f.info = test.info
 			if _, err := c.Info(t.Context(), p.Hash()); !test.kind(err) {
@@ -89,7 +92,8 @@ func isInvalid(err error) bool { return source.Invalid(err) != nil }
 // TestInfoHedge: a silent peer delays an answer by the hedge.
 func TestInfoHedge(t *testing.T) {
 	p := nixtest.NewPath("x", 1000)
-	asks(t, func(t *testing.T, c *Client, s *fakeSite, _ *[]source.Event) {
+	synctest.Test(t, func(t *testing.T) {
+		c, s, _ := newSite(t)
 		silent, good := s.add(p), s.add(p)
 		silent.delay = time.Hour
 		began := time.Now()
@@ -115,7 +119,8 @@ func TestInfoHedge(t *testing.T) {
 
 // TestNobody: a path that no peer lists costs no question.
 func TestNobody(t *testing.T) {
-	asks(t, func(t *testing.T, c *Client, s *fakeSite, _ *[]source.Event) {
+	synctest.Test(t, func(t *testing.T) {
+		c, s, _ := newSite(t)
 		f := s.add(nixtest.NewPath("x", 10))
 		absent := nixtest.NewPath("absent", 10)
 		if _, err := c.Info(t.Context(), absent.Hash()); !source.Absent(err) || c.MayHave(absent.Hash()) {
@@ -133,7 +138,8 @@ func TestFatNarinfos(t *testing.T) {
 	for i := range 200 {
 		paths = append(paths, nixtest.NewPath(strings.Repeat("x", i+1), 100))
 	}
-	asks(t, func(t *testing.T, c *Client, s *fakeSite, _ *[]source.Event) {
+	synctest.Test(t, func(t *testing.T) {
+		c, s, _ := newSite(t)
 		f := s.add(paths...)
 		line := []byte("Sig: " + strings.Repeat("k", 1_000_000) + ":" + strings.Repeat("A", 86) + "==\n")
 		f.info = func(text []byte) []byte { return append(text, line...) }
@@ -158,7 +164,8 @@ func TestFatNarinfos(t *testing.T) {
 // TestOldAnswers: a peer of the last release lists no forms; it has the NAR raw or makes it so.
 func TestOldAnswers(t *testing.T) {
 	p := nixtest.NewPath("x", 1000)
-	asks(t, func(t *testing.T, c *Client, s *fakeSite, _ *[]source.Event) {
+	synctest.Test(t, func(t *testing.T) {
+		c, s, _ := newSite(t)
 		s.add(p).forms = ""
 		info, err := c.Info(t.Context(), p.Hash())
 		if err != nil || !c.Raw(info) {

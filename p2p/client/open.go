@@ -263,7 +263,7 @@ func (s *session) race(ctx context.Context, peers []*site.Peer, limit time.Durat
 			late.Stop()
 			cancel()
 		} else {
-			st.cancel, st.gone = cancel, gone
+			st.ends, st.gone = append(st.ends, cancel), gone
 		}
 		mu.Lock()
 		defer mu.Unlock()
@@ -292,7 +292,7 @@ func (s *session) race(ctx context.Context, peers []*site.Peer, limit time.Durat
 	if r.Late {
 		s.c.cfg.Metrics.PeerHedges.WithLabelValues("nar", "won").Inc()
 	}
-	r.Value.release = release
+	r.Value.ends = append(r.Value.ends, release)
 	return r.Value, false, nil
 }
 
@@ -315,31 +315,35 @@ func (s *session) openOne(ctx context.Context, p *site.Peer, form nix.Form, off 
 		header.Set("Range", httprange.From(off))
 	}
 	st := &stream{s: s, p: p, form: form, size: s.size[form], partial: partial}
-	if form.IsRaw() && st.size-off >= largeNAR && p.Meter().Compress() && s.c.decoders.TryAcquire(1) {
+	release := func() {}
+	zip := form.IsRaw() && st.size-off >= largeNAR && p.Meter().Compress() && s.c.decoders.TryAcquire(1)
+	if zip {
 		header.Set("Accept-Encoding", string(nix.Zstd))
-		st.slot = sync.OnceFunc(func() { s.c.decoders.Release(1) })
+		release = func() { s.c.decoders.Release(1) }
 	}
 	start := time.Now()
 	resp, err := s.c.get(ctx, p, wire.Request{Nar: s.want.Info.NarHash(), Form: form}, header)
 	took := time.Since(start)
 	s.c.opens.Observe(took)
 	if err != nil {
-		st.giveBack()
+		release()
 		return nil, fmt.Errorf("p2p: peer %s: get NAR: %w", p.Key, err)
 	}
 	p.Answered(took)
-	coded, err := s.accept(resp, p, st, off)
+	coded, err := s.accept(resp, p, st, off, zip)
 	if err != nil {
 		_ = resp.Body.Close()
-		st.giveBack()
+		release()
 		return nil, err
 	}
 	st.begin(resp.Body, off, coded)
+	st.ends = append(st.ends, release)
 	return st, nil
 }
 
-// accept judges the head of an answer, and reports whether the body is compressed.
-func (s *session) accept(resp *http.Response, p *site.Peer, st *stream, off int64) (coded bool, err error) {
+// accept judges the head of an answer, and reports whether the body is compressed, which it may
+// be if zip.
+func (s *session) accept(resp *http.Response, p *site.Peer, st *stream, off int64, zip bool) (coded bool, err error) {
 	fail := func(format string, args ...any) (bool, error) {
 		return false, fmt.Errorf("p2p: peer %s: "+format, append([]any{p.Key}, args...)...)
 	}
@@ -361,7 +365,7 @@ func (s *session) accept(resp *http.Response, p *site.Peer, st *stream, off int6
 		return fail("get NAR: status %d", resp.StatusCode)
 	}
 	switch coding := resp.Header.Get("Content-Encoding"); {
-	case coding == string(nix.Zstd) && st.slot != nil:
+	case coding == string(nix.Zstd) && zip:
 		coded = true
 	case coding != "":
 		return fail("%w", errCoding)

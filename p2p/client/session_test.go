@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/klauspost/compress/zstd"
@@ -26,25 +27,31 @@ func TestStreams(t *testing.T) {
 	half := len(p.NAR) / 2
 	for _, test := range []struct {
 		name   string
-		first  func(off int64) io.Reader
+		first  int           // bytes that come at once
+		piece  int           // of the rest; 0: it never comes
+		pause  time.Duration // before each piece
+		end    error         // instead of the rest
 		within time.Duration
 	}{
-		{"cut", func(off int64) io.Reader { return bytes.NewReader(p.NAR[off:half]) }, 0},
-		{"reset", func(off int64) io.Reader { return newSlow(p.NAR[off:half], 1<<20, 0, io.ErrUnexpectedEOF) }, 0},
-		{"silent from the start", func(int64) io.Reader { return newSlow(nil, 1, time.Hour, nil) }, stallTime},
-		{"stalls in the middle", func(off int64) io.Reader {
-			return then{bytes.NewReader(p.NAR[off:half]), newSlow(nil, 1, time.Hour, nil)}
-		}, stallTime},
-		{"a byte now and then", func(off int64) io.Reader { return newSlow(p.NAR[off:], 1, stallTime-time.Second, nil) }, rateTime + stallTime},
-		{"a byte each 10 ms", func(off int64) io.Reader { return newSlow(p.NAR[off:], 1, 10*time.Millisecond, nil) }, rateTime + time.Second},
-		{"just too slow", func(off int64) io.Reader { return newSlow(p.NAR[off:], minRate/20, 100*time.Millisecond, nil) }, rateTime + time.Second},
+		{"cut", half, 0, 0, io.EOF, 0},
+		{"reset", half, 0, 0, io.ErrUnexpectedEOF, 0},
+		{"silent from the start", 0, 0, time.Hour, nil, stallTime},
+		{"stalls in the middle", half, 0, time.Hour, nil, stallTime},
+		{"a byte now and then", 0, 1, stallTime - time.Second, nil, rateTime + stallTime},
+		{"a byte each 10 ms", 0, 1, 10 * time.Millisecond, nil, rateTime + time.Second},
+		{"just too slow", 0, minRate / 20, 100 * time.Millisecond, nil, rateTime + time.Second},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			asks(t, func(t *testing.T, c *Client, s *fakeSite, _ *[]source.Event) {
+			synctest.Test(t, func(t *testing.T) {
+				c, s, _ := newSite(t)
 				bad, good := s.add(p), s.add()
 				bad.nar = func(x nixtest.Path, off int64) (*http.Response, error) {
+					rest := x.NAR[test.first:]
+					if test.piece == 0 {
+						rest = nil
+					}
 					r := from(x.NAR, off, nil)
-					r.Body = closer(test.first(off))
+					r.Body = then{bytes.NewReader(x.NAR[off:test.first]), newSlow(rest, test.piece, test.pause, test.end)}
 					return r, nil
 				}
 				session := c.Begin(t.Context(), source.Want{Info: p.Info(t, key), Forms: rawOf(p)})
@@ -83,14 +90,6 @@ func TestStreams(t *testing.T) {
 			})
 		})
 	}
-}
-
-// closer makes a body of a reader.
-func closer(r io.Reader) io.ReadCloser {
-	if c, ok := r.(io.ReadCloser); ok {
-		return c
-	}
-	return io.NopCloser(r)
 }
 
 // then is some bytes, and then what is slow.
@@ -143,7 +142,8 @@ func TestNextEnds(t *testing.T) {
 		{"no forms", func(f *fakePeer) { f.forms = "x" }, formsTime, false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			asks(t, func(t *testing.T, c *Client, s *fakeSite, _ *[]source.Event) {
+			synctest.Test(t, func(t *testing.T) {
+				c, s, _ := newSite(t)
 				f := s.add(p)
 				test.edit(f)
 				began := time.Now()
@@ -192,7 +192,8 @@ func TestChoose(t *testing.T) {
 		{"a file of another size", []source.Sized{file}, []string{has(xz, 501, 501)}, 0, nix.Raw, -1},
 		{"an older version", []source.Sized{file, raw}, []string{""}, 0, nix.Raw, 0},
 	} {
-		asks(t, func(t *testing.T, c *Client, s *fakeSite, _ *[]source.Event) {
+		synctest.Test(t, func(t *testing.T) {
+			c, s, _ := newSite(t)
 			for _, forms := range test.peers {
 				s.add(p).forms = forms
 			}
@@ -228,7 +229,8 @@ func TestBlame(t *testing.T) {
 		{"mixed", false, 0, source.Mixed, false, false},
 		{"given up", false, 0, source.GaveUp, false, false},
 	} {
-		asks(t, func(t *testing.T, c *Client, s *fakeSite, events *[]source.Event) {
+		synctest.Test(t, func(t *testing.T) {
+			c, s, events := newSite(t)
 			first := s.add(p)
 			if test.two {
 				first.nar = func(x nixtest.Path, off int64) (*http.Response, error) {
@@ -287,7 +289,8 @@ func TestBlame(t *testing.T) {
 // TestTrustedFirst: a large NAR is taken from a trusted peer if there is one.
 func TestTrustedFirst(t *testing.T) {
 	p := nixtest.NewPath("x", largeNAR)
-	asks(t, func(t *testing.T, c *Client, s *fakeSite, _ *[]source.Event) {
+	synctest.Test(t, func(t *testing.T) {
+		c, s, _ := newSite(t)
 		for range 8 {
 			s.add(p)
 		}
@@ -310,7 +313,8 @@ func TestTrustedFirst(t *testing.T) {
 // TestOpenHedge: a peer that is slow to begin delays a NAR by the hedge.
 func TestOpenHedge(t *testing.T) {
 	p := nixtest.NewPath("x", 1000)
-	asks(t, func(t *testing.T, c *Client, s *fakeSite, _ *[]source.Event) {
+	synctest.Test(t, func(t *testing.T) {
+		c, s, _ := newSite(t)
 		for range 2 {
 			s.add(p).nar = func(x nixtest.Path, off int64) (*http.Response, error) {
 				time.Sleep(500 * time.Millisecond)
@@ -334,7 +338,8 @@ func TestOpenHedge(t *testing.T) {
 // TestBusy: a busy peer names others, and is asked again.
 func TestBusy(t *testing.T) {
 	p := nixtest.NewPath("x", 1000)
-	asks(t, func(t *testing.T, c *Client, s *fakeSite, _ *[]source.Event) {
+	synctest.Test(t, func(t *testing.T) {
+		c, s, _ := newSite(t)
 		busy := s.add(p)
 		hinted := s.add()
 		hinted.paths, hinted.forms = nil, busy.forms
@@ -361,7 +366,8 @@ func TestBusy(t *testing.T) {
 // taken, and decoders are counted.
 func TestZstdWindow(t *testing.T) {
 	p := nixtest.NewPath("x", 3<<20)
-	asks(t, func(t *testing.T, c *Client, s *fakeSite, _ *[]source.Event) {
+	synctest.Test(t, func(t *testing.T) {
+		c, s, _ := newSite(t)
 		for _, test := range []struct {
 			window int
 			ok     bool
@@ -426,26 +432,29 @@ func TestNamedPeers(t *testing.T) {
 	for _, test := range []struct {
 		name   string
 		edit   func(c *Client, f *fakePeer)
+		drips  bool
 		asked  bool
 		within time.Duration
 	}{
-		{"blamed", func(c *Client, f *fakePeer) { c.cfg.Reputation.Blame(f.Key, "x", time.Hour) }, false, time.Second},
-		{"avoided", func(c *Client, f *fakePeer) { c.avoid.Add(asked{f.ID, p.NarHash()}, time.Hour) }, false, time.Second},
-		{"silent lately", func(_ *Client, f *fakePeer) { f.TooSlow() }, false, time.Second},
-		{"trickles", func(_ *Client, f *fakePeer) {
-			f.nar = func(x nixtest.Path, off int64) (*http.Response, error) {
-				return from(x.NAR, off, newSlow(x.NAR[off:], 1, 6*time.Second, nil)), nil
-			}
-		}, true, 3 * (rateTime + stallTimePartial)},
-		{"does not begin", func(_ *Client, f *fakePeer) { f.delay = time.Hour }, true, 3*namedTime + time.Second},
+		{"blamed", func(c *Client, f *fakePeer) { c.cfg.Reputation.Blame(f.Key, "x", time.Hour) }, false, false, time.Second},
+		{"avoided", func(c *Client, f *fakePeer) { c.avoid.Add(asked{f.ID, p.NarHash()}, time.Hour) }, false, false, time.Second},
+		{"silent lately", func(_ *Client, f *fakePeer) { f.TooSlow() }, false, false, time.Second},
+		{"trickles", func(*Client, *fakePeer) {}, true, true, 3 * (rateTime + stallTimePartial)},
+		{"does not begin", func(_ *Client, f *fakePeer) { f.delay = time.Hour }, false, true, 3*namedTime + time.Second},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			asks(t, func(t *testing.T, c *Client, s *fakeSite, _ *[]source.Event) {
+			synctest.Test(t, func(t *testing.T) {
+				c, s, _ := newSite(t)
 				asker := &named{}
 				for range 3 {
 					f := s.add()
 					f.paths = []nixtest.Path{p}
 					test.edit(c, f)
+					if test.drips {
+						f.nar = func(x nixtest.Path, off int64) (*http.Response, error) {
+							return from(x.NAR, off, newSlow(x.NAR[off:], 1, 6*time.Second, nil)), nil
+						}
+					}
 					asker.sources = append(asker.sources, lease.Source{Node: lease.NodeID(f.ID), Form: nix.Raw, Size: size, Bytes: size - 1, Got: size - 1})
 					f.forms = "raw=0/" + fmt.Sprint(size) // it lists the path, and has nothing
 				}

@@ -1,7 +1,6 @@
 package client
 
 import (
-	"context"
 	"errors"
 	"io"
 	"os"
@@ -10,6 +9,7 @@ import (
 	"time"
 
 	"github.com/nixp2p/nixp2p/internal/compress"
+	"github.com/nixp2p/nixp2p/internal/metrics"
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/p2p/site"
 )
@@ -39,23 +39,14 @@ type stream struct {
 	size    int64 // of the whole form
 	partial bool  // the peer gets it itself at the moment
 
-	body    io.ReadCloser // as on the wire
+	wire    *wireReader
 	plain   io.Reader
-	decoder io.Closer // nil if not compressed
-	slot    func()    // gives the place of the decoder back; nil if none was taken
-	cancel  context.CancelFunc
-	release context.CancelFunc
+	decoder io.Closer       // nil if not compressed
+	ends    []func()        // called by Close
 	gone    <-chan struct{} // closed when the reader does not want it any more
-	idle    func()          // the peer is not needed any more
-	stall   *time.Timer
-	stalled atomic.Bool // the timer ran out
 
 	reading sync.Mutex // held during Read
 	left    int64      // bytes of the form to come
-
-	// Over the last rateTime of waiting.
-	waited time.Duration
-	came   int64
 
 	mu     sync.Mutex
 	err    error // that Read returned
@@ -64,81 +55,85 @@ type stream struct {
 
 // begin starts with the body of an answer.
 func (st *stream) begin(body io.ReadCloser, off int64, coded bool) {
-	st.body, st.left = body, st.size-off
-	st.plain = wireReader{st}
+	st.left = st.size - off
+	st.wire = newWireReader(st.p, body, st.s.c.cfg.Metrics, st.partial)
+	st.plain = st.wire
 	if coded {
 		if z, err := compress.NewStreamReader(nix.Zstd, st.plain); err == nil { // the coding is known
 			st.plain, st.decoder = z, z
 		}
-	} else {
-		st.giveBack()
 	}
-	st.stall = time.AfterFunc(time.Hour, func() {
-		st.stalled.Store(true)
+	st.p.Meter().Asked(st.left)
+	st.ends = append(st.ends, st.p.Use())
+}
+
+// wireReader counts and times what comes from a peer.
+type wireReader struct {
+	p       *site.Peer
+	body    io.ReadCloser
+	metrics *metrics.Metrics
+	partial bool
+	stall   *time.Timer
+	stalled atomic.Bool // the timer ran out
+
+	// Over the last rateTime of waiting.
+	waited time.Duration
+	came   int64
+}
+
+func newWireReader(p *site.Peer, body io.ReadCloser, m *metrics.Metrics, partial bool) *wireReader {
+	w := &wireReader{p: p, body: body, metrics: m, partial: partial}
+	w.stall = time.AfterFunc(time.Hour, func() {
+		w.stalled.Store(true)
 		_ = body.Close() // a Read that waits returns
 	})
-	st.stall.Stop()
-	st.p.Meter().Asked(st.left)
-	st.idle = st.p.Use()
+	w.stall.Stop()
+	return w
 }
-
-func (st *stream) giveBack() {
-	if st.slot != nil {
-		st.slot()
-	}
-}
-
-// patience is how long nothing may come.
-func (st *stream) patience() time.Duration {
-	if st.partial {
-		return stallTimePartial
-	}
-	return stallTime
-}
-
-// wireReader counts and times what comes from the peer.
-type wireReader struct{ st *stream }
 
 // Read is part of io.Reader.
-func (w wireReader) Read(b []byte) (int, error) {
-	st := w.st
+func (w *wireReader) Read(b []byte) (int, error) {
 	start := time.Now()
-	st.p.Meter().Waiting()
-	st.stall.Reset(st.patience())
-	n, err := st.body.Read(b)
-	st.stall.Stop()
-	if st.partial {
-		st.p.Meter().Got(0)
+	patience := stallTime
+	if w.partial {
+		patience = stallTimePartial
+	}
+	w.p.Meter().Waiting()
+	w.stall.Reset(patience)
+	n, err := w.body.Read(b)
+	w.stall.Stop()
+	if w.partial { // how fast the peer gets it says nothing of the link
+		w.p.Meter().Got(0)
 	} else {
-		st.p.Meter().Got(n)
+		w.p.Meter().Got(n)
 	}
-	st.p.Received.Add(int64(n))
-	st.s.c.cfg.Metrics.PeerReceivedBytes.Add(float64(n))
-	if err != nil {
-		if st.stalled.Load() {
-			err = errStalled
-		}
-		return n, err
+	w.p.Received.Add(int64(n))
+	w.metrics.PeerReceivedBytes.Add(float64(n))
+	switch {
+	case err != nil && w.stalled.Load():
+		err = errStalled
+	case err == nil:
+		err = w.rate(n, time.Since(start))
 	}
-	return n, st.rate(n, time.Since(start))
+	return n, err
 }
 
 // rate notes that n bytes were waited for, and returns an error if the peer is too slow.
-func (st *stream) rate(n int, waited time.Duration) error {
-	st.came += int64(n)
-	st.waited += waited
-	if st.waited < rateTime {
+func (w *wireReader) rate(n int, waited time.Duration) error {
+	w.came += int64(n)
+	w.waited += waited
+	if w.waited < rateTime {
 		return nil
 	}
 	least := float64(minRate)
-	if st.partial {
+	if w.partial {
 		least = minRatePartial
 	}
-	rate := float64(st.came) / st.waited.Seconds()
-	st.came, st.waited = 0, 0
+	rate := float64(w.came) / w.waited.Seconds()
+	w.came, w.waited = 0, 0
 	if rate < least {
-		if !st.partial {
-			st.p.TooSlow()
+		if !w.partial {
+			w.p.TooSlow()
 		}
 		return errTooSlow
 	}
@@ -216,21 +211,16 @@ func (st *stream) Close() error {
 	if closed {
 		return os.ErrClosed
 	}
-	st.stall.Stop()
-	_ = st.body.Close()
-	if st.cancel != nil {
-		st.cancel()
-	}
-	if st.release != nil {
-		st.release()
+	st.wire.stall.Stop()
+	_ = st.wire.body.Close()
+	for _, end := range st.ends {
+		end()
 	}
 	st.reading.Lock() // a Read that waited returns
 	defer st.reading.Unlock()
 	if st.decoder != nil {
 		_ = st.decoder.Close()
 	}
-	st.giveBack()
 	st.p.Meter().Asked(-st.left)
-	st.idle()
 	return nil
 }

@@ -202,7 +202,7 @@ func (s *Server) answerNAR(w http.ResponseWriter, req *http.Request, p *site.Pee
 	ctx, cancel := context.WithCancel(req.Context())
 	defer cancel()
 	up := &upload{
-		s: s, w: w, control: http.NewResponseController(w), to: p, nar: n, hash: ask.Nar, form: ask.Form,
+		s: s, w: w, control: http.NewResponseController(w), to: p, nar: n, hash: ask.Nar,
 		kind: kindOf(left, n.Partial()), left: left, size: left, started: time.Now(), cancel: cancel,
 	}
 	end := s.begin(up)

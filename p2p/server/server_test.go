@@ -151,26 +151,26 @@ type world struct {
 	store *store
 }
 
-// serve runs f in fake time, with a server of these paths.
-func serve(t *testing.T, edit func(*Config), paths []nixtest.Path, f func(t *testing.T, w *world)) {
+// serve returns a server of these paths that runs until the test ends.
+func serve(t *testing.T, edit func(*Config), paths []nixtest.Path) *world {
 	t.Helper()
-	synctest.Test(t, func(t *testing.T) {
-		w := &world{peers: newPeers(), pipes: &pipes{conns: make(chan net.Conn), over: make(chan struct{})}, store: newStore(t, paths...)}
-		h := share.New(share.Config{Store: w.store, ShareKeys: []string{key.Name}})
-		ctx, cancel := context.WithCancel(t.Context())
-		var run sync.WaitGroup
-		run.Go(func() { share.NewAnnouncer(h).Run(ctx) })
-		cfg := Config{Site: w.peers, Holder: h, Metrics: metrics.New()}
-		if edit != nil {
-			edit(&cfg)
-		}
-		w.Server = New(cfg)
-		run.Go(func() { w.Serve(ctx, w.pipes) })
-		synctest.Wait()
-		f(t, w)
+	w := &world{peers: newPeers(), pipes: &pipes{conns: make(chan net.Conn), over: make(chan struct{})}, store: newStore(t, paths...)}
+	h := share.New(share.Config{Store: w.store, ShareKeys: []string{key.Name}})
+	ctx, cancel := context.WithCancel(t.Context())
+	var run sync.WaitGroup
+	run.Go(func() { share.NewAnnouncer(h).Run(ctx) })
+	cfg := Config{Site: w.peers, Holder: h, Metrics: metrics.New()}
+	if edit != nil {
+		edit(&cfg)
+	}
+	w.Server = New(cfg)
+	run.Go(func() { w.Serve(ctx, w.pipes) })
+	t.Cleanup(func() {
 		cancel()
 		run.Wait()
 	})
+	synctest.Wait()
+	return w
 }
 
 // dial opens a stream of a peer.
@@ -205,7 +205,8 @@ func infoPath(p nixtest.Path) string {
 
 func TestAnswers(t *testing.T) {
 	small, large, absent := nixtest.NewPath("small", 1000), nixtest.NewPath("large", 3<<20), nixtest.NewPath("absent", 10)
-	serve(t, nil, []nixtest.Path{small, large}, func(t *testing.T, w *world) {
+	synctest.Test(t, func(t *testing.T) {
+		w := serve(t, nil, []nixtest.Path{small, large})
 		p := w.peers.on(1, 1)
 		for _, test := range []struct {
 			method, path, header string
@@ -247,7 +248,8 @@ func TestHead(t *testing.T) {
 	c := &cache{Fake: sourcetest.NewFake(source.Cache), nar: p.NarHash(), form: nix.Form{Compression: nix.XZ, File: nix.FileHash{1}}}
 	h := share.New(share.Config{Cache: share.CacheOf(c), ShareKeys: []string{key.Name}})
 	h.Downloading(p.Info(t, key))
-	serve(t, func(cfg *Config) { cfg.Holder = h }, nil, func(t *testing.T, w *world) {
+	synctest.Test(t, func(t *testing.T) {
+		w := serve(t, func(cfg *Config) { cfg.Holder = h }, nil)
 		for _, path := range []string{narPath(p), wire.Request{Nar: p.NarHash(), Form: c.form}.Path(), infoPath(p)} {
 			resp, s := w.get(t, w.peers.on(1, 1), "HEAD", path, "")
 			if resp.StatusCode != 200 || resp.ContentLength <= 0 {
@@ -265,7 +267,8 @@ func TestHead(t *testing.T) {
 func TestBodies(t *testing.T) {
 	p := nixtest.NewPath("small", 1000)
 	coordinate := func(*site.Peer, lease.Request) lease.Answer { return lease.Answer{Kind: lease.Noted} }
-	serve(t, func(c *Config) { c.Coordinate = coordinate }, []nixtest.Path{p}, func(t *testing.T, w *world) {
+	synctest.Test(t, func(t *testing.T) {
+		w := serve(t, func(c *Config) { c.Coordinate = coordinate }, []nixtest.Path{p})
 		for _, test := range []struct {
 			method, path, header string
 			within               time.Duration
@@ -301,7 +304,8 @@ func TestBodies(t *testing.T) {
 // TestStreams: one machine with any number of streams does not keep another one out.
 func TestStreams(t *testing.T) {
 	p := nixtest.NewPath("small", 1000)
-	serve(t, nil, []nixtest.Path{p}, func(t *testing.T, w *world) {
+	synctest.Test(t, func(t *testing.T) {
+		w := serve(t, nil, []nixtest.Path{p})
 		var conns []net.Conn
 		for i := range 2 * maxStreams {
 			conns = append(conns, w.dial(w.peers.on(i%50, 1)))
@@ -331,7 +335,8 @@ func TestSlotsExhausted(t *testing.T) {
 		for name, hosts := range map[string]int{"one machine": 1, "many machines": 200} {
 			t.Run(fmt.Sprint(name, " ", size), func(t *testing.T) {
 				p, q := nixtest.NewPath("attacked", size), nixtest.NewPath("wanted", size)
-				serve(t, nil, []nixtest.Path{p, q}, func(t *testing.T, w *world) {
+				synctest.Test(t, func(t *testing.T) {
+					w := serve(t, nil, []nixtest.Path{p, q})
 					var readers sync.WaitGroup
 					var conns []net.Conn
 					for i := range 100 {
@@ -373,7 +378,8 @@ func TestSlotsExhausted(t *testing.T) {
 // TestDrain: no upload begins, and the running one is waited for.
 func TestDrain(t *testing.T) {
 	p := nixtest.NewPath("large", 3<<20)
-	serve(t, nil, []nixtest.Path{p}, func(t *testing.T, w *world) {
+	synctest.Test(t, func(t *testing.T) {
+		w := serve(t, nil, []nixtest.Path{p})
 		resp, c := w.get(t, w.peers.on(1, 1), "GET", narPath(p), "")
 		drained := make(chan struct{})
 		go func() {

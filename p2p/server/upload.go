@@ -31,7 +31,6 @@ type upload struct {
 	to      *site.Peer
 	nar     *share.NAR
 	hash    nix.NarHash
-	form    nix.Form
 	kind    kind
 	size    int64 // of what was asked for, in bytes
 	started time.Time
@@ -48,7 +47,7 @@ type upload struct {
 func (u *upload) send(ctx context.Context, status int, off int64, zstd bool) error {
 	raw := writerFunc(func(b []byte) (int, error) { return u.writeWire(ctx, b) })
 	out := io.Writer(raw)
-	if zstd && u.form.IsRaw() && u.s.encoders.TryAcquire(1) {
+	if zstd && u.nar.Form.IsRaw() && u.s.encoders.TryAcquire(1) {
 		defer u.s.encoders.Release(1)
 		u.zip = compress.NewZstdWriter(raw)
 		defer u.zip.Release()
@@ -146,7 +145,7 @@ func (s *Server) Uploads() []Upload {
 	for _, u := range s.uploads.all() {
 		list = append(list, Upload{
 			Peer: u.to.Key, StorePath: u.nar.Info.StorePath().String(), Source: u.nar.Source.String(),
-			Nar: u.hash, Form: u.form, Bytes: u.flow.Load(), Size: u.size,
+			Nar: u.hash, Form: u.nar.Form, Bytes: u.flow.Load(), Size: u.size,
 			Rate: u.flow.Rate(u.started), Started: u.started,
 		})
 	}

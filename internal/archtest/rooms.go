@@ -151,4 +151,5 @@ var tables = []string{"internal/metrics.Metrics", "internal/config.Config"}
 // processes, to the kernel, or to libp2p's own timers.
 var realClock = []string{
 	"cmd/nixp2p/", "internal/nixtest/", "lab/", "systemd/", "nix/", "deploy/",
+	"p2p/help_test.go", "p2p/dht/dht_test.go",
 }

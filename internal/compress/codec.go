@@ -61,8 +61,10 @@ var codecs = map[nix.Compression]*codec{
 var streamCodecs = map[nix.Compression]*codec{
 	nix.Zstd: zstdCodec(MaxStreamWindow),
 	nix.Brotli: {
-		least:    1,
-		open:     func() (decoder, error) { return &brotliDecoder{Reader: brotli.NewReader(nil), most: MaxStreamWindow}, nil },
+		least: 1,
+		open: func() (decoder, error) {
+			return &brotliDecoder{Reader: brotli.NewReader(nil), most: MaxStreamWindow}, nil
+		},
 		tooLarge: []error{errBrotliWindow},
 	},
 	nix.Gzip: gzipCodec,

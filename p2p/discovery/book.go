@@ -195,28 +195,42 @@ func (b *Book) at(addr string) *entry {
 // places are taken: of the peer that named most, at random, rather one that failed.
 func (b *Book) makeRoom(by Origin) bool {
 	g := by.group()
-	counts, others := map[group]int{}, 0
+	own, others := 0, 0 // contacts of this group, and of all that are not configured
 	for _, e := range b.entries {
 		if e.connected {
 			continue
 		}
 		eg := e.By.group()
-		counts[eg]++
+		if eg == g {
+			own++
+		}
 		if !eg.configured() {
 			others++
 		}
 	}
-	if counts[g] < g.places() {
+	if own < g.places() {
 		if g.configured() || others < maxContacts {
 			return true
 		}
-		for o, n := range counts {
-			if n > counts[g] && !o.configured() {
-				g = o
-			}
-		}
+		g = b.largest(g, own)
 	}
 	return b.evict(g)
+}
+
+// largest returns the group, of those that are not configured, that has most contacts.
+func (b *Book) largest(g group, own int) group {
+	counts := map[group]int{}
+	for _, e := range b.entries {
+		if !e.connected {
+			counts[e.By.group()]++
+		}
+	}
+	for o, n := range counts {
+		if n > own && !o.configured() {
+			g, own = o, n
+		}
+	}
+	return g
 }
 
 func (b *Book) evict(g group) bool {

@@ -330,7 +330,7 @@ func TestSeenAlive(t *testing.T) {
 
 func TestBookIsBounded(t *testing.T) {
 	b := NewBook("self")
-	for i := range 2 * maxContacts {
+	for i := range maxContacts + 200 {
 		b.Found(false, contact(fmt.Sprint(i), "/x"))
 		b.Found(false, contact("a", fmt.Sprint("/", i)))
 		b.Found(false, named(fmt.Sprint("m", i), "/x", i, fmt.Sprint("by", i)))

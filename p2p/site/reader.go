@@ -23,6 +23,9 @@ const (
 	// protocol: the rest must not wait in buffers.
 	frameRate  = 20
 	frameBurst = 600
+	// Lists of addresses that come faster are skipped: a peer sends one every five seconds.
+	listEvery = 2 * time.Second
+	listBurst = 4
 	// defaultInventoryBytes bounds what all inventories together take: 256 of 100,000 paths
 	// take 61 MB.
 	defaultInventoryBytes = 64 << 20
@@ -164,6 +167,7 @@ type sessionReader struct {
 	named    func(addrs []string) // takes addresses of other nodes
 	frames   *rate.Limiter
 	filters  *rate.Limiter
+	lists    *rate.Limiter // of addresses
 }
 
 func newSessionReader(p *Peer, s stream, taken *inventories) *sessionReader {
@@ -171,6 +175,7 @@ func newSessionReader(p *Peer, s stream, taken *inventories) *sessionReader {
 		peer: p, stream: s, taken: taken,
 		frames:  rate.NewLimiter(frameRate, frameBurst),
 		filters: rate.NewLimiter(rate.Every(inventory.FilterEvery), inventory.FilterBurst),
+		lists:   rate.NewLimiter(rate.Every(listEvery), listBurst),
 	}
 }
 
@@ -208,7 +213,7 @@ func (r *sessionReader) frame(ctx context.Context, k wire.Kind, size int) error 
 		err = r.taken.changes(r.peer, body)
 	case wire.Peers:
 		var list []string
-		if list, err = wire.ParsePeers(body); err == nil {
+		if list, err = wire.ParsePeers(body); err == nil && r.lists.Allow() {
 			r.named(list)
 		}
 	}

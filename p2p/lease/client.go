@@ -2,6 +2,7 @@ package lease
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -70,6 +71,8 @@ func (c *Client) live() []NodeID {
 	return list
 }
 
+var errSilent = errors.New("lease: node does not answer")
+
 type reply struct {
 	answer Answer
 	err    error
@@ -78,8 +81,11 @@ type reply struct {
 // ask sends a question and waits for the answer until a time. The question itself goes on for
 // a while.
 func (c *Client) ask(ctx context.Context, node NodeID, addr string, r Request, until time.Time) (Answer, error) {
-	if node == c.asker.Self() {
+	switch {
+	case node == c.asker.Self():
 		return c.asker.Ask(ctx, node, addr, r)
+	case c.silent.Has(node): // somebody redirected to it
+		return Answer{}, errSilent
 	}
 	wait, cancel := context.WithDeadline(ctx, until)
 	defer cancel()

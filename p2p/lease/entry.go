@@ -203,7 +203,7 @@ func (c *member) root(by map[NodeID]*member, now time.Time) (root *member, depth
 // And it is not if root has to fetch what the asker has already.
 func (c *member) serves(r Request, root *member, without rules) bool {
 	switch {
-	case root == nil || slices.Contains(r.Failed, root.node) && (len(root.accusers) > 1 && without&accusers == 0):
+	case root == nil || slices.Contains(r.Failed, root.node) && (without&accusers != 0 || len(root.accusers) > 1):
 		return false
 	case c.form == r.Form && c.bytes > r.Bytes || root.form != r.Form:
 		return true
@@ -219,7 +219,8 @@ func (e *entry) successor(m *member, r Request, now time.Time) (best *member) {
 		return nil
 	}
 	for _, c := range e.members {
-		if c.node == m.node || slices.Contains(r.Failed, c.node) || !c.until.IsZero() || c.part() <= m.part() {
+		if c.node == m.node || c.form == r.Form && c.size != r.Size ||
+			slices.Contains(r.Failed, c.node) || !c.until.IsZero() || c.part() <= m.part() {
 			continue
 		}
 		if best == nil || c.part() > best.part() {

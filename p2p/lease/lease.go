@@ -32,7 +32,7 @@ const (
 	// times in a Term, so that a lost report does not matter.
 	ReportEvery = 2 * time.Second
 	// StallTime is how long a follower waits for bytes before it asks again.
-	StallTime = 2 * time.Second
+	StallTime = time.Second
 )
 
 const (

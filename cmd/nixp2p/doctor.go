@@ -12,15 +12,14 @@ import (
 func doctorCommand(u *ui) *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
-		Use: "doctor", Short: "find out why nothing is substituted, and what to do about it",
-		Long: `Looks at the daemon, at what Nix is set to and remembers, at the store, the disk and the
-network, and says of each whether it is well. It changes nothing, takes some seconds at most,
-and works without a daemon and without Nix. As root it sees more: what the Nix daemon
-remembers, and the firewall.
+		Use: "doctor", Short: "find out why nothing is substituted, and what to do",
+		Long: `Asks the running daemon, looks at Nix's settings and memory, at the disk, the clock and the
+network, and says of each whether it is fine, and what to do if not. It changes nothing and takes
+some seconds at most. As root it sees more: what the Nix daemon remembers, and the firewall.
 
 The exit code is 1 if there is a failure; warnings do not count.`,
 	}
-	flags := config.Register(c.Flags())
+	flags := configFlags(c)
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		cfg, cfgErr := flags.Load(config.Env{})
@@ -59,7 +58,7 @@ func addProblems(r *doctor.Report, cfg *config.Config, err error) {
 		r.Add(doctor.Finding{Check: "config", Level: doctor.Failure, Message: p.Error(), Hint: p.Help})
 	}
 	if err != nil && len(list) == 0 {
-		r.Add(doctor.Finding{Check: "config", Level: doctor.Failure, Message: err.Error(), Hint: "`nixp2p config check` looks at it alone"})
+		r.Add(doctor.Finding{Check: "config", Level: doctor.Failure, Message: err.Error(), Hint: "`nixp2p config check` checks it alone"})
 	}
 	for _, w := range cfg.Warnings {
 		r.Add(doctor.Finding{Check: "config", Level: doctor.Warning, Message: w})

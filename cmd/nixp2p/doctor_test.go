@@ -191,7 +191,7 @@ func TestDoctorWell(t *testing.T) {
 		t.Errorf("before %q\nafter %q", before, after)
 	}
 	r, _ := p.visit()
-	for _, want := range []string{"signatures  Nix accepts /nix/store/", "shared      220 of ", "asked first, with priority 30", "read as"} {
+	for _, want := range []string{"signatures  Nix accepts /nix/store/", "shared      220 of ", "asked first, with priority 30", "database    read "} {
 		if !strings.Contains(say(r), want) {
 			t.Errorf("no %q in\n%s", want, say(r))
 		}

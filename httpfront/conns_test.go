@@ -180,7 +180,12 @@ func TestBodyThatDoesNotCome(t *testing.T) {
 func TestWebPage(t *testing.T) {
 	f := newFake(t)
 	h := newHandler(t, f)
-	absent := answer(h, from(http.MethodGet, "/nothing", ""))
+	rebound := from(http.MethodGet, "/nothing", "")
+	rebound.Host = "evil.example"
+	absent := answer(h, rebound)
+	if absent.Code != http.StatusNotFound {
+		t.Errorf("status %d", absent.Code)
+	}
 	for name, edit := range map[string]func(*http.Request){
 		"script":                           func(r *http.Request) { r.Header.Set("Sec-Fetch-Site", "cross-site") },
 		"fetch":                            func(r *http.Request) { r.Header.Set("Origin", "http://evil.example") },

@@ -32,7 +32,10 @@ type Config struct {
 	Transfer *transfer.Server
 	Metrics  *metrics.Metrics // required
 	// Share names the keys whose paths may be shown to clients on other machines.
-	Share    []string
+	Share []string
+	// Private is set if there are trusted keys beside those: paths whose existence must not show
+	// in the time that clients on other machines wait for a 404.
+	Private  bool
 	Names    []string     // host names of the substituter besides localhost and its addresses
 	Priority int          // in nix-cache-info
 	ID       string       // of this daemon: the name in Via headers
@@ -130,7 +133,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if err := h.check.Refuse(r); err != nil {
 		h.log.Debug("answered 404 to a web page", "url", r.URL.Path, "host", r.Host, "err", err)
-		notFound(w)
+		http.Error(w, "this is a cache for Nix, not for web pages", http.StatusNotFound)
 		return
 	}
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
@@ -226,9 +229,11 @@ func parsePath(path string) target {
 }
 
 func (h *Handler) serveNarinfo(w http.ResponseWriter, r *http.Request, hash nix.StoreHash) {
+	began := time.Now()
 	ctx, scope := h.scope(r)
 	text, info, err := h.info(ctx, hash, scope)
 	if err != nil || !h.mayShow(scope, info) {
+		h.settle(ctx, scope, began)
 		h.refuse(w, r, err)
 		return
 	}
@@ -286,6 +291,24 @@ func (h *Handler) scope(r *http.Request) (context.Context, source.Scope) {
 		}
 	}
 	return nix.ContextWithVia(r.Context(), chain), scope
+}
+
+// missTick is far longer than sources differ in the time that they take for a private path and for
+// one that does not exist.
+const missTick = 10 * time.Millisecond
+
+// settle waits until a whole number of ticks has passed since began, so that the time of a miss
+// tells a client on another machine nothing about private paths.
+func (h *Handler) settle(ctx context.Context, scope source.Scope, began time.Time) {
+	if !scope.Public() || !h.cfg.Private {
+		return
+	}
+	timer := time.NewTimer(missTick - time.Since(began)%missTick)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
 }
 
 // mayShow keeps what is private from clients on other machines, whatever the resolver says.

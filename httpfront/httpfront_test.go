@@ -529,6 +529,34 @@ func TestElsewhere(t *testing.T) {
 	}
 }
 
+// TestMissTime: the time of a miss tells a client on another machine nothing.
+func TestMissTime(t *testing.T) {
+	for took, want := range map[time.Duration]time.Duration{
+		0: missTick, time.Microsecond: missTick, missTick - 1: missTick, missTick + missTick/2: 2 * missTick,
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			f := newFake(t)
+			f.asked = func(context.Context, source.Scope, bool) { time.Sleep(took) }
+			for _, private := range []bool{true, false} {
+				h := newHandler(t, f, func(cfg *Config) { cfg.Private = private })
+				for _, path := range []string{secret.Hash().String() + ".narinfo", strings.Repeat("0", 32) + ".narinfo", secretName.URL()} {
+					for _, remote := range []string{"192.0.2.1:1", "127.0.0.1:1"} {
+						want := want
+						if !private || remote == "127.0.0.1:1" {
+							want = took
+						}
+						began := time.Now()
+						answer(h, from(http.MethodGet, "/"+path, remote))
+						if got := time.Since(began); got != want {
+							t.Errorf("%s from %s, private %v, source took %v: %v, want %v", path, remote, private, took, got, want)
+						}
+					}
+				}
+			}
+		})
+	}
+}
+
 // TestVia: a question that comes back is told from one that comes.
 func TestVia(t *testing.T) {
 	f := newFake(t)

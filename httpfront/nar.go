@@ -11,6 +11,7 @@ import (
 
 	"github.com/nixp2p/nixp2p/internal/httprange"
 	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/source"
 	"github.com/nixp2p/nixp2p/internal/transfer"
 	"github.com/nixp2p/nixp2p/verify"
 )
@@ -27,23 +28,25 @@ type nar interface {
 }
 
 func (h *Handler) serveNAR(w http.ResponseWriter, r *http.Request, name nix.NARName) {
-	err := h.sendNAR(w, r, name)
+	began := time.Now()
+	ctx, scope := h.scope(r)
+	err := h.sendNAR(ctx, w, r, name, scope)
 	var invalid *verify.InvalidError
 	if errors.As(err, &invalid) && r.Context().Err() == nil {
 		// The only file of this name was wrong, and nothing of it has left: there may be the same
 		// NAR in another form, which has another length.
 		h.reset(w, time.Now())
-		err = h.sendNAR(w, r, name)
+		err = h.sendNAR(ctx, w, r, name, scope)
 	}
 	if err != nil {
+		h.settle(ctx, scope, began)
 		h.reset(w, time.Now())
 		h.refuse(w, r, err)
 	}
 }
 
 // sendNAR answers with a NAR. It returns an error if it has sent nothing.
-func (h *Handler) sendNAR(w http.ResponseWriter, r *http.Request, name nix.NARName) error {
-	ctx, scope := h.scope(r)
+func (h *Handler) sendNAR(ctx context.Context, w http.ResponseWriter, r *http.Request, name nix.NARName, scope source.Scope) error {
 	asked := rangeOf(r)
 	n, err := h.nar(ctx, name, transfer.Query{Scope: scope, Resume: resumes(asked), Head: r.Method == http.MethodHead})
 	if err != nil {

@@ -16,7 +16,14 @@ in
 
   config = lib.mkIf cfg.enable {
     assertions = common.assertions cfg;
-    warnings = common.warnings config;
+    warnings =
+      if config.nix.enable then common.warnings config
+      else [
+        ''
+          services.nixp2p: nix.enable is false, so nix-darwin does not change nix.conf. Run
+          `sudo nixp2p setup --apply`, which adds ${common.url cfg} to the nix.conf of the other installer.
+        ''
+      ];
 
     environment.etc."nixp2p/config.toml".source = common.configFile cfg settings;
     environment.systemPackages = [ cfg.package ];
@@ -60,6 +67,7 @@ in
       EnvironmentVariables.NIXP2P_CONFIG_GENERATION = "${common.configFile cfg settings}";
     };
 
-    nix.settings = common.nixSettings config cfg;
+    # With another installer's Nix (nix.enable = false), nix-darwin manages no nix.conf.
+    nix.settings = lib.mkIf config.nix.enable (common.nixSettings config cfg);
   };
 }

@@ -3,6 +3,7 @@ package transfer
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -19,6 +20,7 @@ type attempt struct {
 	first   *leg
 	cancel  context.CancelCauseFunc // of the first leg
 	before  *stage                  // what was followed when it began
+	spread  time.Duration           // added to the budget
 	ticks   sync.WaitGroup          // ticks that act
 
 	mu     sync.Mutex
@@ -80,6 +82,7 @@ func (d *download) attempt(ctx context.Context, session source.Session, up sourc
 	defer cancel(nil)
 	a := &attempt{d: d, session: session, cancel: cancel, before: d.current(), free: session == nil || up == nil}
 	a.clock = clock{nar: d.info.NarSize(), file: d.upstreamSize()}
+	a.spread = rand.N(spreadMost)
 	a.first = &leg{a: a, session: session, up: up, whole: whole}
 	a.startClock(ctx)
 	first := a.first.run(fctx)
@@ -165,8 +168,12 @@ func (a *attempt) startClock(ctx context.Context) {
 func (a *attempt) left() time.Duration {
 	l := a.first
 	p := progress{got: l.got.Load(), size: l.size.Load(), trusted: l.trusted()}
-	return a.clock.left(time.Since(a.d.asked), l.up.Pace(), p)
+	return a.spread + a.clock.left(time.Since(a.d.asked), l.up.Pace(), p)
 }
+
+// spreadMost is the most by which budgets differ: those who follow the same node would
+// otherwise all open upstream at the same moment.
+const spreadMost = 400 * time.Millisecond
 
 // downTick is how often it is looked whether upstreams that are down have come back.
 const downTick = time.Second

@@ -16,16 +16,16 @@ import (
 	"github.com/nixp2p/nixp2p/verify"
 )
 
-// TestBudget: whatever peers and coordinators do, a NAR that upstream delivers in T arrives
-// within T + 3 s + T/2, whole and right.
-func TestBudget(t *testing.T) {
-	const latency = 50 * time.Millisecond
-	type site struct {
-		peers []*sourcetest.Peer
-		p     nixtest.Path
-		has   func(*sourcetest.Peer)
-		rate  int64
-	}
+// site is what hostile and slow peers are made for.
+type site struct {
+	peers []*sourcetest.Peer
+	p     nixtest.Path
+	has   func(*sourcetest.Peer)
+	rate  int64
+}
+
+// kinds are peers and coordinators of all kinds. They are made in a bubble.
+func kinds() map[string]func(s *site, sp *sourcetest.Peers) {
 	peer := func(s *site, speed int64, trusted bool, faults ...sourcetest.Fault) *sourcetest.Peer {
 		n := sourcetest.NewPeer(fmt.Sprint("peer", len(s.peers)))
 		s.has(n)
@@ -37,7 +37,7 @@ func TestBudget(t *testing.T) {
 	follow := func(n *sourcetest.Peer) func(context.Context, int, int64) sourcetest.Decision {
 		return func(context.Context, int, int64) sourcetest.Decision { return sourcetest.Decision{Follow: n} }
 	}
-	kinds := map[string]func(s *site, sp *sourcetest.Peers){
+	return map[string]func(s *site, sp *sourcetest.Peers){
 		"nobody there": func(*site, *sourcetest.Peers) {},
 		"silent": func(s *site, sp *sourcetest.Peers) {
 			sp.List = append(sp.List, peer(s, 0, false, sourcetest.Fault{Do: sourcetest.Hang}))
@@ -128,7 +128,13 @@ func TestBudget(t *testing.T) {
 		},
 		"honest and fast": func(s *site, sp *sourcetest.Peers) { sp.List = append(sp.List, peer(s, s.rate*10, true)) },
 	}
-	for name, arrange := range kinds {
+}
+
+// TestBudget: whatever peers and coordinators do, a NAR that upstream delivers in T arrives
+// within T + 3 s + T/2, whole and right.
+func TestBudget(t *testing.T) {
+	const latency = 50 * time.Millisecond
+	for name := range kinds() {
 		for _, c := range []struct {
 			size int
 			rate int64 // of upstream
@@ -160,7 +166,7 @@ func TestBudget(t *testing.T) {
 							w.up.SetPace(source.Pace{Latency: latency, Rate: float64(c.rate)})
 							w.peers.List = nil
 							w.peers.Coordinator = func(context.Context, int, int64) sourcetest.Decision { return sourcetest.Decision{} }
-							arrange(s, w.peers)
+							kinds()[name](s, w.peers)
 							whole := latency + time.Duration(len(want))*time.Second/time.Duration(c.rate)
 							start := time.Now()
 							got, err := w.whole(t.Context(), nameOf(s.p, url), transfer.Query{})

@@ -72,6 +72,7 @@ type stage struct {
 	guard *verify.Guard
 	free  func()        // gives the guard's memory back
 	role  atomic.Uint32 // source.Role of who supplies
+	peer  atomic.Value  // string: its ID if it is a single peer
 	whole atomic.Bool   // and verified
 
 	readers map[*narcache.Reader]struct{} // under download.mu

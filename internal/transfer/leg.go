@@ -47,6 +47,7 @@ type supply struct {
 	role  source.Role
 	body  io.ReadCloser
 	first []byte // of body, read already
+	peer  string // ID
 	form  nix.Form
 	size  int64
 	over  <-chan struct{} // the site wants another node to supply; nil: never
@@ -112,7 +113,9 @@ func (l *leg) nextPeer(ctx context.Context) *supply {
 		stop()
 		return nil
 	}
-	s := &supply{role: source.Peer, body: turn.Stream.Body, form: turn.Stream.Form, size: turn.Stream.Size, over: turn.Over, done: pctx.Done(), end: stop}
+	s := &supply{
+		role: source.Peer, peer: turn.Stream.Peer, body: turn.Stream.Body, form: turn.Stream.Form, size: turn.Stream.Size, over: turn.Over, done: pctx.Done(), end: stop,
+	}
 	if err := l.readFirst(s); err != nil {
 		if pctx.Err() == nil {
 			l.failed(s.role, err)
@@ -238,6 +241,7 @@ func (l *leg) take(ctx context.Context, s *supply) (over bool, err error) {
 		}
 	}
 	l.stage.role.Store(uint32(s.role))
+	l.stage.peer.Store(s.peer)
 	err = l.out.Fill(&feed{l: l, s: s})
 	l.tell()
 	var mine *sinkError

@@ -20,6 +20,7 @@ type Transfer struct {
 	Inbound bool        // from elsewhere into the cache; else to Nix
 	Form    nix.Form    // of the bytes that are counted
 	Source  source.Role // who supplies them, None if nobody does yet
+	Peer    string      // ID of the peer that supplies them, "" if none does
 	Bytes   int64       // done
 	Size    int64       // of the whole, or of the part that was asked for
 	Rate    int64       // bytes a second, lately
@@ -39,6 +40,7 @@ func (s *Server) Transfers() []Transfer {
 		}
 		if st := d.current(); st != nil {
 			t.Form, t.Size, t.Source = st.form, st.size, source.Role(st.role.Load())
+			t.Peer, _ = st.peer.Load().(string)
 		}
 		list = append(list, t)
 	}

@@ -20,25 +20,26 @@ rec {
     listen = mkOption {
       type = types.str;
       default = "127.0.0.1:7654";
-      description = "Where Nix asks: the substituter's HOST:PORT.";
+      description = "HOST:PORT of the substituter. After a change, run `systemctl restart nixp2p.socket` once.";
     };
     admin-listen = key types.str "Where the status page, API, metrics and health are (127.0.0.1:7655).";
+    server-name = key strings "Host names in URLs of this node, besides its addresses and localhost.";
     state-dir = key types.str "Identity, peers, narinfos. The service's own directory.";
     cache-dir = key types.str "NAR files. The service's own directory.";
-    cache-size = key (types.either types.ints.unsigned types.str) ''Bound of the NAR cache, such as "10GiB"; 0 keeps none.'';
+    cache-size = key (types.either types.ints.unsigned types.str) ''Limit of the NAR cache, such as "10GiB"; 0 keeps none.'';
     store-root = key types.str "The store is ROOT/nix/store (/).";
     priority = key types.ints.unsigned "In nix-cache-info; lower is asked first (30; cache.nixos.org has 40).";
     upstream = key strings "Caches and mirrors ([ \"https://cache.nixos.org\" ]).";
-    trusted-public-key = key strings "Whose signatures count (cache.nixos.org's).";
-    share-key = key strings "Names of keys: paths signed by these may be shown to others (cache.nixos.org's).";
+    trusted-public-key = key strings "Keys whose signatures are accepted (cache.nixos.org's).";
+    share-key = key strings "Names of keys: paths signed by these keys may be shown to others (cache.nixos.org's).";
     p2p = key types.bool "false: no peers at all.";
     p2p-listen = key strings "Multiaddrs for peers ([ \"/ip4/0.0.0.0/tcp/7656\" \"/ip6/::/tcp/7656\" ]).";
     mdns = key types.bool "Look for peers on the link.";
     bootstrap = key strings "Where else to look for peers: multiaddr, dns:NAME[:PORT], srv:NAME, http(s)://…, file:PATH.";
-    leases = key types.bool "Agree with the site on who downloads what no peer has.";
+    leases = key types.bool "Agree with the site on which node downloads what no peer has.";
     max-peers = key types.ints.positive "Connected peers (256).";
     swarm-key-file = key types.str "Closed site: only holders of this secret. Use {option}`services.nixp2p.swarmKeyFile` instead.";
-    allow-cidr = key strings "Networks whose machines may be peers (private and on-link ones).";
+    allow-cidr = key strings "Networks in which peers are accepted and dialled (private and on-link ones).";
     upload-limit = key types.str ''To peers, such as "20MB/s".'';
     log-level = key (types.enum [ "debug" "info" "warn" "error" ]) "How much is logged (info).";
     log-format = key (types.enum [ "text" "json" ]) "How it is logged (text).";
@@ -98,7 +99,8 @@ rec {
       ''
     else raw;
 
-  url = cfg: "http://${cfg.settings.listen}";
+  # A node that listens on all addresses is asked on loopback.
+  url = cfg: "http://${builtins.replaceStrings [ "0.0.0.0:" "[::]:" ] [ "127.0.0.1:" "[::1]:" ] cfg.settings.listen}";
 
   assertions = cfg: [
     {

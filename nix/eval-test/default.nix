@@ -26,6 +26,7 @@ let
         allowedUDPPorts = lib.mkOption { type = lib.types.listOf lib.types.ints.unsigned; default = [ ]; };
       };
       nix = {
+        enable = lib.mkOption { type = lib.types.bool; default = true; };
         package = lib.mkOption { type = lib.types.package; default = pkgs.nix; };
         settings = {
           substituters = lib.mkOption { type = lib.types.listOf lib.types.str; default = [ ]; };

@@ -6,7 +6,7 @@ let
   package = { name = "nixp2p-0"; version = "0"; outPath = "/nonexistent"; };
   pkgs = import ./pkgs.nix { inherit lib package; } // {
     testers.runNixOSTest = test: test;
-    callPackage = f: _: import f { inherit lib; inherit (pkgs) stdenv buildGoModule coreutils; };
+    callPackage = f: _: import f { inherit lib; inherit (pkgs) stdenv buildGoModule coreutils systemd; };
     writeText = name: _: "/nix/store/00000000000000000000000000000000-${name}";
     writeTextDir = name: _: "/nix/store/00000000000000000000000000000000-dir";
   };

@@ -23,6 +23,7 @@ rec {
   runCommand = name: env: script: { inherit name script; inherit (env.raw) text outPath; };
   callPackage = _: _: package;
   coreutils = outPathOf "coreutils";
+  systemd = outPathOf "systemd";
   nix = outPathOf "nix-${nixVersion}";
   stdenv = {
     hostPlatform = { system = "x86_64-linux"; isLinux = true; isDarwin = false; };

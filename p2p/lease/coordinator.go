@@ -17,11 +17,6 @@ const (
 	wholeFor = 30 * time.Second
 	// leaseRate is the rate in bytes a second below which a lease runs out.
 	leaseRate = 4 << 10
-	// successorWait is how long the follower that has most is waited for when the fetcher is
-	// gone, before the asker goes upstream.
-	successorWait = time.Second
-	// doubtFor is how long a source that failed another node is named after the others.
-	doubtFor = 10 * time.Second
 	// yieldAbove: one of two fetchers of the same file gives up only if that saves more bytes
 	// than a change of source is worth.
 	yieldAbove = 4 << 20
@@ -42,23 +37,13 @@ const (
 	maxPerNAR = 256
 )
 
-// rules are those that tests remove one at a time, to measure what they are worth.
-type rules uint8
-
-const (
-	successors rules = 1 << iota
-	yields
-	accusers
-	doubts
-)
-
 // Coordinator knows which nodes have how much of the NARs that it was asked about, and which
 // one is to fetch each. When it is full, the machine that takes most of it loses the membership
 // that made progress longest ago; a newcomer is not refused. It is safe for concurrent use.
 // Times given to it may jump back a little, as those of concurrent callers do.
 type Coordinator struct {
-	self    NodeID
-	without rules
+	self       NodeID
+	neverYield bool // removes the rule, in tests
 
 	mu      sync.Mutex
 	entries map[nix.NarHash]*entry
@@ -105,22 +90,11 @@ func (c *Coordinator) ask(m *member, r Request, live []NodeID, now time.Time) An
 		return Answer{Kind: Fetch, Term: m.until.Sub(now)} // asked again
 	}
 	m.source, m.until = "", time.Time{}
-	e.accuse(m.node, m.machine, r.Failed, now)
-	if list := e.sources(m, r, now, c.without); len(list) > 0 {
-		e.successorUntil = time.Time{}
+	if list := e.sources(m, r, now); len(list) > 0 {
 		m.source = list[0].Node
 		return Answer{Kind: Follow, Sources: list}
 	}
-	if c.without&successors == 0 {
-		if s := e.successor(m, r, now); s != nil {
-			m.source = s.node
-			return Answer{Kind: Follow, Sources: []Source{s.asSource()}}
-		}
-	}
 	m.renew(0, now)
-	if m.entry != nil {
-		e.successorUntil = time.Time{}
-	}
 	return Answer{Kind: Fetch, Term: Term}
 }
 
@@ -141,11 +115,9 @@ func (c *Coordinator) progress(m *member, r Request, now time.Time) Answer {
 		more = got
 	}
 	if m.seen.IsZero() || more > 0 {
-		m.accusers = nil
 		c.members.Use(m)
 	}
 	m.note(r, now)
-	e.accuse(m.node, m.machine, r.Failed, now)
 	m.source = r.From
 	if m.whole() || r.From != "" {
 		m.until = time.Time{}
@@ -155,7 +127,7 @@ func (c *Coordinator) progress(m *member, r Request, now time.Time) Answer {
 	if !m.leased(now) {
 		return Answer{Kind: Noted}
 	}
-	if c.without&yields == 0 {
+	if !c.neverYield {
 		if p := e.preferredFetcher(m, r, now); p != nil {
 			m.until, m.source = time.Time{}, p.node
 			return Answer{Kind: Follow, Sources: []Source{p.asSource()}}

@@ -12,9 +12,8 @@ import (
 
 // entry is one NAR of a Coordinator. A nil one has no members.
 type entry struct {
-	nar            nix.NarHash
-	members        []*member
-	successorUntil time.Time // how long a successor is waited for; zero: it is not
+	nar     nix.NarHash
+	members []*member
 }
 
 // member is a node that has a NAR, gets it, or wants it.
@@ -26,10 +25,8 @@ type member struct {
 	form             nix.Form
 	size, bytes, got int64
 	seen             time.Time
-	until            time.Time    // end of its lease; zero: it has none
-	source           NodeID       // it follows
-	accusers         []machine.ID // that it failed since it last made progress
-	doubted          time.Time    // when it last failed another node
+	until            time.Time // end of its lease; zero: it has none
+	source           NodeID    // it follows
 }
 
 func (m *member) note(r Request, now time.Time) {
@@ -86,20 +83,6 @@ func (e *entry) served(node NodeID, now time.Time) bool {
 	})
 }
 
-// accuse records that sources failed a node.
-func (e *entry) accuse(node NodeID, by machine.ID, failed []NodeID, now time.Time) {
-	for _, f := range failed {
-		m := e.member(f)
-		if m == nil || f == node {
-			continue
-		}
-		m.doubted = now
-		if len(m.accusers) < maxNamed && !slices.Contains(m.accusers, by) {
-			m.accusers = append(m.accusers, by)
-		}
-	}
-}
-
 // candidate is a member as a source for another one.
 type candidate struct {
 	*member
@@ -110,7 +93,7 @@ type candidate struct {
 // sources lists from whom the asker m can get the whole NAR: nodes that have it or fetch it,
 // and those that follow them. Those in the asker's form come first, then those that have a free
 // slot, then those that have most, so that the tree stays low.
-func (e *entry) sources(m *member, r Request, now time.Time, without rules) []Source {
+func (e *entry) sources(m *member, r Request, now time.Time) []Source {
 	if e == nil {
 		return nil
 	}
@@ -127,7 +110,7 @@ func (e *entry) sources(m *member, r Request, now time.Time, without rules) []So
 		if c.node == m.node || slices.Contains(r.Failed, c.node) || c.form == r.Form && c.size != r.Size {
 			continue
 		}
-		if root, depth := c.root(by, now); c.serves(r, root, without) {
+		if root, depth := c.root(by, now); c.serves(r, root) {
 			all = append(all, candidate{c, depth, followers[c.node]})
 		}
 	}
@@ -135,7 +118,6 @@ func (e *entry) sources(m *member, r Request, now time.Time, without rules) []So
 		return cmp.Or(
 			first(a.form == r.Form, b.form == r.Form),
 			first(a.followers < a.slots(), b.followers < b.slots()),
-			first(now.Sub(a.doubted) > doubtFor || without&doubts != 0, now.Sub(b.doubted) > doubtFor || without&doubts != 0),
 			cmp.Compare(b.part(), a.part()),
 			cmp.Compare(a.depth, b.depth),
 			cmp.Compare(a.followers, b.followers),
@@ -185,52 +167,30 @@ func (c candidate) slots() int {
 	return perSource
 }
 
-// root returns the node that fetches, or has all, for c, and how far it is from c; nil if there
+// root returns the node that fetches, or has all, for m, and how far it is from m; nil if there
 // is none. The asker has no source at that moment, so that no node is led to itself.
-func (c *member) root(by map[NodeID]*member, now time.Time) (root *member, depth int) {
-	for ; c != nil && depth <= len(by); depth++ {
-		if c.whole() || c.leased(now) {
-			return c, depth
+func (m *member) root(by map[NodeID]*member, now time.Time) (root *member, depth int) {
+	for ; m != nil && depth <= len(by); depth++ {
+		if m.whole() || m.leased(now) {
+			return m, depth
 		}
-		c = by[c.source]
+		m = by[m.source]
 	}
 	return nil, 0
 }
 
-// serves reports whether c, for which root fetches, is a source for the asker. It is not if
-// root failed the asker and other machines: then they are right, and its lease is false or
-// about to end. If it failed the asker alone, the way to it through another node may be better.
-// And it is not if root has to fetch what the asker has already.
-func (c *member) serves(r Request, root *member, without rules) bool {
+// serves reports whether a source for which root fetches is one for the asker. It is not if
+// root failed the asker, whose word counts for itself only. And it is not if root has to fetch
+// what the asker has already.
+func (m *member) serves(r Request, root *member) bool {
 	switch {
-	case root == nil || slices.Contains(r.Failed, root.node) && (without&accusers != 0 || len(root.accusers) > 1):
+	case root == nil || slices.Contains(r.Failed, root.node):
 		return false
-	case c.form == r.Form && c.bytes > r.Bytes || root.form != r.Form:
+	case m.form == r.Form && m.bytes > r.Bytes || root.form != r.Form:
 		return true
 	default:
 		return r.Bytes < root.bytes+overtake
 	}
-}
-
-// successor returns the follower that has more than the asker m, when nobody fetches: it is the
-// one to go on, and is waited for a little. A node whose lease ended is not. Nil: m is.
-func (e *entry) successor(m *member, r Request, now time.Time) (best *member) {
-	if e == nil || !e.successorUntil.IsZero() && !now.Before(e.successorUntil) {
-		return nil
-	}
-	for _, c := range e.members {
-		if c.node == m.node || c.form == r.Form && c.size != r.Size ||
-			slices.Contains(r.Failed, c.node) || !c.until.IsZero() || c.part() <= m.part() {
-			continue
-		}
-		if best == nil || c.part() > best.part() {
-			best = c
-		}
-	}
-	if best != nil && e.successorUntil.IsZero() {
-		e.successorUntil = now.Add(successorWait)
-	}
-	return best
 }
 
 // preferredFetcher returns another fetcher of the same file that m leaves it to: one that is far

@@ -83,7 +83,8 @@ type Request struct {
 	Hops int
 	// Tried are coordinators that did not answer. An Ask is not redirected to them.
 	Tried []NodeID
-	// Failed are sources that could not be reached, or did not have what they claimed.
+	// Failed are sources that could not be reached by the sender, or did not have what they
+	// claimed: they are not named to it.
 	Failed []NodeID
 }
 

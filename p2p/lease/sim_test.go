@@ -43,20 +43,20 @@ type world struct {
 	late    float64 // messages that take up to two seconds
 	held    bool    // what a known node has is seen without a lease, as in its inventory
 
-	upstream map[nix.NarHash]int64
-	fetchers map[nix.NarHash]map[NodeID]bool
-	lost     int64           // bytes that only somebody who died had
-	most     time.Duration   // that a node may be without a byte
-	waits    []time.Duration // from the begin of a job to its end
-	wanted   int64           // bytes of all NARs for which somebody began to ask
-	messages int
-	overs    int // time budgets that were used up
-	yields   int
-	without  rules
-	fetched  map[nix.NarHash]time.Time // when somebody fetched it last, or had all
-	gap      time.Duration             // the longest time that nobody did, for somebody
-	decided  time.Duration             // the longest time to a decision
-	idle     time.Duration             // the longest time without a byte
+	upstream   map[nix.NarHash]int64
+	fetchers   map[nix.NarHash]map[NodeID]bool
+	lost       int64           // bytes that only somebody who died had
+	most       time.Duration   // that a node may be without a byte
+	waits      []time.Duration // from the begin of a job to its end
+	wanted     int64           // bytes of all NARs for which somebody began to ask
+	messages   int
+	overs      int // time budgets that were used up
+	yields     int
+	neverYield bool
+	fetched    map[nix.NarHash]time.Time // when somebody fetched it last, or had all
+	gap        time.Duration             // the longest time that nobody did, for somebody
+	decided    time.Duration             // the longest time to a decision
+	idle       time.Duration             // the longest time without a byte
 }
 
 type host struct {
@@ -188,7 +188,7 @@ func (w *world) notice() {
 func (h *host) boot() {
 	h.up, h.life = true, h.life+1
 	h.coord, h.jobs, h.all = NewCoordinator(h.id), nil, map[nix.NarHash]*job{}
-	h.coord.without = h.w.without
+	h.coord.neverYield = h.w.neverYield
 }
 
 func (h *host) die() {

@@ -22,8 +22,7 @@ type Asker interface {
 }
 
 const (
-	// lateTime is how long a question that is no longer awaited goes on: an answer that comes
-	// late shows that the node answers, and earns it more time for the next question.
+	// lateTime is how long a question goes on when its answer is no longer awaited.
 	lateTime = 4 * time.Second
 	// answeredFor is how long a node that answered counts as one that does, silentFor how
 	// long one that never did is not asked again.
@@ -31,7 +30,7 @@ const (
 	silentFor   = time.Minute
 	// maxKnown bounds the nodes of either kind.
 	maxKnown = 512
-	// maxQuestions are under way at a time, reports included.
+	// maxQuestions are under way at a time.
 	maxQuestions = 256
 )
 
@@ -71,20 +70,10 @@ func (c *Client) live() []NodeID {
 	return list
 }
 
-var errSilent = errors.New("lease: node does not answer")
-
-type reply struct {
-	answer Answer
-	err    error
-}
-
 // ask sends a question and waits for the answer until a time. The question itself goes on for
-// a while.
+// a while: an answer that comes late still shows that the node answers.
 func (c *Client) ask(ctx context.Context, node NodeID, addr string, r Request, until time.Time) (Answer, error) {
-	switch {
-	case node == c.asker.Self():
-		return c.asker.Ask(ctx, node, addr, r)
-	case c.silent.Has(node): // somebody redirected to it
+	if c.silent.Has(node) { // another node redirected to it
 		return Answer{}, errSilent
 	}
 	wait, cancel := context.WithDeadline(ctx, until)
@@ -99,11 +88,7 @@ func (c *Client) ask(ctx context.Context, node NodeID, addr string, r Request, u
 	if !c.group.Go(func() {
 		defer func() { <-c.slots }()
 		defer stop()
-		a, err := c.asker.Ask(own, node, addr, r)
-		if err == nil {
-			c.answered.Add(node, answeredFor)
-			c.silent.Remove(node)
-		}
+		a, err := c.send(own, node, addr, r)
 		replies <- reply{a, err}
 	}) {
 		<-c.slots
@@ -115,14 +100,33 @@ func (c *Client) ask(ctx context.Context, node NodeID, addr string, r Request, u
 		return r.answer, r.err
 	case <-wait.Done():
 	}
-	if ctx.Err() != nil {
+	switch {
+	case ctx.Err() != nil:
 		stop() // nobody wants it any more
-	} else if c.answered.Has(node) {
+	case c.answered.Has(node):
 		c.answered.Remove(node)
-	} else {
+	default:
 		c.silent.Add(node, silentFor)
 	}
 	return Answer{}, wait.Err()
+}
+
+// send sends a request and remembers that the node answered.
+func (c *Client) send(ctx context.Context, node NodeID, addr string, r Request) (Answer, error) {
+	a, err := c.asker.Ask(ctx, node, addr, r)
+	if err == nil && node != c.asker.Self() {
+		c.answered.Add(node, answeredFor)
+		c.silent.Remove(node)
+	}
+	return a, err
+}
+
+// errSilent is the error of a node that never answered so far.
+var errSilent = errors.New("lease: node does not answer")
+
+type reply struct {
+	answer Answer
+	err    error
 }
 
 // Lease is one NAR that this node wants and that others may want at the same time. Next and
@@ -351,7 +355,9 @@ func (l *Lease) tell(ctx context.Context, verb Verb) {
 	}
 	l.mu.Unlock()
 	for _, node := range to {
-		a, err := l.client.ask(ctx, node, "", r, time.Now().Add(AnswerTime))
+		actx, cancel := context.WithTimeout(ctx, AnswerTime)
+		a, err := l.client.send(actx, node, "", r)
+		cancel()
 		if err == nil {
 			l.heard(node, a)
 		}

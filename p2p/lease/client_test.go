@@ -165,6 +165,21 @@ func TestFetcherGivesUp(t *testing.T) {
 	})
 }
 
+// TestLastWord: what End says arrives, also when the client is closed at once.
+func TestLastWord(t *testing.T) {
+	for _, whole := range []bool{true, false} {
+		inTown(t, 3, func(t *testing.T, _ *town, all []*citizen) {
+			l := all[1].begin(t)
+			l.mustNext(t, Outcome{})
+			l.End(whole)
+			all[1].client.Close()
+			if m := all[0].coord.entries[theNAR].member(all[1].id); whole != (m != nil && m.whole()) {
+				t.Errorf("whole %t: the coordinator knows %+v", whole, m)
+			}
+		})
+	}
+}
+
 // TestUpstreamFails: a node whose upstream fails does not keep the others from trying theirs.
 func TestUpstreamFails(t *testing.T) {
 	inTown(t, 3, func(t *testing.T, _ *town, all []*citizen) {
@@ -199,10 +214,10 @@ func TestSilentCoordinators(t *testing.T) {
 		{"all well", false, func([]*citizen) {}, [2]time.Duration{}, true},
 		{"first is gone", false, func(a []*citizen) { a[0].cut = true }, [2]time.Duration{AnswerTime, 0}, false},
 		{"two are gone", false, func(a []*citizen) { a[0].cut, a[1].cut = true, true }, [2]time.Duration{2 * AnswerTime, 0}, false},
-		{"first is gone now", true, func(a []*citizen) { a[0].cut = true }, [2]time.Duration{knownTime, 0}, false},
+		{"first is gone now", true, func(a []*citizen) { a[0].cut = true }, [2]time.Duration{knownTime, AnswerTime}, false},
 		{"unknown and slow", false, func(a []*citizen) { a[0].takes = 600 * time.Millisecond }, [2]time.Duration{AnswerTime, 600 * time.Millisecond}, false},
 		{"known and slow", true, func(a []*citizen) { a[0].takes = 600 * time.Millisecond }, [2]time.Duration{600 * time.Millisecond, 600 * time.Millisecond}, true},
-		{"known and too slow", true, func(a []*citizen) { a[0].takes = time.Hour }, [2]time.Duration{knownTime, 0}, false},
+		{"known and too slow", true, func(a []*citizen) { a[0].takes = time.Hour }, [2]time.Duration{knownTime, AnswerTime}, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			inTown(t, 4, func(t *testing.T, town *town, all []*citizen) {

@@ -34,8 +34,17 @@ func proxies(getenv func(string) string) func(*url.URL) (*url.URL, error) {
 		HTTPSProxy: proxyURL(env("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")),
 		NoProxy:    noProxy(env("no_proxy", "NO_PROXY")),
 	}
-	return cfg.ProxyFunc()
+	find := cfg.ProxyFunc()
+	return func(to *url.URL) (*url.URL, error) {
+		via, err := find(to)
+		if err == nil && via != nil && via.Hostname() == "" {
+			err = errProxy
+		}
+		return via, err
+	}
 }
+
+var errProxy = errors.New("the proxy in the environment has no host")
 
 // proxyURL writes a proxy as httpproxy and net/http want it: with a scheme (http if none is
 // said) and a port (1080 if none is said, as curl has it, 443 for https).

@@ -197,8 +197,8 @@ func (c *Cache) Downloads(nar nix.NarHash) (list []*Download) {
 	return list
 }
 
-// HideFromPeers keeps what is written from now on from other machines, until the end or until it
-// is called with false: then they see all.
+// HideFromPeers keeps what is written from now on from PeerReader and ClientReader, until the end
+// or until it is called with false: then they see all.
 func (d *Download) HideFromPeers(hide bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -224,14 +224,14 @@ func (d *Download) Size() int64 { return d.size }
 func (d *Download) Readable() int64 {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	var tail verify.Tail
+	tail := newPeerTail()
 	return d.visibleLocked(&tail, true)
 }
 
 // visibleLocked returns how many bytes from the first one on a reader may see.
-func (d *Download) visibleLocked(tail *verify.Tail, peer bool) int64 {
+func (d *Download) visibleLocked(tail *verify.Tail, hide bool) int64 {
 	n := tail.Visible(d.written, d.size, d.state == committed)
-	if peer && d.hidden && d.state != committed {
+	if hide && d.hidden && d.state != committed {
 		n = min(n, d.hideAt)
 	}
 	return n

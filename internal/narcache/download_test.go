@@ -92,18 +92,20 @@ func TestFollow(t *testing.T) {
 	})
 }
 
-// TestHideFromPeers: what is hidden is kept from other machines, not from this one's clients.
+// TestHideFromPeers: what is hidden is kept from other machines and from clients that want it so.
 func TestHideFromPeers(t *testing.T) {
 	c := open(t, Config{Dir: t.TempDir()})
 	n := rawNAR(t, "a", 5*mib)
 	d := create(t, c, n)
-	here, there := d.Reader(0), d.PeerReader(0)
+	here, client, there := d.Reader(0), d.ClientReader(0), d.PeerReader(0)
 	defer here.Close()
+	defer client.Close()
 	defer there.Close()
-	expect := func(wantHere, wantThere int64) {
+	expect := func(wantHere, wantClient, wantThere int64) {
 		t.Helper()
-		if here.Have() != wantHere || there.Have() != wantThere {
-			t.Errorf("%d bytes here, %d there; want %d, %d", here.Have(), there.Have(), wantHere, wantThere)
+		if here.Have() != wantHere || client.Have() != wantClient || there.Have() != wantThere || d.Readable() != wantThere {
+			t.Errorf("%d bytes here, %d for clients, %d there (%d); want %d, %d, %d",
+				here.Have(), client.Have(), there.Have(), d.Readable(), wantHere, wantClient, wantThere)
 		}
 	}
 	write := func(to int) {
@@ -113,12 +115,12 @@ func TestHideFromPeers(t *testing.T) {
 		}
 	}
 	write(2 * mib)
-	expect(mib, mib)
+	expect(mib, mib, 2*mib-peerTail)
 	d.HideFromPeers(true)
 	write(3 * mib)
 	d.HideFromPeers(true)
 	write(4 * mib)
-	expect(3*mib, 2*mib)
+	expect(3*mib, 2*mib, 2*mib)
 	got := make([]byte, 3*mib)
 	if k, err := io.ReadFull(there, got[:2*mib]); err != nil {
 		t.Fatal(k, err)
@@ -132,14 +134,15 @@ func TestHideFromPeers(t *testing.T) {
 	if err := <-more; err != nil || !bytes.Equal(got, n.data[:3*mib]) {
 		t.Errorf("afterwards: %v", err)
 	}
-	expect(3*mib, 3*mib)
+	expect(3*mib, 3*mib, 4*mib-peerTail)
 	d.HideFromPeers(true)
 	write(len(n.data))
-	expect(int64(len(n.data)-mib), 4*mib)
+	expect(int64(len(n.data)-mib), 4*mib, 4*mib)
 	if err := d.Commit(); err != nil {
 		t.Fatal(err)
 	}
-	expect(int64(len(n.data)), int64(len(n.data)))
+	size := int64(len(n.data))
+	expect(size, size, size)
 }
 
 func TestFollowersLeave(t *testing.T) {

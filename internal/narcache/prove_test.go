@@ -105,7 +105,7 @@ func TestPoisonedPeerReader(t *testing.T) {
 	}
 	during := d.PeerReader(0)
 	defer during.Close()
-	if d.Readable() != int64(len(n.data))-mib || during.Have() != d.Readable() {
+	if d.Readable() != int64(len(n.data))-peerTail || during.Have() != d.Readable() {
 		t.Errorf("readable %d, %d", d.Readable(), during.Have())
 	}
 	if err := d.Commit(); err != nil {
@@ -116,6 +116,11 @@ func TestPoisonedPeerReader(t *testing.T) {
 		t.Errorf("afterwards: %v", err)
 	}
 	_ = late.Close()
+	own := d.ClientReader(0) // it came for the download
+	if b, err := io.ReadAll(own); err != nil || !bytes.Equal(b, n.data) {
+		t.Errorf("a client: %v", err)
+	}
+	_ = own.Close()
 	good := fileNAR(t, "b", 100_000, nix.Zstd)
 	d = create(t, c, good)
 	_, _ = d.Write(good.data)

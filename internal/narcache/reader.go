@@ -20,7 +20,7 @@ type Reader struct {
 	release func()
 	err     error // why there is no file
 	follow  bool
-	peer    bool // it is for another machine
+	hide    bool // it waits for what is hidden
 	off     int64
 	tail    verify.Tail // guarded by d.mu
 
@@ -31,24 +31,41 @@ type Reader struct {
 // Reader returns a reader from byte off on. It blocks for bytes that are still to come, sees all
 // but the held-back tail of what was written until Commit, everything after it, and the error of
 // Abort after that.
-func (d *Download) Reader(off int64) *Reader { return d.reader(off, true, false) }
+func (d *Download) Reader(off int64) *Reader { return d.reader(off, true) }
 
-// PeerReader is Reader for another machine: it waits for what is hidden as for what is still to
-// come. A file that has ended and is not proven does not exist for it.
-func (d *Download) PeerReader(off int64) *Reader { return d.reader(off, true, true) }
+// ClientReader is Reader, but waits for what is hidden as for what is still to come.
+func (d *Download) ClientReader(off int64) *Reader {
+	r := d.reader(off, true)
+	r.hide = true
+	return r
+}
+
+// peerTail is held back from other machines. They hash what they get and hold back a tail of
+// their own, so it need not be as long as for a client, and a site copies a NAR the faster.
+const peerTail = 64 << 10
+
+func newPeerTail() verify.Tail { return verify.NewTail(verify.Holdback{Tail: peerTail}) }
+
+// PeerReader is ClientReader for another machine, with a shorter tail. A file that has ended and
+// is not proven does not exist for it.
+func (d *Download) PeerReader(off int64) *Reader {
+	if d.unproven() {
+		return &Reader{d: d, closed: make(chan struct{}), err: fmt.Errorf("narcache: %s: not proven: %w", d.key.nar, fs.ErrNotExist)}
+	}
+	r := d.ClientReader(off)
+	r.tail = newPeerTail()
+	return r
+}
 
 // ReadBack returns a reader of what was written so far, the tail included: unproven bytes, for
 // the writer's own use. It ends where writing is.
-func (d *Download) ReadBack() *Reader { return d.reader(0, false, false) }
+func (d *Download) ReadBack() *Reader { return d.reader(0, false) }
 
-func (d *Download) reader(off int64, follow, peer bool) *Reader {
-	r := &Reader{d: d, follow: follow, peer: peer, off: off, closed: make(chan struct{})}
-	switch {
-	case off < 0 || off > d.size:
+func (d *Download) reader(off int64, follow bool) *Reader {
+	r := &Reader{d: d, follow: follow, off: off, closed: make(chan struct{})}
+	if off < 0 || off > d.size {
 		r.err = fmt.Errorf("narcache: %s: byte %d of %d", d.key.nar, off, d.size)
-	case peer && d.unproven():
-		r.err = fmt.Errorf("narcache: %s: not proven: %w", d.key.nar, fs.ErrNotExist)
-	default:
+	} else {
 		r.file, r.release, r.err = d.retain()
 	}
 	return r
@@ -109,7 +126,7 @@ func (r *Reader) visibleLocked() int64 {
 	if !r.follow {
 		return r.d.written
 	}
-	return r.d.visibleLocked(&r.tail, r.peer)
+	return r.d.visibleLocked(&r.tail, r.hide)
 }
 
 // free returns how many bytes may be read now. If there are none it returns a channel that is

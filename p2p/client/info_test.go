@@ -135,7 +135,7 @@ func TestNobody(t *testing.T) {
 // TestFatNarinfos: memory does not grow with what peers add.
 func TestFatNarinfos(t *testing.T) {
 	var paths []nixtest.Path
-	for i := range 200 {
+	for i := range 40 {
 		paths = append(paths, nixtest.NewPath(strings.Repeat("x", i+1), 100))
 	}
 	synctest.Test(t, func(t *testing.T) {

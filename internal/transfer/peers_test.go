@@ -55,7 +55,7 @@ func TestOnePlan(t *testing.T) {
 	p := nixtest.NewPath("hello", 3*mib)
 	for _, has := range []string{"nobody", "the file", "raw"} {
 		w := newWorld(t, withPeers)
-		info, file := w.up.AddFile(t, key, p, nix.XZ, nil)
+		info, file := w.up.AddFile(t, key, p, nix.Zstd, nil)
 		form := formOf(t, info)
 		switch has {
 		case "the file":
@@ -64,7 +64,7 @@ func TestOnePlan(t *testing.T) {
 			w.peer.AddBytes(p.NarHash(), nix.Raw, p.NAR)
 		}
 		got, err := w.whole(t.Context(), nameOf(p, form), transfer.Query{})
-		if err != nil || !bytes.Equal(decode(t, nix.XZ, got), p.NAR) {
+		if err != nil || !bytes.Equal(decode(t, nix.Zstd, got), p.NAR) {
 			t.Errorf("%s: %d bytes, error %v", has, len(got), err)
 		}
 		if w.peers.Begun() != 1 || w.begun.Load() != 1 {

@@ -8,6 +8,7 @@ export PATH="$PATH:/usr/local/go/bin"
 cd "$(dirname "$0")/../.."
 umask 022
 
+export SOURCE_DATE_EPOCH="${SOURCE_DATE_EPOCH:-1}"
 version=$(cat VERSION)
 here=$(dpkg --print-architecture)
 arch=${1:-$here}
@@ -65,7 +66,6 @@ END
 install -m 0755 deploy/debian/postinst deploy/debian/prerm deploy/debian/postrm "$root/DEBIAN/"
 (cd "$root" && find usr -type f -print0 | LC_ALL=C sort -z | xargs -0 md5sum) >"$root/DEBIAN/md5sums"
 
-export SOURCE_DATE_EPOCH="${SOURCE_DATE_EPOCH:-1}"
 find "$root" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 mkdir -p dist
 dpkg-deb --root-owner-group -Zxz --build "$root" "$out" >/dev/null

@@ -107,8 +107,8 @@ func (c *Conns) makeRoom(limit int) {
 
 // leastUseful returns connections to close, so many that the next ones find room: idle ones, the
 // longest unused first; else those that have not sent a whole request; else the one that
-// took no byte for longest. Never more than half of a kind: the newest may be a client that is
-// about to ask. The caller holds mu.
+// took no byte for longest. It is one at least, and about half of a kind at most: the newest may
+// be a client that is about to ask. The caller holds mu.
 func (c *Conns) leastUseful() []*conn {
 	kinds := map[http.ConnState][]*conn{}
 	for x := range c.all {

@@ -131,11 +131,13 @@ func TestIdleConnectionsFirst(t *testing.T) {
 // failing is a listener whose process has no file descriptor left, now and then.
 type failing struct {
 	net.Listener
-	n int
+	n    int
+	full chan struct{} // closed before the third call fails
 }
 
 func (l *failing) Accept() (net.Conn, error) {
 	if l.n++; l.n == 3 {
+		<-l.full
 		return nil, &net.OpError{Op: "accept", Err: syscall.EMFILE}
 	}
 	return l.Listener.Accept()
@@ -144,11 +146,15 @@ func (l *failing) Accept() (net.Conn, error) {
 func TestNoDescriptorsLeft(t *testing.T) {
 	conns := NewConns(100)
 	srv := httptest.NewUnstartedServer(newHandler(t, newFake(t)))
-	srv.Listener = conns.Listener(&failing{Listener: srv.Listener})
+	full := make(chan struct{})
+	srv.Listener = conns.Listener(&failing{Listener: srv.Listener, full: full})
 	srv.Config.ConnState = conns.State
 	srv.Start()
 	defer srv.Close()
-	for range 5 {
+	for i := range 5 {
+		if i == 2 {
+			close(full)
+		}
 		answered(t, dial(t, srv.Listener.Addr().String(), get))
 	}
 }

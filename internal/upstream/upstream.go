@@ -97,8 +97,13 @@ var defaults = timeouts{
 	busyMost: time.Minute, busy: 5 * time.Second,
 }
 
-// invalidFor is how long a cache is not asked again for what it sent wrong.
-const invalidFor = time.Hour
+const (
+	// invalidFor is how long a cache is not asked again for what it sent wrong.
+	invalidFor = 10 * time.Minute
+	// onlyInvalidFor is the same for the only cache: there is nobody else to ask, and what was
+	// wrong, such as a proxy, may be right again.
+	onlyInvalidFor = 30 * time.Second
+)
 
 // Upstreams is one or many caches, asked as one source. It is safe for concurrent use.
 type Upstreams struct {
@@ -236,10 +241,14 @@ func (u *Upstreams) Saturated() bool {
 func (u *Upstreams) Pace() source.Pace { return u.pace.now() }
 
 // Invalid reports that all bytes of this form of info's NAR came from here and were wrong: the
-// caches that sent them are not asked for it again for an hour. After a wrong file they
+// caches that sent them are not asked for it again for some time. After a wrong file they
 // are still asked for raw: FileHash is not signed, and the NAR in the file may be right.
 func (u *Upstreams) Invalid(info *verify.Info, form nix.Form, _ error) {
-	u.wrong.blame(u.all, info, form, invalidFor)
+	d := invalidFor
+	if len(u.all) == 1 {
+		d = onlyInvalidFor
+	}
+	u.wrong.blame(u.all, info, form, d)
 }
 
 // Health is the state of one cache, for people.

@@ -149,6 +149,7 @@ type Lease struct {
 // turn is the time in which the same nodes give bytes.
 type turn struct {
 	fetch   bool
+	anyway  bool // the node fetches although it was told to follow
 	yielded bool
 	over    chan struct{}
 }
@@ -191,7 +192,7 @@ func (l *Lease) Next(ctx context.Context, o Outcome) (Decision, error) {
 			// Others that ask now, and this node too, must not wait for it.
 			l.tell(ctx, Release)
 		}
-		if !before.yielded {
+		if !before.yielded && !before.anyway {
 			l.again(o)
 		}
 	}
@@ -278,12 +279,13 @@ func (l *Lease) Progress(readable, received int64) {
 }
 
 // FetchAnyway says that this node fetches from upstream now, because its time budget is used
-// up: from now on it is not told to follow.
+// up. It is not told to follow again, unless that fails: the next Next is Fetch at once, and the
+// one after that says that upstream failed.
 func (l *Lease) FetchAnyway() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.turn != nil {
-		l.turn.fetch = true
+		l.turn.anyway = !l.turn.fetch
 	}
 	l.from = ""
 	l.received()
@@ -350,8 +352,8 @@ func (l *Lease) tell(ctx context.Context, verb Verb) {
 	l.mu.Lock()
 	l.received()
 	r, to := l.session.Report(verb, live)
-	if l.ended && verb == Progress && r.Bytes < r.Size {
-		to = nil // the last word is said
+	if verb == Progress && l.turn == nil && !(l.ended && r.Bytes == r.Size) {
+		to = nil // between turns questions say it; and after End nothing follows
 	}
 	l.mu.Unlock()
 	for _, node := range to {

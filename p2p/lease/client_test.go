@@ -289,14 +289,21 @@ func TestNotSentBack(t *testing.T) {
 		}
 		b.FetchAnyway()
 		a.Progress(40<<20, 41<<20)
-		time.Sleep(5 * ReportEvery)
+		time.Sleep(4 * ReportEvery)
 		select {
 		case <-d.Over:
 			t.Error("it is sent back")
 		default:
 		}
+		synctest.Wait()
 		if m := all[0].coord.entries[theNAR].member(all[2].id); m == nil || m.source != "" && m.source != all[1].id {
 			t.Errorf("the coordinator knows %+v", m)
+		}
+		if d = b.mustNext(t, Outcome{}); !d.Fetch() {
+			t.Errorf("it is told %v", d.Sources)
+		}
+		if d = b.mustNext(t, Outcome{}); d.Fetch() {
+			t.Error("its upstream fails, and it does not follow the other one")
 		}
 	})
 }

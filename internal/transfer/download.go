@@ -73,17 +73,8 @@ type stage struct {
 	free  func()        // gives the guard's memory back
 	role  atomic.Uint32 // source.Role of who supplies
 	peer  atomic.Value  // string: its ID if it is a single peer
-	whole atomic.Bool   // and verified
 
 	readers map[*narcache.Reader]struct{} // under download.mu
-}
-
-// reader returns a reader of a stage that is kept.
-func (st *stage) reader() *narcache.Reader {
-	if st.whole.Load() {
-		return st.spool.Reader(0)
-	}
-	return st.spool.PeerReader(0)
 }
 
 // current returns what is followed now, nil if nothing yet.

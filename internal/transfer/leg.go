@@ -370,7 +370,6 @@ func (l *leg) end(err error) error {
 	d := l.a.d
 	if source.Invalid(err) == nil {
 		if sp, ok := l.out.(*spool); ok && err == nil {
-			l.stage.whole.Store(true)
 			d.committed(sp)
 		}
 		return err

@@ -189,7 +189,7 @@ func (n *NAR) readOnce(ctx context.Context, l *local) (*verify.BlockSums, error)
 // unverified peer before the whole is proven.
 func (n *NAR) follow(ctx context.Context, w io.Writer) error {
 	d, st := n.d, n.stage
-	r := st.reader()
+	r := st.spool.ClientReader(0)
 	d.awaitWhole(ctx, st)
 	if !d.follow(st, r) {
 		_ = r.Close()

@@ -24,7 +24,7 @@ type site struct {
 	rate  int64
 }
 
-// kindNames are the names of kinds.
+// kindNames are the names of allKinds.
 var kindNames = []string{
 	"nobody there",
 	"silent",
@@ -48,8 +48,8 @@ var kindNames = []string{
 	"honest and fast",
 }
 
-// kinds are peers and coordinators of all kinds. They are made in a bubble.
-func kinds() map[string]func(s *site, sp *sourcetest.Peers) {
+// allKinds are peers and coordinators of all kinds. They are made in a bubble.
+func allKinds() map[string]func(s *site, sp *sourcetest.Peers) {
 	peer := func(s *site, speed int64, trusted bool, faults ...sourcetest.Fault) *sourcetest.Peer {
 		n := sourcetest.NewPeer(fmt.Sprint("peer", len(s.peers)))
 		s.has(n)
@@ -190,7 +190,7 @@ func TestBudget(t *testing.T) {
 							w.up.SetPace(source.Pace{Latency: latency, Rate: float64(c.rate)})
 							w.peers.List = nil
 							w.peers.Coordinator = func(context.Context, int, int64) sourcetest.Decision { return sourcetest.Decision{} }
-							all := kinds()
+							all := allKinds()
 							if len(all) != len(kindNames) {
 								t.Fatal("kindNames is out of date")
 							}

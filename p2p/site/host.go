@@ -44,6 +44,10 @@ const (
 	// messageSize is the most that one message of the muxer carries: with 256 KiB writes
 	// larger ones save a tenth of the CPU time.
 	messageSize = 256 << 10
+	// A connection may have so many streams that came in, and so many of them that were
+	// not accepted yet: each may bring 256 KiB.
+	streamsPerConn = 192
+	acceptBacklog  = 16
 
 	// What libp2p remembers of nodes that are not connected.
 	maxPeerAddrs    = 8192
@@ -119,7 +123,7 @@ func newHost(parts hostParts) (_ host.Host, err error) {
 
 func addTransport(sw *swarm.Swarm, parts hostParts, limits network.ResourceManager) error {
 	mux := *yamux.DefaultTransport
-	mux.MaxMessageSize = messageSize
+	mux.MaxMessageSize, mux.MaxIncomingStreams, mux.AcceptBacklog = messageSize, streamsPerConn, acceptBacklog
 	muxers := []upgrader.StreamMuxer{{ID: yamux.ID, Muxer: &mux}}
 	security, err := libp2ptls.New(libp2ptls.ID, parts.identity, muxers)
 	if err != nil {
@@ -168,7 +172,7 @@ func newLimits(maxPeers int) (network.ResourceManager, error) {
 		Streams: streams, StreamsInbound: streams, StreamsOutbound: streams, Memory: allMemory,
 	}
 	transient := all
-	transient.Streams, transient.StreamsInbound, transient.StreamsOutbound, transient.Memory = 2048, 2048, 2048, 256<<20
+	transient.Streams, transient.StreamsInbound, transient.StreamsOutbound, transient.Memory = 1024, 512, 1024, 256<<20
 	l := rcmgr.PartialLimitConfig{
 		System: all, Transient: transient,
 		ProtocolDefault: rcmgr.ResourceLimits{Streams: streams, StreamsInbound: streams, StreamsOutbound: streams, Memory: allMemory},

@@ -9,6 +9,7 @@ import (
 	"math"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -26,8 +27,9 @@ const (
 	// maxHead bounds the head of an answer: those of peers are short.
 	maxHead = 16 << 10
 	// maxRequests are answered at a time, each over a stream of its own whose window may be
-	// full of unread bytes. One machine has at most three quarters.
-	maxRequests = 512
+	// full of unread bytes (256 KiB). One machine has at most half.
+	maxRequests   = 384
+	maxRequestsBy = maxRequests / 2
 )
 
 // streamConn is a stream as net/http wants it: a connection whose remote address is a peer.
@@ -128,41 +130,106 @@ func (b *answerBody) Close() error {
 	return nil
 }
 
-// listener gives the requests of peers to an http.Server. When there are too many, the oldest
-// of the machine that has most are reset.
+// listener gives the requests of peers to an http.Server.
 type listener struct {
-	self     peer.ID
-	requests *machine.Shares[*request]
-	streams  chan net.Conn
-	once     sync.Once
-	closed   chan struct{}
+	self    peer.ID
+	open    requests
+	streams chan net.Conn
+	once    sync.Once
+	closed  chan struct{}
 }
 
 func newListener(self peer.ID) *listener {
-	return &listener{
-		self: self, streams: make(chan net.Conn), closed: make(chan struct{}),
-		requests: machine.NewShares[*request](machine.Limits{Total: maxRequests, Each: maxRequests * 3 / 4}),
-	}
+	return &listener{self: self, streams: make(chan net.Conn), closed: make(chan struct{}), open: requests{by: make(map[machine.ID]map[peer.ID][]*request)}}
 }
 
 // request is a stream over which a peer asks.
 type request struct {
 	*streamConn
-	l *listener
+	of *requests
 }
 
-// Close is part of net.Conn. It does not wait for the other side to read.
+// Close is part of net.Conn. It does not wait for the other side.
 func (r *request) Close() error {
-	r.l.requests.Remove(r)
+	r.of.remove(r)
 	return r.streamConn.Close()
+}
+
+// requests counts the streams over which peers ask, by machine and by peer. When there is no
+// room for another one, the oldest of the peer that has most, on the machine that has most,
+// gives way: unless it is the one that asks, which is refused.
+type requests struct {
+	mu    sync.Mutex
+	total int
+	by    map[machine.ID]map[peer.ID][]*request
+}
+
+// add takes in a request, and returns the one that gives way to it.
+func (q *requests) add(r *request) (gone *request, ok bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	m, own := r.from.Machine, 0
+	if own = q.count(m); own >= maxRequestsBy || q.total >= maxRequests {
+		from := m
+		for o := range q.by {
+			if own < maxRequestsBy && q.count(o) > q.count(from) {
+				from = o
+			}
+		}
+		var most peer.ID
+		for id, list := range q.by[from] {
+			if len(list) > len(q.by[from][most]) {
+				most = id
+			}
+		}
+		if most == "" || from == m && len(q.by[m][r.from.ID]) >= len(q.by[m][most]) {
+			return nil, false
+		}
+		gone = q.by[from][most][0]
+		q.drop(gone)
+	}
+	if q.by[m] == nil {
+		q.by[m] = make(map[peer.ID][]*request)
+	}
+	q.by[m][r.from.ID] = append(q.by[m][r.from.ID], r)
+	q.total++
+	return gone, true
+}
+
+func (q *requests) count(m machine.ID) (n int) {
+	for _, list := range q.by[m] {
+		n += len(list)
+	}
+	return n
+}
+
+func (q *requests) remove(r *request) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.drop(r)
+}
+
+func (q *requests) drop(r *request) {
+	m, id := r.from.Machine, r.from.ID
+	i := slices.Index(q.by[m][id], r)
+	if i < 0 {
+		return
+	}
+	q.total--
+	if q.by[m][id] = slices.Delete(q.by[m][id], i, i+1); len(q.by[m][id]) == 0 {
+		delete(q.by[m], id)
+	}
+	if len(q.by[m]) == 0 {
+		delete(q.by, m)
+	}
 }
 
 // take hands a stream of an admitted peer to the server.
 func (l *listener) take(s network.Stream, p *Peer) {
-	r := &request{newStreamConn(s, p), l}
-	gone, ok := l.requests.Put(p.Machine, r, 1, false)
-	for _, o := range gone {
-		_ = o.Stream.Reset() // the server closes it
+	r := &request{newStreamConn(s, p), &l.open}
+	gone, ok := l.open.add(r)
+	if gone != nil {
+		_ = gone.Stream.Reset() // the server closes it
 	}
 	if !ok {
 		_ = s.Reset()
@@ -171,7 +238,7 @@ func (l *listener) take(s network.Stream, p *Peer) {
 	select {
 	case l.streams <- r:
 	case <-l.closed:
-		l.requests.Remove(r)
+		l.open.remove(r)
 		_ = s.Reset()
 	}
 }

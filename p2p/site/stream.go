@@ -27,9 +27,10 @@ const (
 	// maxHead bounds the head of an answer: those of peers are short.
 	maxHead = 16 << 10
 	// maxRequests are answered at a time, each over a stream of its own whose window may be
-	// full of unread bytes (256 KiB). One machine has at most half.
+	// full of unread bytes (256 KiB). One machine has at most a
+	// third.
 	maxRequests   = 384
-	maxRequestsBy = maxRequests / 2
+	maxRequestsBy = maxRequests / 3
 )
 
 // streamConn is a stream as net/http wants it: a connection whose remote address is a peer.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"iter"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -29,11 +30,8 @@ var (
 	publicBucket = []byte("public")
 )
 
-// Values of Infos in the bucket of values.
-var (
-	totalsKey = []byte("narinfo totals")
-	sharedKey = []byte("narinfo share keys")
-)
+// sharedKey has the share keys that the index of public narinfos was made for, in the bucket of values.
+var sharedKey = []byte("narinfo share keys")
 
 const (
 	// maxEntries and maxBytes bound what is remembered. The file is about twice as large as
@@ -66,22 +64,20 @@ type Infos struct {
 
 	maxEntries, maxBytes int64
 
-	mu       sync.Mutex
-	pending  map[nix.StoreHash]change // to be written, newer than flushing
-	flushing map[nix.StoreHash]change // being written, newer than the database
-	bytes    int64                    // of pending texts
-	order    uint64
-	swept    time.Time
-	evicted  int // of the transaction
+	mu      sync.Mutex
+	pending map[nix.StoreHash]*change // newer than the database
+	writing map[nix.StoreHash]*change // those of pending that the transaction has
+	bytes   int64                     // of pending texts
+	sum     totals                    // of what the database has, if counted
+	counted time.Time                 // zero if a sweep has to count
 }
 
 // change is what is to be written about one path.
 type change struct {
-	kind  kind
-	info  *verify.Info // of a put
-	text  []byte
-	used  uint32 // Unix seconds
-	order uint64
+	kind kind
+	info *verify.Info // of a put
+	text []byte
+	used uint32 // Unix seconds
 }
 
 type kind uint8
@@ -99,7 +95,7 @@ var _ source.InfoCache = (*Infos)(nil)
 func (db *DB) Infos(keys *verify.Keys, shareKeys []string, m *metrics.Metrics) *Infos {
 	i := &Infos{
 		db: db, keys: keys, share: shareKeys, metrics: m, maxEntries: maxEntries, maxBytes: maxBytes,
-		pending: make(map[nix.StoreHash]change),
+		pending: make(map[nix.StoreHash]*change),
 	}
 	db.attach(i)
 	return i
@@ -123,12 +119,11 @@ func (i *Infos) get(ctx context.Context, h nix.StoreHash, public bool) (*verify.
 	absent := func(why string) error { return fmt.Errorf("state: %s: %s: %w", h, why, fs.ErrNotExist) }
 	// A question for a private narinfo goes the same way as one for none, also if it is not
 	// written yet.
-	c, unwritten := i.unwritten(h)
-	if unwritten && c.kind == put && (!public || c.info.SignedByAny(i.share)) {
+	i.mu.Lock()
+	c := i.pending[h]
+	i.mu.Unlock()
+	if c != nil && c.kind == put && (!public || c.info.SignedByAny(i.share)) {
 		return c.info, nil
-	}
-	if unwritten && c.kind == forget && !public {
-		return nil, absent("not remembered")
 	}
 	var text []byte
 	var use use
@@ -144,7 +139,7 @@ func (i *Infos) get(ctx context.Context, h nix.StoreHash, public bool) (*verify.
 		known = true
 		text, intact = unseal(h[:], sealed)
 		use, _ = parseUse(tx.Bucket(useBucket).Get(h[:]))
-		known = !use.expired(now()) && !(unwritten && c.kind == forget)
+		known = !use.expired(now()) && (c == nil || c.kind != forget)
 		return nil
 	})
 	switch {
@@ -192,45 +187,36 @@ func (i *Infos) used(h nix.StoreHash, info *verify.Info, u use) {
 	case u.public != info.SignedByAny(i.share):
 		i.Put(info)
 	case at > u.used && time.Duration(at-u.used)*time.Second >= touchEvery:
-		i.enqueue(h, change{kind: touch, used: at})
+		i.enqueue(h, &change{kind: touch, used: at})
 	}
-}
-
-// unwritten returns the newest change of h that the database does not have yet.
-func (i *Infos) unwritten(h nix.StoreHash) (change, bool) {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	c, ok := i.pending[h]
-	if !ok {
-		c, ok = i.flushing[h]
-	}
-	return c, ok
 }
 
 // Put remembers info. It does not block: writing happens within about a second, and what a full
 // or slow disk cannot take is dropped.
 func (i *Infos) Put(info *verify.Info) {
-	i.enqueue(info.StorePath().Hash(), change{kind: put, info: info, text: info.Text(), used: now()})
+	i.enqueue(info.StorePath().Hash(), &change{kind: put, info: info, text: info.Text(), used: now()})
 }
 
 // Forget drops the narinfo of a path. This is never refused: what was found wrong must not come
 // back.
-func (i *Infos) Forget(h nix.StoreHash) { i.enqueue(h, change{kind: forget}) }
+func (i *Infos) Forget(h nix.StoreHash) { i.enqueue(h, &change{kind: forget}) }
 
-func (i *Infos) enqueue(h nix.StoreHash, c change) {
+func (i *Infos) enqueue(h nix.StoreHash, c *change) {
 	i.mu.Lock()
-	old, waits := i.pending[h]
-	size := i.bytes - int64(len(old.text)) + int64(len(c.text))
-	full := !waits && len(i.pending) >= maxPending || size > maxPendingBytes
-	if waits && c.kind == touch || full && c.kind != forget {
-		i.mu.Unlock()
-		return
+	old := i.pending[h]
+	size := i.bytes + int64(len(c.text))
+	if old != nil {
+		size -= int64(len(old.text))
 	}
-	i.order++
-	c.order = i.order
-	i.pending[h], i.bytes = c, size
+	full := old == nil && len(i.pending) >= maxPending || size > maxPendingBytes
+	ok := c.kind == forget || !full && (c.kind == put || old == nil)
+	if ok {
+		i.pending[h], i.bytes = c, size
+	}
 	i.mu.Unlock()
-	i.db.changed()
+	if ok {
+		i.db.changed()
+	}
 }
 
 // Each returns the narinfos whose NAR hash keep accepts, each opened as by Info.
@@ -295,17 +281,6 @@ func (u use) expired(now uint32) bool {
 // totals is how much is remembered.
 type totals struct{ entries, bytes int64 }
 
-func (t totals) append(b []byte) []byte {
-	return binary.LittleEndian.AppendUint64(binary.LittleEndian.AppendUint64(b, uint64(t.entries)), uint64(t.bytes))
-}
-
-func parseTotals(b []byte) (t totals, ok bool) {
-	if len(b) != 16 {
-		return totals{}, false
-	}
-	return totals{int64(binary.LittleEndian.Uint64(b)), int64(binary.LittleEndian.Uint64(b[8:]))}, true
-}
-
 // batch is one transaction over the narinfos.
 type batch struct {
 	texts, uses, public, values *bolt.Bucket
@@ -314,29 +289,22 @@ type batch struct {
 
 func (i *Infos) write(tx *bolt.Tx) error {
 	i.mu.Lock()
-	if i.flushing == nil { // else the transaction before failed half way
-		i.flushing, i.pending, i.bytes = i.pending, make(map[nix.StoreHash]change), 0
-	}
-	changes := i.flushing
+	i.writing = maps.Clone(i.pending)
+	changes, sum, counted := i.writing, i.sum, i.counted
 	i.mu.Unlock()
-	sweep := time.Since(i.swept) >= sweepEvery
+	sweep := time.Since(counted) >= sweepEvery
 	if len(changes) == 0 && !sweep {
 		return nil
 	}
-	b := &batch{texts: tx.Bucket(textBucket), uses: tx.Bucket(useBucket), public: tx.Bucket(publicBucket), values: tx.Bucket(valueBucket)}
+	b := &batch{tx.Bucket(textBucket), tx.Bucket(useBucket), tx.Bucket(publicBucket), tx.Bucket(valueBucket), sum}
 	if b.texts == nil || b.uses == nil || b.public == nil || b.values == nil {
 		return fmt.Errorf("%w: a bucket is missing", errDamaged)
 	}
 	if err := b.checkShareKeys(tx, i.share); err != nil {
 		return err
 	}
-	var ok bool
-	if b.sum, ok = parseTotals(b.values.Get(totalsKey)); !ok || b.sum.entries < 0 || b.sum.bytes < 0 {
-		sweep = true // which counts
-	}
-	before := b.sum
 	// In the order of the keys, as the pages are.
-	for _, h := range slices.SortedFunc(mapKeys(changes), func(x, y nix.StoreHash) int { return bytes.Compare(x[:], y[:]) }) {
+	for _, h := range slices.SortedFunc(maps.Keys(changes), func(x, y nix.StoreHash) int { return bytes.Compare(x[:], y[:]) }) {
 		if err := b.apply(h, changes[h], i.share); err != nil {
 			return err
 		}
@@ -345,22 +313,12 @@ func (i *Infos) write(tx *bolt.Tx) error {
 		if err := b.makeRoom(totals{i.maxEntries, i.maxBytes}); err != nil {
 			return err
 		}
-		i.swept = time.Now()
+		counted = time.Now()
 	}
-	if b.sum == before && ok {
-		return nil
-	}
-	return b.values.Put(totalsKey, b.sum.append(nil))
-}
-
-func mapKeys(m map[nix.StoreHash]change) iter.Seq[nix.StoreHash] {
-	return func(yield func(nix.StoreHash) bool) {
-		for h := range m {
-			if !yield(h) {
-				return
-			}
-		}
-	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.sum, i.counted = b.sum, counted
+	return nil
 }
 
 // checkShareKeys empties the index of public narinfos if other keys share than when it was made.
@@ -381,7 +339,7 @@ func (b *batch) checkShareKeys(tx *bolt.Tx, share []string) error {
 }
 
 // apply makes one change.
-func (b *batch) apply(h nix.StoreHash, c change, share []string) error {
+func (b *batch) apply(h nix.StoreHash, c *change, share []string) error {
 	old, known := parseUse(b.uses.Get(h[:]))
 	switch c.kind {
 	case forget:
@@ -396,9 +354,8 @@ func (b *batch) apply(h nix.StoreHash, c change, share []string) error {
 	}
 	sealed := seal(h[:], c.text)
 	u := use{used: c.used, size: uint32(len(h) + len(sealed)), public: c.info.SignedByAny(share), nar: c.info.NarHash()}
-	same := known && bytes.Equal(b.texts.Get(h[:]), sealed)
-	if same && old.public == u.public && (b.public.Get(h[:]) != nil) == u.public &&
-		time.Duration(u.used-min(old.used, u.used))*time.Second < touchEvery {
+	if known && u.used < old.used+uint32(touchEvery/time.Second) && old.public == u.public &&
+		(b.public.Get(h[:]) != nil) == u.public && bytes.Equal(b.texts.Get(h[:]), sealed) {
 		return nil // the same text again is no more than a use
 	}
 	if err := b.remove(h[:], old); err != nil {
@@ -470,20 +427,20 @@ func (b *batch) makeRoom(most totals) error {
 func (i *Infos) written(err error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	failed := i.flushing
-	i.flushing = nil
-	if err == nil {
-		return
-	}
-	if failed == nil { // nothing was tried
-		failed = i.pending
-		i.pending, i.bytes = make(map[nix.StoreHash]change), 0
-	}
-	for h, c := range failed {
-		if _, newer := i.pending[h]; c.kind == forget && !newer {
-			i.pending[h] = c
+	for h, c := range i.pending {
+		if err == nil && i.writing[h] == c || err != nil && c.kind != forget {
+			delete(i.pending, h)
+			i.bytes -= int64(len(c.text))
 		}
+	}
+	i.writing = nil
+	if err != nil {
+		i.counted = time.Time{}
 	}
 }
 
-func (i *Infos) reset() {}
+func (i *Infos) reset() {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.counted = time.Time{}
+}

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -59,18 +60,16 @@ type DB struct {
 
 	bolt atomic.Pointer[bolt.DB] // nil while there is none
 
-	// writing is held by the one who writes: Run or Close. It comes before swap.
-	writing sync.Mutex
-	closed  bool
-	retry   backoff.Delay
-
-	// swap is held while a database is opened or given up. Nothing is locked while it is held.
-	swap     sync.Mutex
-	replaced int // databases given up
+	// writing is held by the one who writes: Run or Close. It guards what follows.
+	writing  sync.Mutex
+	views    []view // what writes
+	closed   bool
+	retry    backoff.Delay
+	replaced int                   // databases given up
+	damage   atomic.Pointer[error] // why a reader or writer gave up the last one, until it is put aside
 
 	mu     sync.Mutex
-	views  []view // what writes
-	failed error  // since the last success
+	failed error // since the last success
 
 	wake  chan struct{}           // capacity 1: something is to be written
 	fault func(tx *bolt.Tx) error // tests only: an error instead of the next commit
@@ -108,8 +107,9 @@ func Open(dir string, log *slog.Logger) (*DB, error) {
 		return db, err
 	case err != nil:
 		db.degraded(err)
-	default:
-		db.migrate()
+	}
+	for _, old := range [...]string{"peers.json", "standing.json", "narinfo", "history"} { // of the last version
+		_ = os.RemoveAll(db.path(old))
 	}
 	return db, nil
 }
@@ -170,22 +170,15 @@ func (db *DB) changed() {
 }
 
 func (db *DB) attach(v view) {
-	db.mu.Lock()
-	defer db.mu.Unlock()
+	db.writing.Lock()
+	defer db.writing.Unlock()
 	db.views = append(db.views, v)
-}
-
-func (db *DB) attached() []view {
-	db.mu.Lock()
-	defer db.mu.Unlock()
-	return db.views[:len(db.views):len(db.views)]
 }
 
 // flush writes all that has changed, in one transaction.
 func (db *DB) flush() {
 	db.writing.Lock()
 	defer db.writing.Unlock()
-	views := db.attached()
 	err := errClosed
 	if !db.closed && db.retry.Ready() {
 		// A second time only if the first found damage: what is in memory goes into the new one.
@@ -193,12 +186,12 @@ func (db *DB) flush() {
 			if err = db.ensureOpen(); err != nil {
 				break
 			}
-			if err = db.update(views); !errors.Is(err, errDamaged) {
+			if err = db.use(db.write); !errors.Is(err, errDamaged) {
 				break
 			}
 		}
 	}
-	for _, v := range views {
+	for _, v := range db.views {
 		v.written(err)
 	}
 	switch {
@@ -209,37 +202,38 @@ func (db *DB) flush() {
 	}
 }
 
-// update runs one transaction over all views.
-func (db *DB) update(views []view) error {
-	b := db.bolt.Load()
-	if b == nil {
-		return errClosed
-	}
-	err := guarded(func() error {
-		return b.Update(func(tx *bolt.Tx) error {
-			for _, v := range views {
-				if err := v.write(tx); err != nil {
-					return err
-				}
+// write runs one transaction over all views.
+func (db *DB) write(b *bolt.DB) error {
+	return b.Update(func(tx *bolt.Tx) error {
+		for _, v := range db.views {
+			if err := v.write(tx); err != nil {
+				return err
 			}
-			if db.fault != nil {
-				return db.fault(tx)
-			}
-			return nil
-		})
+		}
+		if db.fault != nil {
+			return db.fault(tx)
+		}
+		return nil
 	})
-	db.giveUpIfDamaged(b, err)
-	return err
 }
 
 // read calls f with the database as it was last written.
 func (db *DB) read(f func(*bolt.Tx) error) error {
+	return db.use(func(b *bolt.DB) error { return b.View(f) })
+}
+
+// use calls f with the database. One that turns out to be damaged is given up, and put aside by
+// who writes next. It is not closed: others may be reading it, and its locks are in no known state.
+func (db *DB) use(f func(*bolt.DB) error) error {
 	b := db.bolt.Load()
 	if b == nil {
 		return errClosed
 	}
-	err := guarded(func() error { return b.View(f) })
-	db.giveUpIfDamaged(b, err)
+	err := guarded(func() error { return f(b) })
+	if errors.Is(err, errDamaged) && db.bolt.CompareAndSwap(b, nil) {
+		db.damage.Store(&err)
+		db.changed()
+	}
 	return err
 }
 
@@ -255,40 +249,9 @@ func guarded(f func() error) (err error) {
 	return f()
 }
 
-// giveUpIfDamaged puts a database aside that turned out to be damaged. It is not closed: others
-// may be reading it, and its locks are in no known state.
-func (db *DB) giveUpIfDamaged(b *bolt.DB, err error) {
-	if !errors.Is(err, errDamaged) {
-		return
-	}
-	db.swap.Lock()
-	mine := db.bolt.CompareAndSwap(b, nil)
-	if mine {
-		db.replaced++
-		_ = db.putAside()
-	}
-	db.swap.Unlock()
-	if !mine {
-		return
-	}
-	db.log.Warn("the state database is damaged; it is kept under another name and a new one begins",
-		"file", db.path(damagedName), "err", err)
-	for _, v := range db.attached() {
-		v.reset()
-	}
-	db.changed()
-}
-
 func (db *DB) path(name string) string { return filepath.Join(db.dir, name) }
 
-// putAside renames whatever is in the place of the database.
-func (db *DB) putAside() error {
-	to := db.path(damagedName)
-	_ = os.RemoveAll(to)
-	return os.Rename(db.path(fileName), to)
-}
-
-// ensureOpen opens the database if it is not open.
+// ensureOpen opens the database if it is not open. One that cannot be read it puts aside.
 func (db *DB) ensureOpen() error {
 	if db.bolt.Load() != nil {
 		return nil
@@ -296,50 +259,51 @@ func (db *DB) ensureOpen() error {
 	if err := os.MkdirAll(db.dir, 0o700); err != nil {
 		return err
 	}
-	db.swap.Lock()
-	aside, err := db.openLocked()
-	db.swap.Unlock()
-	if aside != nil {
-		db.log.Warn("the state database cannot be read; it is kept under another name and a new one begins",
-			"file", db.path(damagedName), "err", aside)
-	}
-	return err
-}
-
-// openLocked opens the database. aside is why the one that was there was put aside, if it was.
-func (db *DB) openLocked() (aside, err error) {
-	for {
-		if db.replaced >= maxReplaced {
-			return aside, errDamaged
+	for range 2 {
+		if damage := db.damage.Load(); damage != nil {
+			if err := db.putAside(*damage); err != nil {
+				return err
+			}
 		}
 		b, err := openBolt(db.path(fileName), db.maxFile)
 		switch {
 		case err == nil:
 			db.bolt.Store(b)
-			return aside, nil
+			return nil
 		case errors.Is(err, bolterrors.ErrTimeout):
-			return aside, fmt.Errorf("%s: %w", db.path(fileName), ErrLocked)
-		case aside != nil || !isUnreadable(err):
-			return aside, err
+			return fmt.Errorf("%s: %w", db.path(fileName), ErrLocked)
+		case !isUnreadable(err):
+			return err
 		}
-		db.replaced++
-		if e := db.putAside(); e != nil {
-			return nil, errors.Join(err, e)
-		}
-		aside = err
+		db.damage.Store(&err)
 	}
+	return *db.damage.Load()
+}
+
+// putAside renames whatever is in the place of the database.
+func (db *DB) putAside(why error) error {
+	if db.replaced == maxReplaced {
+		return errDamaged
+	}
+	db.replaced++
+	to := db.path(damagedName)
+	_ = os.RemoveAll(to)
+	if err := os.Rename(db.path(fileName), to); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return errors.Join(why, err)
+	}
+	db.log.Warn("the state database is damaged; it is kept under another name and a new one begins", "file", to, "err", why)
+	db.damage.Store(nil)
+	for _, v := range db.views {
+		v.reset()
+	}
+	return nil
 }
 
 // isUnreadable reports whether the error is one of the file, not of the disk or the process.
 func isUnreadable(err error) bool {
-	for _, e := range [...]error{
+	return !slices.ContainsFunc([]error{
 		syscall.ENOSPC, syscall.EDQUOT, syscall.EROFS, syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.ENOENT, syscall.ENOTDIR,
-	} {
-		if errors.Is(err, e) {
-			return false
-		}
-	}
-	return true
+	}, func(e error) bool { return errors.Is(err, e) })
 }
 
 var (

@@ -5,15 +5,10 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"hash/crc32"
-	"io"
-	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
-
-	"github.com/nixp2p/nixp2p/internal/atomicfile"
 )
 
 var valueBucket = []byte("values")
@@ -51,11 +46,8 @@ type Blob struct {
 	db   *DB
 	name []byte
 
-	mu    sync.Mutex
-	value []byte
-	dirty bool
-	taken uint64 // changes when the transaction began
-	count uint64 // of changes
+	mu                   sync.Mutex
+	value, taken, stored []byte // by Save, by the transaction, in the database
 }
 
 // blob reads a value. What is damaged counts as absent.
@@ -63,7 +55,7 @@ func (db *DB) blob(name string) *Blob {
 	b := &Blob{db: db, name: []byte(name)}
 	_ = db.read(func(tx *bolt.Tx) error {
 		if v, ok := unseal(b.name, tx.Bucket(valueBucket).Get(b.name)); ok {
-			b.value = v
+			b.value, b.stored = v, v
 		}
 		return nil
 	})
@@ -87,20 +79,17 @@ func (b *Blob) Save(value []byte) {
 		return
 	}
 	b.mu.Lock()
-	if !bytes.Equal(b.value, value) {
-		b.value, b.dirty = bytes.Clone(value), true
-		b.count++
-	}
+	b.value = bytes.Clone(value)
 	b.mu.Unlock()
 	b.db.changed()
 }
 
 func (b *Blob) write(tx *bolt.Tx) error {
 	b.mu.Lock()
-	value, dirty := b.value, b.dirty
-	b.taken = b.count
+	value, same := b.value, bytes.Equal(b.value, b.stored)
+	b.taken = value
 	b.mu.Unlock()
-	if !dirty {
+	if same {
 		return nil
 	}
 	return tx.Bucket(valueBucket).Put(b.name, seal(b.name, value))
@@ -109,15 +98,15 @@ func (b *Blob) write(tx *bolt.Tx) error {
 func (b *Blob) written(err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if err == nil && b.taken == b.count {
-		b.dirty = false
+	if err == nil {
+		b.stored = b.taken
 	}
 }
 
 func (b *Blob) reset() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.dirty = b.value != nil
+	b.stored = nil
 }
 
 const (
@@ -198,50 +187,3 @@ func (r *Reputation) Save(list []Blamed) {
 	text, _ := json.Marshal(kept) // strings and times cannot fail
 	r.blob.Save(text)
 }
-
-// migrate takes over what the last version kept in files of their own, where it is of the same
-// form, and removes those files. What cannot be read is left out.
-func (db *DB) migrate() {
-	root, err := os.OpenRoot(db.dir)
-	if err != nil {
-		return
-	}
-	defer root.Close()
-	for file, name := range map[string]string{"peers.json": peersName, "standing.json": reputationName} {
-		text, err := readFile(filepath.Join(db.dir, file))
-		if err != nil {
-			continue
-		}
-		key := []byte(name)
-		err = db.update([]view{importer(func(tx *bolt.Tx) error {
-			values := tx.Bucket(valueBucket)
-			if !json.Valid(text) || values.Get(key) != nil {
-				return nil
-			}
-			return values.Put(key, seal(key, text))
-		})})
-		if err == nil {
-			_ = root.Remove(file)
-		}
-	}
-	for _, dir := range [...]string{"narinfo", "history"} {
-		_ = root.RemoveAll(dir)
-	}
-}
-
-// readFile reads a file that is a regular one and not too large.
-func readFile(path string) ([]byte, error) {
-	f, err := atomicfile.Open(path, os.O_RDONLY, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, maxValue))
-}
-
-// importer is a view that writes once.
-type importer func(tx *bolt.Tx) error
-
-func (f importer) write(tx *bolt.Tx) error { return f(tx) }
-func (importer) written(error)             {}
-func (importer) reset()                    {}

@@ -100,7 +100,7 @@ func (c *Cache) create(info *verify.Info, form nix.Form, size int64) (*Download,
 	return d, nil
 }
 
-// announce makes d one of the downloads in progress. Downloading shows it once it has a file.
+// announce makes d one of the downloads in progress. Downloads shows it once it has a file.
 func (c *Cache) announce(d *Download) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -160,19 +160,8 @@ func (d *Download) isHidden() bool {
 	return d.hidden
 }
 
-// Downloading returns the download of this form that is in progress, or nil; of two, the one that
-// is not hidden. Ask it before NAR: what it no longer shows NAR has.
-func (c *Cache) Downloading(nar nix.NarHash, form nix.Form) *Download {
-	for _, d := range c.Downloads(nar) {
-		if d.key.form == form {
-			return d
-		}
-	}
-	return nil
-}
-
 // Downloads returns the downloads of a NAR that are in progress: raw before others, and what is
-// not hidden before what is.
+// not hidden before what is. Ask it before NAR: what it no longer shows NAR has.
 func (c *Cache) Downloads(nar nix.NarHash) (list []*Download) {
 	c.mu.Lock()
 	for k, downloads := range c.state.downloads {
@@ -182,18 +171,16 @@ func (c *Cache) Downloads(nar nix.NarHash) (list []*Download) {
 	}
 	c.mu.Unlock()
 	list = slices.DeleteFunc(list, func(d *Download) bool { return !d.started() })
-	if len(list) > 1 {
-		rank := func(d *Download) (n int) {
-			if !d.key.form.IsRaw() {
-				n += 2
-			}
-			if d.isHidden() {
-				n++
-			}
-			return n
+	rank := func(d *Download) (n int) {
+		if !d.key.form.IsRaw() {
+			n += 2
 		}
-		slices.SortStableFunc(list, func(a, b *Download) int { return rank(a) - rank(b) })
+		if d.isHidden() {
+			n++
+		}
+		return n
 	}
+	slices.SortFunc(list, func(a, b *Download) int { return rank(a) - rank(b) })
 	return list
 }
 
@@ -358,11 +345,11 @@ func (d *Download) Abort(err error) {
 	freed := f != nil && f.Truncate(0) == nil
 	freed = d.c.root.Remove(d.tmp) == nil || freed
 	d.release()
+	n := int64(0)
 	if freed {
-		d.c.withdraw(d, cost(d.size))
-	} else {
-		d.c.withdraw(d, 0)
+		n = cost(d.size)
 	}
+	d.c.withdraw(d, n)
 }
 
 // retain returns the file for another user, and what to call when done with it. After Commit,

@@ -103,9 +103,9 @@ func TestHideFromPeers(t *testing.T) {
 	defer there.Close()
 	expect := func(wantHere, wantClient, wantThere int64) {
 		t.Helper()
-		if here.Have() != wantHere || client.Have() != wantClient || there.Have() != wantThere || d.Readable() != wantThere {
+		if here.have() != wantHere || client.have() != wantClient || there.have() != wantThere || d.Readable() != wantThere {
 			t.Errorf("%d bytes here, %d for clients, %d there (%d); want %d, %d, %d",
-				here.Have(), client.Have(), there.Have(), d.Readable(), wantHere, wantClient, wantThere)
+				here.have(), client.have(), there.have(), d.Readable(), wantHere, wantClient, wantThere)
 		}
 	}
 	write := func(to int) {
@@ -266,7 +266,7 @@ func TestSecondDownload(t *testing.T) {
 		if _, err := c.Create(n.info, n.form, int64(len(n.data))); !errors.Is(err, errExists) {
 			t.Errorf("a third: %v", err)
 		}
-		if got := c.Downloads(n.info.NarHash()); len(got) != 2 || got[0] != second || c.Downloading(n.info.NarHash(), n.form) != second {
+		if got := c.Downloads(n.info.NarHash()); len(got) != 2 || got[0] != second {
 			t.Error("the hidden one is shown first")
 		}
 		winner, loser := second, hidden

@@ -58,18 +58,9 @@ func (dir *directory) choose(nar nix.NarHash, form nix.Form) *entry {
 	if e := dir.state.find(key{nar, form}); e != nil || !form.IsRaw() {
 		return e
 	}
-	rank := func(e *entry) (n int) {
-		if e.decoded {
-			n += 2
-		}
-		if e.form.Compression == nix.Zstd {
-			n++
-		}
-		return n
-	}
-	best := dir.state.index[nar]
-	for e := best; e != nil; e = e.sibling {
-		if rank(e) > rank(best) {
+	var best *entry
+	for e := dir.state.index[nar]; e != nil; e = e.sibling {
+		if best == nil || e.decoded && !best.decoded || e.decoded == best.decoded && e.form.Compression == nix.Zstd {
 			best = e
 		}
 	}
@@ -96,10 +87,7 @@ func (c *Cache) serve(ctx context.Context, e *entry, info *verify.Info, form nix
 	body := &entryReader{c: c, e: e, f: f}
 	c.use(e)
 	if !decode {
-		if err := body.seek(off); err != nil {
-			_ = body.Close()
-			return nil, err
-		}
+		body.at = off
 		return &verify.Unverified{Body: body, Size: size}, nil
 	}
 	dec, err := newDecoder(body)
@@ -218,18 +206,13 @@ type entryReader struct {
 	e    *entry
 	f    *os.File
 	at   int64
+	err  error // of the disk
 	once sync.Once
-}
-
-func (r *entryReader) seek(off int64) error {
-	r.at = off
-	_, err := r.f.Seek(off, io.SeekStart)
-	return err
 }
 
 // Read drops the entry if the disk does not give what it should.
 func (r *entryReader) Read(p []byte) (int, error) {
-	n, err := r.f.Read(p)
+	n, err := r.f.ReadAt(p, r.at)
 	r.at += int64(n)
 	switch {
 	case err == nil:
@@ -241,8 +224,9 @@ func (r *entryReader) Read(p []byte) (int, error) {
 	case errors.Is(err, io.EOF):
 		err = io.ErrUnexpectedEOF
 	}
+	r.err = fmt.Errorf("narcache: read %s: %w", r.e.nar, err)
 	r.c.discard(r.e, "", err)
-	return n, fmt.Errorf("narcache: read %s: %w", r.e.nar, err)
+	return n, r.err
 }
 
 // Close may be called while Read waits for the disk.

@@ -51,7 +51,7 @@ type Config struct {
 // Cache is NARs on disk and downloads in progress. It is safe for concurrent use.
 type Cache struct {
 	*directory
-	work    chan struct{} // capacity 1: the queue has something
+	work    chan struct{} // capacity workers: the queue has something
 	nextTmp atomic.Uint64
 }
 
@@ -122,7 +122,7 @@ func Open(cfg Config) (*Cache, error) {
 		dir.closeFiles()
 		return nil, fmt.Errorf("narcache: %w", err)
 	}
-	return &Cache{directory: dir, work: make(chan struct{}, 1)}, nil
+	return &Cache{directory: dir, work: make(chan struct{}, workers)}, nil
 }
 
 func (dir *directory) closeFiles() {
@@ -221,17 +221,14 @@ func (s *contents) detach(e *entry) bool {
 	e.gone = true
 	s.removing[e.key] = e
 	s.policy.remove(e)
-	at := s.index[e.nar]
-	if at == e {
-		if s.index[e.nar] = e.sibling; e.sibling == nil {
-			delete(s.index, e.nar)
+	if at := s.index[e.nar]; at != e {
+		for at.sibling != e {
+			at = at.sibling
 		}
-		return true
+		at.sibling = e.sibling
+	} else if s.index[e.nar] = e.sibling; e.sibling == nil {
+		delete(s.index, e.nar)
 	}
-	for at.sibling != e {
-		at = at.sibling
-	}
-	at.sibling = e.sibling
 	return true
 }
 

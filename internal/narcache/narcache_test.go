@@ -140,7 +140,7 @@ func put(t testing.TB, c *Cache, n nar) {
 
 // persistAll does what Run does for committed files.
 func persistAll(c *Cache) {
-	for e, _ := c.nextPending(); e != nil; e, _ = c.nextPending() {
+	for e := c.nextPending(); e != nil; e = c.nextPending() {
 		c.persist(e)
 	}
 }
@@ -164,6 +164,13 @@ func get(t testing.TB, c *Cache, n nar, form nix.Form, off int64) []byte {
 		t.Fatalf("claims %d bytes, gives %d from %d on", claim.Size, len(b), off)
 	}
 	return b
+}
+
+// have returns how many bytes from the first one on r can read without waiting.
+func (r *Reader) have() int64 {
+	r.d.mu.Lock()
+	defer r.d.mu.Unlock()
+	return r.visibleLocked()
 }
 
 func has(c *Cache, n nar) bool {
@@ -251,13 +258,13 @@ func TestServedBeforeNamed(t *testing.T) {
 	if has(c, n) || get(t, c, n, nix.Raw, 0) != nil {
 		t.Fatal("visible before Commit")
 	}
-	if c.Downloading(n.info.NarHash(), nix.Raw) != d {
+	if !slices.Equal(c.Downloads(n.info.NarHash()), []*Download{d}) {
 		t.Fatal("not shown as in progress")
 	}
 	if err := d.Commit(); err != nil {
 		t.Fatal(err)
 	}
-	if c.Downloading(n.info.NarHash(), nix.Raw) != nil {
+	if len(c.Downloads(n.info.NarHash())) != 0 {
 		t.Fatal("shown as in progress after Commit")
 	}
 	for range 2 {

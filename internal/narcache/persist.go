@@ -46,12 +46,9 @@ func (c *Cache) persistAll(ctx context.Context) {
 		case <-c.work:
 		}
 		for ctx.Err() == nil {
-			e, more := c.nextPending()
+			e := c.nextPending()
 			if e == nil {
 				break
-			}
-			if more {
-				c.wake()
 			}
 			c.persist(e)
 		}
@@ -61,20 +58,20 @@ func (c *Cache) persistAll(ctx context.Context) {
 func (c *Cache) wake() {
 	select {
 	case c.work <- struct{}{}:
-	default:
+	default: // all workers look
 	}
 }
 
-func (dir *directory) nextPending() (e *entry, more bool) {
+func (dir *directory) nextPending() *entry {
 	dir.mu.Lock()
 	defer dir.mu.Unlock()
 	q := dir.state.queue
 	if len(q) == 0 {
-		return nil, false
+		return nil
 	}
-	e, q[0] = q[0], nil
-	dir.state.queue = q[1:]
-	return e, len(q) > 1
+	e := q[0]
+	q[0], dir.state.queue = nil, q[1:]
+	return e
 }
 
 // persist writes a file through and then gives it its name, so that after a power failure what
@@ -133,31 +130,17 @@ func (c *Cache) dropDuplicates(ctx context.Context) {
 		return
 	}
 	before := time.Now().Add(-duplicateAfter).Unix()
-	unused := func(e *entry) bool { return e.refs == 0 && !e.gone && e.used <= before }
-	var candidates []*entry
+	var unused []*entry
 	c.mu.Lock()
 	for e := range c.state.policy.all() {
-		if unused(e) {
-			candidates = append(candidates, e)
+		if e.refs == 0 && e.used <= before {
+			unused = append(unused, e)
 		}
 	}
 	c.mu.Unlock()
-	for _, e := range candidates {
-		if ctx.Err() != nil {
-			return
-		}
-		if !c.cfg.InStore(e.nar) {
-			continue
-		}
-		c.mu.Lock()
-		mine := unused(e) && c.state.detach(e)
-		c.mu.Unlock()
-		if !mine {
-			continue
-		}
-		c.cfg.Log.Debug("dropped a NAR that the store has", "nar", e.nar.String())
-		if c.destroy(e) != nil {
-			return
+	for _, e := range unused {
+		if ctx.Err() == nil && c.cfg.InStore(e.nar) && c.drop(e) {
+			c.cfg.Log.Debug("dropped a NAR that the store has", "nar", e.nar.String())
 		}
 	}
 }
@@ -182,7 +165,7 @@ func (c *Cache) Close() error {
 		}
 	}
 	deadline := time.Now().Add(closeFor)
-	for e, _ := c.nextPending(); e != nil && time.Now().Before(deadline); e, _ = c.nextPending() {
+	for e := c.nextPending(); e != nil && time.Now().Before(deadline); e = c.nextPending() {
 		c.persist(e)
 	}
 	return errors.Join(c.root.Close(), c.lock.Close())

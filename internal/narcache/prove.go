@@ -1,6 +1,7 @@
 package narcache
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -82,17 +83,8 @@ func (c *Cache) ensure(ctx context.Context, e *entry, info *verify.Info, decode 
 // runProof checks e for all who wait for p.
 func (c *Cache) runProof(ctx context.Context, p *proof, e *entry, info *verify.Info, intact bool) error {
 	p.err = c.check(ctx, e, info, p.decode, intact)
-	switch {
-	case p.err == nil, errors.Is(p.err, errDropped):
-	case source.Invalid(p.err) != nil && p.decode:
+	if source.Invalid(p.err) != nil {
 		c.blame(e, info.StorePath().String(), p.err)
-	case source.Invalid(p.err) != nil: // the disk changed it
-		c.blame(e, info.StorePath().String(), p.err)
-		p.err = errDropped
-	case ctx.Err() != nil: // the next one does it
-	default:
-		c.discard(e, info.StorePath().String(), p.err)
-		p.err = errDropped
 	}
 	c.mu.Lock()
 	delete(c.state.proving, e)
@@ -111,8 +103,8 @@ func (c *Cache) runProof(ctx context.Context, p *proof, e *entry, info *verify.I
 }
 
 // check reads e once: it hashes the file unless it is intact, and decodes it if asked to. The
-// error is a *verify.InvalidError if a file that is intact does not decode to the NAR, or, without
-// decode, if the file is not intact; errDropped if it is damaged.
+// error is a *verify.InvalidError if a file that is intact does not decode to the NAR; errDropped
+// if it is damaged; else nothing is known.
 func (c *Cache) check(ctx context.Context, e *entry, info *verify.Info, decode, intact bool) error {
 	f, err := c.openEntry(e)
 	if err != nil {
@@ -129,38 +121,34 @@ func (c *Cache) check(ctx context.Context, e *entry, info *verify.Info, decode, 
 	if !intact {
 		src = io.TeeReader(src, file)
 	}
-	var invalid error
+	var wrong error
 	if decode {
-		if invalid = decodes(src, e, info); invalid != nil && source.Invalid(invalid) == nil {
-			return invalid // it was not read to the end
-		}
+		wrong = decodes(src, e, info)
 	}
 	if !intact {
-		if err := copyTo(io.Discard, src); err != nil {
-			return err
-		}
-		if err := file.Check(); err != nil && decode {
-			c.blame(e, info.StorePath().String(), err)
-			return errDropped // whatever it decodes to
-		} else if err != nil {
-			return err
-		}
+		_ = copyTo(io.Discard, src) // what decoding left
 	}
-	return invalid
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case body.err != nil:
+		return errDropped
+	case intact:
+		return wrong
+	}
+	if err := file.Check(); err != nil { // the disk changed it, whatever it decodes to
+		c.blame(e, info.StorePath().String(), err)
+		return errDropped
+	}
+	return wrong
 }
 
-// decodes reads the NAR in a file. Only what the file says makes the error a *verify.InvalidError.
+// decodes returns why a file is not the NAR, a *verify.InvalidError.
 func decodes(src io.Reader, e *entry, info *verify.Info) error {
-	noted := &noting{r: src}
-	dec, err := compress.NewReader(e.form.Compression, noted)
-	if err != nil {
-		return err
-	}
-	defer dec.Close()
 	nar := verify.NewProof(info.Digest(nix.Raw, 0))
-	err = copyTo(nar, dec)
-	if noted.err != nil {
-		return noted.err
+	dec, err := compress.NewReader(e.form.Compression, src)
+	if err == nil {
+		err = cmp.Or(copyTo(nar, dec), dec.Close())
 	}
 	if err == nil {
 		err = nar.Check()
@@ -176,11 +164,6 @@ func copyTo(dst io.Writer, src io.Reader) error {
 	return err
 }
 
-// readerFunc is a Reader made of a function.
-type readerFunc func([]byte) (int, error)
-
-func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
-
 // withContext returns r until ctx ends.
 func withContext(ctx context.Context, r io.Reader) io.Reader {
 	return readerFunc(func(p []byte) (int, error) {
@@ -191,16 +174,6 @@ func withContext(ctx context.Context, r io.Reader) io.Reader {
 	})
 }
 
-// noting remembers an error other than the end.
-type noting struct {
-	r   io.Reader
-	err error
-}
+type readerFunc func([]byte) (int, error)
 
-func (r *noting) Read(p []byte) (int, error) {
-	n, err := r.r.Read(p)
-	if err != nil && !errors.Is(err, io.EOF) {
-		r.err = err
-	}
-	return n, err
-}
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }

@@ -105,8 +105,8 @@ func TestPoisonedPeerReader(t *testing.T) {
 	}
 	during := d.PeerReader(0)
 	defer during.Close()
-	if d.Readable() != int64(len(n.data))-peerTail || during.Have() != d.Readable() {
-		t.Errorf("readable %d, %d", d.Readable(), during.Have())
+	if d.Readable() != int64(len(n.data))-peerTail || during.have() != d.Readable() {
+		t.Errorf("readable %d, %d", d.Readable(), during.have())
 	}
 	if err := d.Commit(); err != nil {
 		t.Fatal(err)

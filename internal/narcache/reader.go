@@ -91,17 +91,16 @@ func (r *Reader) Read(p []byte) (int, error) {
 	}
 	var timer *time.Timer
 	for {
-		free, changed, err := r.free(timer != nil)
-		if free > 0 && err == nil {
-			return r.take(p[:min(int64(len(p)), free)])
-		}
+		free, changed, err := r.free()
 		if err != nil {
 			return 0, err
+		}
+		if free > 0 {
+			return r.take(p[:min(int64(len(p)), free)])
 		}
 		if timer == nil {
 			timer = time.NewTimer(r.tail.Patience(r.d.size))
 			defer timer.Stop()
-			continue // now with a channel to wait for
 		}
 		select {
 		case <-changed:
@@ -115,13 +114,6 @@ func (r *Reader) Read(p []byte) (int, error) {
 	}
 }
 
-// Have returns how many bytes from the first one on can be read without waiting.
-func (r *Reader) Have() int64 {
-	r.d.mu.Lock()
-	defer r.d.mu.Unlock()
-	return r.visibleLocked()
-}
-
 func (r *Reader) visibleLocked() int64 {
 	if !r.follow {
 		return r.d.written
@@ -130,8 +122,8 @@ func (r *Reader) visibleLocked() int64 {
 }
 
 // free returns how many bytes may be read now. If there are none it returns a channel that is
-// closed at the next change, if wait asks for one.
-func (r *Reader) free(wait bool) (n int64, changed <-chan struct{}, err error) {
+// closed at the next change.
+func (r *Reader) free() (n int64, changed <-chan struct{}, err error) {
 	d := r.d
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -149,20 +141,17 @@ func (r *Reader) free(wait bool) (n int64, changed <-chan struct{}, err error) {
 	if d.state == committed || !r.follow {
 		return 0, nil, io.EOF
 	}
-	if wait {
-		if d.changed == nil {
-			d.changed = make(chan struct{})
-		}
-		changed = d.changed
+	if d.changed == nil {
+		d.changed = make(chan struct{})
 	}
-	return 0, changed, nil
+	return 0, d.changed, nil
 }
 
 // take reads bytes that are there. What is missing after all went with an Abort at this moment.
 func (r *Reader) take(p []byte) (int, error) {
 	n, err := r.file.ReadAt(p, r.off)
 	if n < len(p) {
-		if _, _, why := r.free(false); why != nil && !errors.Is(why, io.EOF) {
+		if _, _, why := r.free(); why != nil && !errors.Is(why, io.EOF) {
 			return 0, why
 		}
 		if errors.Is(err, io.EOF) {

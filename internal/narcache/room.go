@@ -9,39 +9,34 @@ import (
 	"github.com/nixp2p/nixp2p/internal/source"
 )
 
-// take counts n bytes if they fit. If evicting would make them fit, victim is what is to be
-// evicted first; the caller destroys it.
-func (dir *directory) take(n int64, evict bool) (ok bool, victim *entry, err error) {
-	dir.mu.Lock()
-	defer dir.mu.Unlock()
-	switch s := &dir.state; {
-	case s.used+n <= dir.max:
-		dir.count(n)
-		return true, nil, nil
-	case s.used-s.idle+n > dir.max: // what cannot fit costs nobody its place
-		return false, nil, fmt.Errorf("%d bytes: %w", n, ErrDoesNotFit)
-	case !evict:
-		return false, nil, nil
-	default:
-		return false, s.evict(), nil
-	}
-}
-
 // reserve counts n bytes, after evicting what has to go for them.
 func (dir *directory) reserve(n int64) error {
-	if ok, _, err := dir.take(n, false); ok || err != nil {
-		return err
-	}
 	dir.space.Lock()
 	defer dir.space.Unlock()
 	for {
-		ok, victim, err := dir.take(n, true)
-		if ok || err != nil {
+		victim, err := dir.take(n)
+		if victim == nil {
 			return err
 		}
 		if err := dir.destroy(victim); err != nil {
 			return err
 		}
+	}
+}
+
+// take counts n bytes if they fit. If evicting would make them fit, it returns what is evicted
+// first; the caller destroys it.
+func (dir *directory) take(n int64) (victim *entry, err error) {
+	dir.mu.Lock()
+	defer dir.mu.Unlock()
+	switch s := &dir.state; {
+	case s.used+n <= dir.max:
+		dir.count(n)
+		return nil, nil
+	case s.used-s.idle+n > dir.max: // what cannot fit costs nobody its place
+		return nil, fmt.Errorf("%d bytes: %w", n, ErrDoesNotFit)
+	default:
+		return s.evict(), nil
 	}
 }
 

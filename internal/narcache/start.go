@@ -37,21 +37,15 @@ func (dir *directory) start() error {
 		return err
 	}
 	slices.SortFunc(found, func(a, b *entry) int { return cmp.Compare(a.used, b.used) })
-	dir.mu.Lock()
-	var twice []*entry // with and without the mark that it was decoded: only somebody else does that
 	for _, e := range found {
-		if dir.state.find(e.key) != nil {
-			twice = append(twice, e)
+		if dir.state.find(e.key) != nil { // with and without the mark that it was decoded: only somebody else does that
+			if err := dir.root.Remove(e.file); err != nil {
+				return err
+			}
 			continue
 		}
 		dir.state.add(e)
 		dir.count(cost(e.size))
-	}
-	dir.mu.Unlock()
-	for _, e := range twice {
-		if err := dir.root.Remove(e.file); err != nil {
-			return err
-		}
 	}
 	if removed := dir.trim(dir.max); len(removed) > 0 {
 		dir.cfg.Log.Info("removed what exceeds the bound of the cache", "files", len(removed))

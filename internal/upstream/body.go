@@ -15,29 +15,31 @@ import (
 	"github.com/nixp2p/nixp2p/verify"
 )
 
-// A cache is given up after so many strikes: few while the caller could still ask
-// elsewhere, more once bytes have left, because giving up may then cut a download. With one
-// cache this means one more try at first; later five within about 3 s, or one after a
-// stall, which has cost enough time unless others get their bytes meanwhile.
+// A cache is given up after so many strikes: few while the caller could still ask elsewhere, more
+// once bytes have left, because giving up may then cut a download. With one cache this means one
+// more try at first; later five within about 3 s, or one after a stall, which has cost enough
+// time unless others get their bytes meanwhile.
 const (
 	strikesFirst = 4
 	strikesLater = 6
 	strikeStall  = 3
 	gaveUp       = 1 << 20 // no later failure reaches it
-	// healing is how many bytes in a row show that a cache works again. Fewer must not
-	// count, or one byte per connection would keep a download alive forever.
+	// healing is how many bytes in a row show that a cache works again. Fewer must not count, or
+	// one byte per connection would keep a download alive forever.
 	healing = 256 << 10
-	// healingSaturated is the same on a saturated line: many share it, and giving up means
-	// that the same bytes are sent again over it.
+	// healingSaturated is the same on a saturated line: many share it, and giving up means that
+	// the same bytes are sent again over it.
 	healingSaturated = 16 << 10
-	// crawl is the rate in bytes/s below which another cache that has the file is tried
-	// instead: no line is so slow that somebody would choose it.
+	// crawl is the rate in bytes/s below which another cache that has the file is tried instead:
+	// no line is so slow that somebody would choose it.
 	crawl = 16 << 10
 )
 
 var (
 	errRange  = errors.New("not the range that was requested")
 	errClosed = errors.New("upstream: body is closed")
+	errWrong  = fmt.Errorf("sent it wrong before: %w", fs.ErrNotExist)
+	errOther  = fmt.Errorf("has another file: %w", fs.ErrNotExist)
 )
 
 // resumableBody is one exact file that several caches may have. It continues at the same offset
@@ -46,7 +48,7 @@ type resumableBody struct {
 	u      *Upstreams
 	info   *verify.Info
 	form   nix.Form // for whom it is read
-	wanted func(m *mirror, l *location) bool
+	file   fileKey
 	open   func() error
 	budget *budget
 
@@ -59,6 +61,7 @@ type resumableBody struct {
 	flowing bool          // bytes have left
 	state   map[*mirror]*attempts
 	verdict verdict
+	failed  error // that ended it
 }
 
 // fileSize is what is known of the size of a file in bytes.
@@ -77,10 +80,9 @@ type attempts struct {
 	queued  bool // it stalled on a saturated line
 }
 
-func (u *Upstreams) newBody(ctx context.Context, info *verify.Info, form nix.Form, b *budget, wanted func(*mirror, *location) bool) *resumableBody {
+func (u *Upstreams) newBody(ctx context.Context, info *verify.Info, form nix.Form, b *budget, file fileKey) *resumableBody {
 	r := &resumableBody{
-		u: u, info: info, form: form, wanted: wanted, budget: b, fileSize: fileSize{size: -1},
-		state: map[*mirror]*attempts{},
+		u: u, info: info, form: form, file: file, budget: b, fileSize: fileSize{size: -1}, state: map[*mirror]*attempts{},
 	}
 	for _, m := range u.mirrors {
 		r.state[m] = &attempts{}
@@ -96,36 +98,43 @@ func (r *resumableBody) connect(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		l, err := r.u.find(ctx, m, r.info, r.state[m].stale, r.budget)
-		switch {
-		case err != nil:
-			r.giveUp(m, err)
-			continue
-		case !r.wanted(m, &l):
-			r.giveUp(m, fmt.Errorf("%s: has another file: %w", m.name, fs.ErrNotExist))
+		l, err := r.u.find(ctx, m, r.info, r.budget)
+		if err == nil && l.key(m) != r.file {
+			err = errOther
+		}
+		if err != nil {
+			_ = r.giveUp(m, err)
 			continue
 		}
-		if err = r.request(ctx, m, &l); err == nil {
-			return nil
-		}
-		if ctx.Err() != nil {
-			return ctx.Err()
+		if err = r.request(ctx, m, &l); err == nil || ctx.Err() != nil {
+			return err
 		}
 	}
+}
+
+// lacks returns why m cannot have the file, nil if it may. known: it has.
+func (r *resumableBody) lacks(m *mirror) (known bool, err error) {
+	if r.u.wasWrong(m, r.info, r.form) {
+		return false, errWrong
+	}
+	l, known := r.u.located(m, r.info)
+	if known && l.key(m) != r.file {
+		return false, errOther
+	}
+	return known, nil
 }
 
 // pick returns the cache with the fewest failures, among equals one that is known to have
 // the file; the one that was read from goes first after a single failure. It waits
 // before a cache is asked once more.
 func (r *resumableBody) pick(ctx context.Context) (*mirror, error) {
-	limit := strikesFirst
 	may, left := r.u.order()
 	if left != nil {
 		r.verdict.add(left)
 	}
-	usable := len(may)
+	usable, least := len(may), strikesFirst
 	if r.flowing {
-		limit = strikesLater
+		least = strikesLater
 		for _, m := range r.u.mirrors {
 			if !slices.Contains(may, m) {
 				may = append(may, m) // better to try those that are down than to cut
@@ -133,20 +142,15 @@ func (r *resumableBody) pick(ctx context.Context) (*mirror, error) {
 		}
 	}
 	var best *mirror
-	var unasked bool
-	least := limit
+	var bestKnown bool
 	for i, m := range may {
 		s := r.state[m]
 		if s.strikes >= gaveUp {
 			continue
 		}
-		if r.u.wrong.has(m, r.info, r.form) {
-			r.giveUp(m, fmt.Errorf("%s: sent it wrong before: %w", m.name, fs.ErrNotExist))
-			continue
-		}
-		l, known := r.u.found.get(m, r.info)
-		if known && !r.wanted(m, &l) {
-			r.giveUp(m, fmt.Errorf("%s: has another file: %w", m.name, fs.ErrNotExist))
+		known, err := r.lacks(m)
+		if err != nil {
+			_ = r.giveUp(m, err)
 			continue
 		}
 		n := s.strikes
@@ -156,31 +160,43 @@ func (r *resumableBody) pick(ctx context.Context) (*mirror, error) {
 		case n == 1 && m == r.from:
 			n = 0
 		}
-		if n < least || n == least && best != nil && unasked && known {
-			best, least, unasked = m, n, !known
+		if n < least || n == least && best != nil && known && !bestKnown {
+			best, least, bestKnown = m, n, known
 		}
 	}
-	if best == nil {
+	switch {
+	case best == nil:
 		return nil, r.verdict.err()
-	}
-	if least > 0 && !pause(ctx, r.u.timeouts.retry<<(least-1)) {
+	case least > 0 && !pause(ctx, r.u.timeouts.retry<<(least-1)):
 		return nil, ctx.Err()
 	}
 	return best, nil
 }
 
-func (r *resumableBody) giveUp(m *mirror, err error) {
+// elsewhere reports whether another cache than from can be asked and may have the file.
+func (r *resumableBody) elsewhere(from *mirror) bool {
+	may, _ := r.u.order()
+	return slices.ContainsFunc(may, func(m *mirror) bool {
+		s := r.state[m]
+		_, err := r.lacks(m)
+		return m != from && !s.slow && s.strikes < strikesFirst && err == nil
+	})
+}
+
+// giveUp notes a failure that does not pass.
+func (r *resumableBody) giveUp(m *mirror, err error) error {
+	err = fmt.Errorf("%s: %w", m.name, err)
 	r.verdict.add(err)
 	r.state[m].strikes = gaveUp
+	return err
 }
 
 // strike notes a failure that may pass.
 func (r *resumableBody) strike(m *mirror, err error) error {
-	r.verdict.add(err)
 	s := r.state[m]
 	switch stalled := errors.Is(err, errStalled); {
 	case errors.Is(err, errBudget):
-		s.strikes = gaveUp
+		return r.giveUp(m, err)
 	case stalled && m.saturated() && !r.elsewhere(m):
 		s.strikes++
 		s.queued = true
@@ -191,6 +207,8 @@ func (r *resumableBody) strike(m *mirror, err error) error {
 	default:
 		s.strikes += strikesFirst / 2
 	}
+	err = fmt.Errorf("%s: %w", m.name, err)
+	r.verdict.add(err)
 	return err
 }
 
@@ -202,8 +220,7 @@ func (r *resumableBody) request(ctx context.Context, m *mirror, l *location) err
 	}
 	at, err := m.locate(l.url)
 	if err != nil {
-		r.giveUp(m, fmt.Errorf("%s: %w", m.name, err))
-		return err
+		return r.giveUp(m, err)
 	}
 	q := request{kind: kindNAR, at: at, from: r.pos, within: r.u.timeouts.first, budget: r.budget}
 	if r.flowing {
@@ -213,12 +230,11 @@ func (r *resumableBody) request(ctx context.Context, m *mirror, l *location) err
 		q.from = 0
 	}
 	got, err := r.u.send(ctx, m, q)
-	if err != nil {
-		err = fmt.Errorf("%s: %w", m.name, err)
-		if errors.Is(err, errStalled) && !r.flowing && (!m.saturated() || r.elsewhere(m)) {
-			r.giveUp(m, err)
-			return err
-		}
+	switch {
+	case err == nil:
+	case errors.Is(err, errStalled) && !r.flowing && (!m.saturated() || r.elsewhere(m)):
+		return r.giveUp(m, err)
+	default:
 		return r.strike(m, err)
 	}
 	if err := r.accept(m, l, got, q.from); err != nil {
@@ -233,38 +249,27 @@ func (r *resumableBody) accept(m *mirror, l *location, got *reply, asked int64) 
 	begins, whole, err := r.extent(got)
 	s := r.state[m]
 	switch {
-	case got.status == http.StatusNotFound, got.status == http.StatusGone, got.status == http.StatusForbidden:
-		if !s.stale {
-			// The narinfo may be older than what the cache has now.
-			s.stale = true
-			r.u.found.forget(m, r.info.StorePath().Hash())
-			return fs.ErrNotExist
-		}
-		err = fmt.Errorf("%s: NAR: %w", m.name, fs.ErrNotExist)
-		r.giveUp(m, err)
-		return err
+	case got.absent() && !s.stale:
+		s.stale = true // the narinfo may be older than what the cache has now
+		r.u.found.Remove(place{m.index, r.info.StorePath().Hash()})
+		return fs.ErrNotExist
+	case got.absent():
+		return r.giveUp(m, fmt.Errorf("NAR: %w", fs.ErrNotExist))
 	case got.status == http.StatusRequestedRangeNotSatisfiable || got.status == http.StatusPartialContent && err != nil:
-		if asked > 0 {
-			s.whole = true
-		}
-		return r.strike(m, fmt.Errorf("%s: range from %d: status %d, %w", m.name, asked, got.status, errRange))
+		s.whole = s.whole || asked > 0
+		return r.strike(m, fmt.Errorf("range from %d: status %d, %w", asked, got.status, errRange))
 	case got.status >= http.StatusInternalServerError:
-		return r.strike(m, fmt.Errorf("%s: %w", m.name, r.u.refused(m, got)))
+		return r.strike(m, r.u.refused(m, got))
+	case err != nil && got.status != http.StatusOK:
+		return r.giveUp(m, r.u.refused(m, got))
 	case err != nil:
-		if got.status != http.StatusOK {
-			err = r.u.refused(m, got)
-		}
-		err = fmt.Errorf("%s: %w", m.name, err)
-		r.giveUp(m, err)
-		return err
+		return r.giveUp(m, err)
 	}
 	if err := r.measure(l, whole); err != nil {
-		err = fmt.Errorf("%s: %w", m.name, err)
-		r.giveUp(m, err)
-		return err
+		return r.giveUp(m, err)
 	}
 	if _, err := io.CopyN(io.Discard, got.body, r.pos-begins); err != nil {
-		return r.strike(m, fmt.Errorf("%s: before byte %d: %w", m.name, r.pos, err))
+		return r.strike(m, fmt.Errorf("before byte %d: %w", r.pos, err))
 	}
 	r.src, r.from, r.since, r.waited = got, m, 0, 0
 	return nil
@@ -288,6 +293,10 @@ func (r *resumableBody) extent(got *reply) (begins, whole int64, err error) {
 	return 0, 0, errRange
 }
 
+func wrongSize(format string, args ...any) error {
+	return &verify.InvalidError{Reason: verify.ReasonSize, Err: fmt.Errorf(format, args...)}
+}
+
 // measure compares the size that a response says, -1 for none, with what is known.
 func (f *fileSize) measure(l *location, whole int64) error {
 	size := f.size
@@ -299,9 +308,9 @@ func (f *fileSize) measure(l *location, whole int64) error {
 	}
 	switch {
 	case !f.exact && size > f.most:
-		return &verify.InvalidError{Reason: verify.ReasonSize, Err: fmt.Errorf("file of %d bytes for a NAR of at most %d", size, f.most)}
+		return wrongSize("file of %d bytes for a NAR of at most %d", size, f.most)
 	case whole > size:
-		return &verify.InvalidError{Reason: verify.ReasonSize, Err: fmt.Errorf("%d bytes instead of %d", whole, size)}
+		return wrongSize("%d bytes instead of %d", whole, size)
 	case whole >= 0 && whole < size:
 		return fmt.Errorf("%d bytes instead of %d", whole, size)
 	}
@@ -315,75 +324,51 @@ func (r *resumableBody) Read(p []byte) (int, error) {
 			return 0, r.end()
 		}
 		if r.src == nil {
-			if err := r.open(); err != nil {
-				return 0, err
+			if r.failed = r.open(); r.failed != nil {
+				return 0, r.failed
 			}
 			continue
 		}
-		began := time.Now()
 		room := p
 		if r.size >= 0 {
 			room = p[:min(int64(len(p)), r.size-r.pos)]
 		}
+		began := time.Now()
 		n, err := r.src.body.Read(room)
-		r.waited += time.Since(began)
-		r.flow(int64(n))
-		r.pos += int64(n)
-		switch {
+		r.came(int64(n), time.Since(began))
+		switch s := r.state[r.from]; {
 		case r.size < 0 && r.pos > r.most:
-			return 0, r.measure(&location{}, r.pos)
+			r.failed = r.measure(&location{}, r.pos)
+			return 0, r.failed
 		case errors.Is(err, io.EOF) && r.size < 0:
 			r.size = r.pos
 		case err != nil && r.pos != r.size:
 			r.stopped(err)
-		case r.crawls():
-			r.state[r.from].slow = true
-			r.u.log.Debug("upstream crawls, another one continues", "upstream", r.from.name, "store_hash", r.info.StorePath().Hash().String())
+		// Only the time counts in which bytes were waited for: the reader may be slow.
+		case r.waited >= r.u.timeouts.crawl && !s.slow && float64(r.since) < crawl*r.waited.Seconds() && r.elsewhere(r.from):
+			s.slow = true
 			r.drop()
 		}
 		if n > 0 {
-			r.flowing = true
 			return n, nil
 		}
 	}
 	return 0, nil
 }
 
-// crawls reports whether the source gives next to nothing and another cache may have the file.
-// Only the time counts in which bytes were waited for, so the reader may be as slow as it likes.
-func (r *resumableBody) crawls() bool {
-	if r.waited < r.u.timeouts.crawl || r.state[r.from].slow || float64(r.since) >= crawl*r.waited.Seconds() {
-		return false
-	}
-	return r.elsewhere(r.from)
-}
-
-// elsewhere reports whether another cache than from can be asked and may have the file.
-func (r *resumableBody) elsewhere(from *mirror) bool {
-	may, _ := r.u.order()
-	for _, m := range may {
-		s := r.state[m]
-		if m == from || s.slow || s.strikes >= strikesFirst || r.u.wrong.has(m, r.info, r.form) {
-			continue
-		}
-		if l, known := r.u.found.get(m, r.info); !known || r.wanted(m, &l) {
-			return true
-		}
-	}
-	return false
-}
-
-// flow notes bytes that came.
-func (r *resumableBody) flow(n int64) {
+// came notes n bytes and how long they were waited for.
+func (r *resumableBody) came(n int64, waited time.Duration) {
+	r.waited += waited
 	if n <= 0 {
 		return
 	}
 	if r.since == 0 {
-		r.u.wrong.sending(r.from, r.info, r.form)
+		r.u.senders.Add(sentBy(r.from, r.info, r.form), 6*time.Hour)
 	}
+	r.flowing = true
+	r.pos += n
 	r.since += n
-	s := r.state[r.from]
-	if r.since >= healing || r.since >= healingSaturated && s.queued {
+	if s := r.state[r.from]; r.since >= healing || r.since >= healingSaturated && s.queued {
 		s.strikes = 0
 	}
 }
@@ -393,9 +378,9 @@ func (r *resumableBody) stopped(err error) {
 	if errors.Is(err, io.EOF) {
 		err = io.ErrUnexpectedEOF
 	}
-	_ = r.strike(r.from, fmt.Errorf("%s: at byte %d: %w", r.from.name, r.pos, err))
+	err = r.strike(r.from, fmt.Errorf("at byte %d: %w", r.pos, err))
 	if !errors.Is(err, context.Canceled) {
-		r.u.log.Debug("transfer from upstream stopped", "upstream", r.from.name, "store_hash", r.info.StorePath().Hash().String(), "err", err)
+		r.u.log.Debug("transfer from upstream stopped", "store_hash", r.info.StorePath().Hash().String(), "err", err)
 		r.u.failed(r.from, failedOther, err)
 	}
 	r.drop()
@@ -407,15 +392,9 @@ func (r *resumableBody) end() error {
 	if r.src == nil || r.src.length >= 0 {
 		return io.EOF
 	}
-	var one [1]byte
-	for range 16 {
-		n, err := r.src.body.Read(one[:])
-		switch {
-		case n > 0:
-			return &verify.InvalidError{Reason: verify.ReasonSize, Err: fmt.Errorf("%s: more than %d bytes", r.from.name, r.size)}
-		case err != nil:
-			return io.EOF
-		}
+	if n, _ := io.ReadFull(r.src.body, make([]byte, 1)); n > 0 {
+		r.failed = wrongSize("%s: more than %d bytes", r.from.name, r.size)
+		return r.failed
 	}
 	return io.EOF
 }

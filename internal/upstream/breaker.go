@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -37,9 +38,8 @@ type breaker struct {
 	silent   int
 	errors   int
 	last     error
-	// waiting are the small requests that have no answer yet, by ticket.
-	waiting    map[int]context.CancelCauseFunc
-	tickets    int
+	// waiting are the small requests that have no answer yet.
+	waiting    map[*clock]bool
 	unanswered *nix.StoreHash // requested in vain, and no narinfo came since
 }
 
@@ -80,9 +80,8 @@ var (
 	errDown = errors.New("is down")
 )
 
-// failed notes a request that ended without an answer, or with 5xx. It returns what is to be
-// cancelled, too.
-func (b *breaker) failed(kind failureKind, err error) (what change, cancels map[int]context.CancelCauseFunc) {
+// failed notes a request that ended without an answer, or with 5xx. It returns which others end.
+func (b *breaker) failed(kind failureKind, err error) (what change, waiting map[*clock]bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.last = err
@@ -110,9 +109,9 @@ func (b *breaker) failed(kind failureKind, err error) (what change, cancels map[
 			b.since, what = time.Now(), wentDown
 		}
 		b.down = err
-		cancels, b.waiting = b.waiting, nil
+		waiting, b.waiting = b.waiting, nil
 	}
-	return what, cancels
+	return what, waiting
 }
 
 // answered notes an answer that was no 5xx. Of a cache that was silent for a narinfo, nothing
@@ -170,20 +169,15 @@ func (b *breaker) question() (h nix.StoreHash, ok bool) {
 	return *b.unanswered, true
 }
 
-// onDown has cancel called when the cache goes down, until end is called.
-func (b *breaker) onDown(cancel context.CancelCauseFunc) (end func()) {
+// wait has c cancelled when the cache goes down, until it is called with false.
+func (b *breaker) wait(c *clock, waits bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.waiting == nil {
-		b.waiting = make(map[int]context.CancelCauseFunc)
+		b.waiting = map[*clock]bool{}
 	}
-	b.tickets++
-	k := b.tickets
-	b.waiting[k] = cancel
-	return func() {
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		delete(b.waiting, k)
+	if b.waiting[c] = true; !waits {
+		delete(b.waiting, c)
 	}
 }
 
@@ -250,13 +244,10 @@ func isUnreachable(err error) bool {
 	if errors.As(err, &dns) {
 		return true
 	}
-	for _, no := range []error{
+	var no syscall.Errno
+	errors.As(err, &no)
+	return slices.Contains([]syscall.Errno{
 		syscall.ECONNREFUSED, syscall.EHOSTUNREACH, syscall.ENETUNREACH,
 		syscall.EHOSTDOWN, syscall.ENETDOWN, syscall.EADDRNOTAVAIL,
-	} {
-		if errors.Is(err, no) {
-			return true
-		}
-	}
-	return false
+	}, no)
 }

@@ -3,14 +3,12 @@ package upstream
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"net/http"
 	"os"
+	"strconv"
 	"strings"
 	"syscall"
-
-	"github.com/nixp2p/nixp2p/internal/httprange"
 )
 
 // directory is a cache that lies in a directory, as "nix copy --to file://..." makes it. It
@@ -32,50 +30,32 @@ func (d directory) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, fmt.Errorf("%w: %s", errNoDirectory, err.Error())
 	}
 	defer root.Close()
-	resp := &http.Response{Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Header: http.Header{}, Request: req, Body: http.NoBody}
-	name := strings.TrimPrefix(req.URL.Path, string(d))
-	// Not waiting for the other end of a named pipe.
-	file, err := root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		resp.StatusCode = http.StatusNotFound
-		return resp, nil
-	case err != nil:
-		return nil, err
+	req = req.Clone(req.Context())
+	req.URL.Path = "/" + strings.TrimPrefix(req.URL.Path, string(d))
+	resp, err := http.NewFileTransportFS(files{root}).RoundTrip(req)
+	if err == nil {
+		if n, err := strconv.ParseInt(resp.Header.Get("Content-Length"), 10, 64); err == nil {
+			resp.ContentLength = n
+		}
 	}
-	stat, err := file.Stat()
-	switch {
-	case err != nil:
-		_ = file.Close()
-		return nil, err
-	case !stat.Mode().IsRegular():
-		_ = file.Close()
-		resp.StatusCode = http.StatusNotFound
-		return resp, nil
-	}
-	return serve(req, resp, file, stat.Size())
+	return resp, err
 }
 
-func serve(req *http.Request, resp *http.Response, file *os.File, size int64) (*http.Response, error) {
-	resp.StatusCode, resp.ContentLength = http.StatusOK, size
-	from, err := httprange.ParseFrom(req.Header.Get("Range"))
-	switch {
-	case err != nil || from > 0 && from >= size:
-		_ = file.Close()
-		resp.StatusCode, resp.ContentLength = http.StatusRequestedRangeNotSatisfiable, 0
-		return resp, nil
-	case from > 0:
-		resp.StatusCode, resp.ContentLength = http.StatusPartialContent, size-from
-		resp.Header.Set("Content-Range", httprange.ContentRange(from, size-from, size))
+// files has only the regular files in a directory.
+type files struct{ root *os.Root }
+
+// Open does not wait for the other end of a named pipe.
+func (f files) Open(name string) (fs.File, error) {
+	file, err := f.root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if errors.Is(err, fs.ErrPermission) {
+		err = errors.New(err.Error()) // which is not absent
 	}
-	if _, err := file.Seek(from, io.SeekStart); err != nil {
-		_ = file.Close()
+	if err != nil {
 		return nil, err
 	}
-	// A file that is cut while it is read ends too early, and that is noticed.
-	resp.Body = struct {
-		io.Reader
-		io.Closer
-	}{io.LimitReader(file, size-from), file}
-	return resp, nil
+	if stat, err := file.Stat(); err != nil || !stat.Mode().IsRegular() {
+		_ = file.Close()
+		return nil, fs.ErrNotExist
+	}
+	return file, nil
 }

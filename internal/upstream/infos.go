@@ -5,11 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"sync/atomic"
 	"time"
 
+	"github.com/nixp2p/nixp2p/internal/compress"
 	"github.com/nixp2p/nixp2p/internal/hedge"
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/internal/source"
@@ -51,10 +54,15 @@ func (u *Upstreams) askAll(ctx context.Context, h nix.StoreHash, b *budget) (*ve
 		}
 		return m.slow.After()
 	}
-	note := func(err error) bool { v.add(err); return false }
 	r, release, wait := hedge.Do(ctx, len(may), len(may), after,
-		func(ctx context.Context, i int) (*verify.Info, error) { return u.ask(ctx, may[i], h, b) },
-		note, func(*verify.Info) {})
+		func(ctx context.Context, i int) (*verify.Info, error) {
+			info, err := u.ask(ctx, may[i], h, b)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", may[i].name, err)
+			}
+			return info, nil
+		},
+		func(err error) bool { v.add(err); return false }, func(*verify.Info) {})
 	release()
 	wait()
 	switch {
@@ -72,7 +80,7 @@ func (u *Upstreams) askAll(ctx context.Context, h nix.StoreHash, b *budget) (*ve
 // are sent shows that the answer is on its way, and to say that there is none would break a build.
 func (u *Upstreams) ask(ctx context.Context, m *mirror, h nix.StoreHash, b *budget) (*verify.Info, error) {
 	if err := m.limiter.acquire(ctx); err != nil {
-		return nil, fmt.Errorf("%s: %w", m.name, err)
+		return nil, err
 	}
 	began := time.Now()
 	var last error
@@ -108,10 +116,7 @@ func (u *Upstreams) ask(ctx context.Context, m *mirror, h nix.StoreHash, b *budg
 	}
 	answered := r.Err == nil || source.Absent(r.Err) || source.Invalid(r.Err) != nil
 	m.limiter.release(time.Since(began), answered)
-	if r.Err != nil {
-		return nil, fmt.Errorf("%s: %w", m.name, r.Err)
-	}
-	return r.Value, nil
+	return r.Value, r.Err
 }
 
 // try requests a narinfo once, for the i-th time.
@@ -129,30 +134,37 @@ func (u *Upstreams) try(ctx context.Context, m *mirror, h nix.StoreHash, i int, 
 		return nil, err
 	}
 	defer r.body.finish()
-	switch r.status {
-	case http.StatusOK:
-	case http.StatusNotFound, http.StatusGone, http.StatusForbidden:
-		m.observe(time.Since(began))
-		m.latency.add(time.Since(began))
-		return nil, fs.ErrNotExist
-	default:
+	var text []byte
+	switch {
+	case r.absent():
+	case r.status != http.StatusOK:
 		return nil, u.refused(m, r)
-	}
-	text, err := u.readAll(ctx, m, r, nix.MaxNarInfo)
-	if err != nil {
-		return nil, fmt.Errorf("read narinfo: %w", err)
+	default:
+		if text, err = u.readAll(ctx, m, r, nix.MaxNarInfo); err != nil {
+			return nil, fmt.Errorf("read narinfo: %w", err)
+		}
 	}
 	m.observe(time.Since(began))
 	m.latency.add(time.Since(began))
+	if r.absent() {
+		return nil, fs.ErrNotExist
+	}
 	info, err := u.keys.Open(text, h)
 	if err == nil && info.Hints().URL == "" {
 		err = &verify.InvalidError{Reason: verify.ReasonCorrupt, Err: errors.New("no URL")}
 	}
 	if err != nil {
-		u.noteInvalid(m, h, err)
+		u.noteInvalid(ctx, m, h, err)
 		return nil, err
 	}
-	u.found.add(m, info)
+	l := locationOf(info)
+	if !slices.Contains(cheapest, l.compression) {
+		// Nix may be able to decode it: it gets no narinfo here and asks elsewhere.
+		return nil, fmt.Errorf("cannot decode %q: %w", l.compression, compress.ErrUnknown)
+	}
+	if len(l.url) <= maxURL {
+		u.found.Add(place{m.index, h}, l)
+	}
 	return info, nil
 }
 
@@ -175,18 +187,18 @@ func pause(ctx context.Context, d time.Duration) bool {
 }
 
 // noteInvalid counts a wrong narinfo.
-func (u *Upstreams) noteInvalid(m *mirror, h nix.StoreHash, err error) {
+func (u *Upstreams) noteInvalid(ctx context.Context, m *mirror, h nix.StoreHash, err error) {
 	invalid := source.Invalid(err)
 	if invalid == nil {
 		return
 	}
 	u.metrics.VerifyFailures.WithLabelValues(source.Upstream.String(), string(invalid.Reason)).Inc()
+	level := slog.LevelDebug
 	if u.logOnce(m, "invalid") {
-		u.log.Warn("wrong narinfo from upstream", "upstream", m.name, "store_hash", h.String(), "err", err)
+		level = slog.LevelWarn
 		u.event(m, source.WrongInfo, fmt.Errorf("sent a wrong narinfo, which was refused: %w", err))
-	} else {
-		u.log.Debug("wrong narinfo from upstream", "upstream", m.name, "store_hash", h.String(), "err", err)
 	}
+	u.log.Log(ctx, level, "wrong narinfo from upstream", "upstream", m.name, "store_hash", h.String(), "err", err)
 }
 
 // verdict sums up what several caches said: that one could not say outweighs that the answer of
@@ -207,13 +219,10 @@ func (v *verdict) add(err error) {
 }
 
 func (v *verdict) err() error {
-	switch {
-	case v.unavailable != nil:
-		return v.unavailable
-	case v.invalid != nil:
-		return v.invalid
-	case v.absent != nil:
-		return v.absent
+	for _, err := range []error{v.unavailable, v.invalid, v.absent} {
+		if err != nil {
+			return err
+		}
 	}
 	return errNone
 }

@@ -2,12 +2,7 @@ package upstream
 
 import (
 	"slices"
-	"sync"
-	"time"
 
-	lru "github.com/hashicorp/golang-lru/v2"
-
-	"github.com/nixp2p/nixp2p/internal/backoff"
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/verify"
 )
@@ -20,8 +15,15 @@ const (
 	maxURL       = 1 << 10 // bytes of a URL line that is remembered
 )
 
+// place names the narinfo of one cache.
+type place struct {
+	mirror int
+	path   nix.StoreHash
+}
+
 // location is where a cache has a NAR: what its narinfo said besides the signed facts.
 type location struct {
+	nar         nix.NarHash
 	url         string
 	compression nix.Compression
 	file        nix.FileHash // zero if not said
@@ -30,81 +32,30 @@ type location struct {
 
 func locationOf(info *verify.Info) location {
 	h := info.Hints()
-	return location{h.URL, h.Compression, h.FileHash, h.FileSize}
+	return location{info.NarHash(), h.URL, h.Compression, h.FileHash, h.FileSize}
 }
 
-// key identifies the file at l: two caches that name the same one are interchangeable.
-func (l *location) key(m *mirror) any {
+// fileKey names a file: two caches that have the same one are interchangeable.
+type fileKey struct {
+	compression nix.Compression
+	file        nix.FileHash
+	mirror      int // of the only cache that has it, from 1; 0 if others may
+}
+
+func (l *location) key(m *mirror) fileKey {
 	switch {
 	case l.compression == nix.None:
-		return nix.None
-	case l.file != (nix.FileHash{}):
-		return l.file
+		return fileKey{compression: nix.None}
+	case l.file == nix.FileHash{}:
+		return fileKey{compression: l.compression, mirror: 1 + m.index}
 	}
-	return m.index
+	return fileKey{compression: l.compression, file: l.file}
 }
 
-// locations knows which cache has which NAR where. It is safe for concurrent use.
-type locations struct {
-	mu    sync.Mutex // for changes of entries
-	paths *lru.Cache[nix.StoreHash, *entry]
-}
-
-// entry is what is known about one store path. It is not changed once it is stored.
-type entry struct {
-	nar nix.NarHash
-	at  []mirrorLocation
-}
-
-type mirrorLocation struct {
-	mirror int
-	location
-}
-
-func newLocations() *locations {
-	paths, _ := lru.New[nix.StoreHash, *entry](maxLocations) // fails for sizes below 1 only
-	return &locations{paths: paths}
-}
-
-// add notes that info came from m.
-func (s *locations) add(m *mirror, info *verify.Info) {
-	l := mirrorLocation{m.index, locationOf(info)}
-	if len(l.url) > maxURL {
-		return
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	e := &entry{nar: info.NarHash()}
-	if old, ok := s.paths.Get(info.StorePath().Hash()); ok && old.nar == e.nar {
-		e.at = old.without(m)
-	}
-	e.at = append(e.at, l)
-	s.paths.Add(info.StorePath().Hash(), e)
-}
-
-// forget drops what was known of m's location.
-func (s *locations) forget(m *mirror, h nix.StoreHash) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if old, ok := s.paths.Get(h); ok {
-		s.paths.Add(h, &entry{old.nar, old.without(m)})
-	}
-}
-
-func (e *entry) without(m *mirror) []mirrorLocation {
-	return slices.DeleteFunc(slices.Clone(e.at), func(l mirrorLocation) bool { return l.mirror == m.index })
-}
-
-// get returns where m has info's NAR, if that is known.
-func (s *locations) get(m *mirror, info *verify.Info) (location, bool) {
-	if e, ok := s.paths.Get(info.StorePath().Hash()); ok && e.nar == info.NarHash() {
-		for _, l := range e.at {
-			if l.mirror == m.index {
-				return l.location, true
-			}
-		}
-	}
-	return location{}, false
+// located returns where m has info's NAR, if that is known.
+func (s *shared) located(m *mirror, info *verify.Info) (location, bool) {
+	l, ok := s.found.Get(place{m.index, info.StorePath().Hash()})
+	return l, ok && l.nar == info.NarHash()
 }
 
 // sent names bytes of one cache: a NAR in a form.
@@ -114,35 +65,29 @@ type sent struct {
 	file   nix.FileHash // zero for raw
 }
 
-// blamed knows which cache sent a NAR lately, and which sent it wrong.
-type blamed struct{ senders, wrong *backoff.Set[sent] }
-
-func newBlamed() *blamed {
-	return &blamed{backoff.NewSet[sent](maxSenders), backoff.NewSet[sent](maxSenders)}
+func sentBy(m *mirror, info *verify.Info, form nix.Form) sent {
+	return sent{m.index, info.NarHash(), form.File}
 }
 
-// sending notes that m sends bytes of a NAR.
-func (b *blamed) sending(m *mirror, info *verify.Info, form nix.Form) {
-	b.senders.Add(sent{m.index, info.NarHash(), form.File}, 6*time.Hour)
+// wasWrong reports whether m has sent this form of the NAR, or the raw NAR, wrong.
+func (s *shared) wasWrong(m *mirror, info *verify.Info, form nix.Form) bool {
+	return s.wrong.Has(sentBy(m, info, nix.Raw)) || s.wrong.Has(sentBy(m, info, form))
 }
 
-// blame marks those who sent a NAR in this form for d; all, if nobody is known to have.
-func (b *blamed) blame(all []*mirror, info *verify.Info, form nix.Form, d time.Duration) {
-	var who []sent
-	for _, m := range all {
-		if k := (sent{m.index, info.NarHash(), form.File}); b.senders.Has(k) {
-			who = append(who, k)
+// Invalid reports that all bytes of this form of info's NAR came from here and were wrong: the
+// caches that sent them are not asked for it again for some time; all, if nobody is known to have.
+// After a wrong file they are still asked for raw: FileHash is not signed, and the NAR in the
+// file may be right.
+func (u *Upstreams) Invalid(info *verify.Info, form nix.Form, _ error) {
+	d := invalidFor
+	if len(u.all) == 1 {
+		d = onlyInvalidFor
+	}
+	known := slices.ContainsFunc(u.all, func(m *mirror) bool { return u.senders.Has(sentBy(m, info, form)) })
+	for _, m := range u.all {
+		if k := sentBy(m, info, form); !known || u.senders.Has(k) {
+			u.senders.Remove(k)
+			u.wrong.Add(k, d)
 		}
 	}
-	for _, m := range all {
-		if k := (sent{m.index, info.NarHash(), form.File}); len(who) == 0 || slices.Contains(who, k) {
-			b.senders.Remove(k)
-			b.wrong.Add(k, d)
-		}
-	}
-}
-
-// has reports whether m has sent this form of the NAR, or the raw NAR, wrong.
-func (b *blamed) has(m *mirror, info *verify.Info, form nix.Form) bool {
-	return b.wrong.Has(sent{mirror: m.index, nar: info.NarHash()}) || b.wrong.Has(sent{m.index, info.NarHash(), form.File})
 }

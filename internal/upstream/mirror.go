@@ -117,23 +117,16 @@ func (s *shared) newMirror(text string) (*mirror, error) {
 }
 
 func hostPort(at *url.URL) string {
-	port := at.Port()
-	switch {
-	case port != "":
-	case at.Scheme == schemeHTTPS:
-		port = "443"
-	default:
-		port = "80"
-	}
-	return net.JoinHostPort(at.Hostname(), port)
+	port := map[string]string{schemeHTTP: "80", schemeHTTPS: "443"}[at.Scheme]
+	return net.JoinHostPort(at.Hostname(), cmp.Or(at.Port(), port))
 }
 
 // at returns the URL of a file of the cache's own layout.
 func (m *mirror) at(name string) *url.URL {
 	to := *m.base
-	to.Path += name
-	if to.RawPath != "" {
-		to.RawPath += name
+	to.Path, to.RawPath = to.Path+name, ""
+	if m.base.RawPath != "" {
+		to.RawPath = m.base.RawPath + name
 	}
 	return &to
 }
@@ -215,10 +208,10 @@ func (u *Upstreams) credential(m *mirror, at *url.URL) *credential {
 
 // failed notes a failure and reports what became of the cache.
 func (s *shared) failed(m *mirror, kind failureKind, err error) {
-	what, cancels := m.breaker.failed(kind, err)
+	what, waiting := m.breaker.failed(kind, err)
 	s.report(m, what, err)
-	for _, cancel := range cancels {
-		cancel(errDown)
+	for c := range waiting {
+		c.cancel(errDown)
 	}
 }
 
@@ -287,8 +280,7 @@ func (u *Upstreams) order() (may []*mirror, left error) {
 	if len(may) < 2 {
 		return may, left
 	}
-	type rank struct{ fails, prio, latency, index int }
-	ranks := make(map[*mirror]rank, len(u.mirrors))
+	ranks := make(map[*mirror][4]int, len(u.mirrors))
 	prio, class := -1<<31, 0
 	for _, m := range u.mirrors {
 		// What is not known of one is taken from the one configured before it.
@@ -298,15 +290,15 @@ func (u *Upstreams) order() (may []*mirror, left error) {
 		if l := m.latency.get(); l > 0 {
 			class = bits.Len64(uint64(l / time.Millisecond))
 		}
-		r := rank{0, prio, class, m.index}
+		r := [4]int{0, prio, class, m.index}
 		if m.fails() {
-			r.fails = 1
+			r[0] = 1
 		}
 		ranks[m] = r
 	}
 	slices.SortFunc(may, func(a, b *mirror) int {
 		x, y := ranks[a], ranks[b]
-		return cmp.Or(x.fails-y.fails, cmp.Compare(x.prio, y.prio), x.latency-y.latency, x.index-y.index)
+		return slices.Compare(x[:], y[:])
 	})
 	return may, left
 }

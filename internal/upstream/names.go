@@ -35,7 +35,7 @@ type host struct {
 	running *lookup // nil if none
 }
 
-// lookup is one that runs. Its result is set before done is closed.
+// lookup is one that runs. done is closed when there is a result.
 type lookup struct {
 	began  time.Time
 	done   chan struct{}
@@ -65,23 +65,24 @@ func newNames(timeout time.Duration, find lookupFunc) *names {
 // resolver waits 5 s for each server before it asks the next or repeats a question that was
 // lost. The patient one goes on meanwhile, for servers that are slow.
 func persistent(patient, quick lookupFunc) lookupFunc {
-	return func(ctx context.Context, network, host string) ([]netip.Addr, error) {
-		final := func(err error) bool {
-			var dns *net.DNSError
-			var addr *net.AddrError
-			return errors.As(err, &dns) && dns.IsNotFound || errors.As(err, &addr)
-		}
-		r, release, wait := hedge.Do(ctx, 2, 2, func() time.Duration { return lookupRepeat },
-			func(ctx context.Context, i int) ([]netip.Addr, error) {
-				if i == 0 {
-					return patient(ctx, network, host)
-				}
-				return quick(ctx, network, host)
-			}, final, func([]netip.Addr) {})
-		release()
-		wait()
-		return r.Value, r.Err
+	final := func(err error) bool {
+		var dns *net.DNSError
+		var addr *net.AddrError
+		return errors.As(err, &dns) && dns.IsNotFound || errors.As(err, &addr)
 	}
+	return func(ctx context.Context, network, host string) ([]netip.Addr, error) {
+		return first(ctx, 2, lookupRepeat, func(ctx context.Context, i int) ([]netip.Addr, error) {
+			return []lookupFunc{patient, quick}[i](ctx, network, host)
+		}, final, func([]netip.Addr) {})
+	}
+}
+
+// first is hedge.Do with a fixed delay, for values that outlive their context.
+func first[T any](ctx context.Context, n int, after time.Duration, attempt func(context.Context, int) (T, error), stop func(error) bool, discard func(T)) (T, error) {
+	r, release, wait := hedge.Do(ctx, n, n, func() time.Duration { return after }, attempt, stop, discard)
+	release()
+	wait()
+	return r.Value, r.Err
 }
 
 // quickResolver waits less for each server.
@@ -119,7 +120,12 @@ func (n *names) lookup(ctx context.Context, name string) ([]netip.Addr, error) {
 	defer timer.Stop()
 	select {
 	case <-l.done:
-		return l.addrs, l.err
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		if len(l.addrs) > 0 {
+			return l.addrs, nil
+		}
+		return nil, l.err
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	case <-timer.C:
@@ -133,100 +139,58 @@ func (n *names) get(ctx context.Context, name string) (*lookup, []netip.Addr) {
 	defer n.mu.Unlock()
 	h := n.hosts[name]
 	if h == nil {
-		if len(n.hosts) >= namesMost {
-			n.evict()
+		for other, old := range n.hosts { // redirects may name any number of hosts
+			if len(n.hosts) >= namesMost && old.running == nil {
+				delete(n.hosts, other)
+			}
 		}
 		h = &host{}
 		n.hosts[name] = h
 	}
 	age := time.Since(h.at)
-	if len(h.addrs) > 0 && age > namesStale {
+	if age > namesStale {
 		h.addrs = nil
 	}
 	if h.running == nil && (len(h.addrs) == 0 || age > namesFresh) {
-		l := &lookup{began: time.Now(), done: make(chan struct{})}
-		var own context.Context
-		own, l.cancel = context.WithTimeout(context.WithoutCancel(ctx), lookupLong)
-		if n.ended {
-			l.cancel()
-		}
-		h.running = l
-		n.all.Go(func() {
-			defer l.cancel()
-			n.run(own, name, h, l)
-		})
+		n.start(ctx, name, h)
 	}
 	return h.running, h.addrs
 }
 
-// evict makes room: redirects may name any number of hosts. The caller holds mu.
-func (n *names) evict() {
-	for name, h := range n.hosts {
-		if h.running == nil {
-			delete(n.hosts, name)
-			return
-		}
+// start looks both families up. What one of them has is used if the other has none shortly
+// after: many name servers answer for A and are silent for AAAA. The caller holds mu.
+func (n *names) start(ctx context.Context, name string, h *host) {
+	l := &lookup{began: time.Now(), done: make(chan struct{})}
+	ctx, l.cancel = context.WithTimeout(context.WithoutCancel(ctx), lookupLong)
+	if n.ended {
+		l.cancel()
 	}
-}
-
-// run looks both families up. What one of them has is used if the other has none shortly
-// after: many name servers answer for A and are silent for AAAA.
-func (n *names) run(ctx context.Context, name string, h *host, l *lookup) {
-	type result struct {
-		addrs []netip.Addr
-		err   error
-	}
-	results := make(chan result, 2)
+	h.running = l
+	publish := sync.OnceFunc(func() { close(l.done) })
+	left := 2
 	for _, network := range []string{"ip6", "ip4"} {
-		go func() {
+		n.all.Go(func() {
 			addrs, err := n.find(ctx, network, name)
-			results <- result{addrs, err}
-		}()
-	}
-	var have []netip.Addr
-	var failed error
-	published := false
-	publish := func() {
-		if !published {
-			published = true
-			l.addrs, l.err = slices.Clone(have), failed
-			if len(have) > 0 {
-				l.err = nil
+			n.mu.Lock()
+			defer n.mu.Unlock()
+			if err == nil && len(addrs) == 0 {
+				err = &net.DNSError{Err: "no addresses", Name: name, IsNotFound: true}
 			}
-			close(l.done)
-		}
-	}
-	grace := time.NewTimer(lookupLong)
-	defer grace.Stop()
-	for left := 2; left > 0; {
-		select {
-		case r := <-results:
-			left--
-			if r.err != nil && (failed == nil || !isTimeout(failed)) {
-				failed = r.err // that one of them cannot be known outweighs that the other has none
+			if err != nil && (l.err == nil || !isTimeout(l.err)) {
+				l.err = err // that one of them cannot be known outweighs that the other has none
 			}
-			if len(r.addrs) > 0 {
-				have = interleave(have, r.addrs)
-				n.keep(h, have)
-				grace.Reset(otherFamily)
+			if len(addrs) > 0 {
+				l.addrs = interleave(l.addrs, addrs)
+				h.addrs, h.at = l.addrs, time.Now()
+				time.AfterFunc(otherFamily, publish)
 			}
-		case <-grace.C:
-			publish()
-		}
+			if left--; left == 0 {
+				h.running = nil
+				l.cancel()
+				publish()
+			}
+		})
 	}
-	if len(have) == 0 && failed == nil {
-		failed = &net.DNSError{Err: "no addresses", Name: name, IsNotFound: true}
-	}
-	n.mu.Lock()
-	h.running = nil
-	n.mu.Unlock()
-	publish()
-}
-
-func (n *names) keep(h *host, addrs []netip.Addr) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	h.addrs, h.at = slices.Clone(addrs), time.Now()
 }
 
 // forget drops the addresses of a host that cannot be connected to, unless they are new.
@@ -253,21 +217,20 @@ func (n *names) close() {
 
 // interleave puts IPv6 first and then takes turns, so that a family that does not work costs
 // one attempt (RFC 8305, 4).
-func interleave(a, b []netip.Addr) []netip.Addr {
-	var six, four, all []netip.Addr
+func interleave(a, b []netip.Addr) (all []netip.Addr) {
+	var of [2][]netip.Addr
 	for _, ip := range slices.Concat(a, b) {
 		if ip = ip.Unmap(); ip.Is4() {
-			four = append(four, ip)
+			of[1] = append(of[1], ip)
 		} else {
-			six = append(six, ip)
+			of[0] = append(of[0], ip)
 		}
 	}
-	for i := range max(len(six), len(four)) {
-		if i < len(six) {
-			all = append(all, six[i])
-		}
-		if i < len(four) {
-			all = append(all, four[i])
+	for i := range len(a) + len(b) {
+		for _, family := range of {
+			if i < len(family) {
+				all = append(all, family[i])
+			}
 		}
 	}
 	return all

@@ -38,7 +38,8 @@ func (u *Upstreams) nar(ctx context.Context, cancel func(), info *verify.Info, f
 		return nil, fmt.Errorf("offset %d of %d", off, info.NarSize())
 	}
 	b := newBudget(MaxNARRequests)
-	if !u.known(info) {
+	known := func(m *mirror) bool { _, ok := u.located(m, info); return ok }
+	if !slices.ContainsFunc(u.mirrors, known) {
 		// Nothing was asked before, or this process is new: all are asked at once.
 		got, err := u.askAll(ctx, info.StorePath().Hash(), b)
 		switch {
@@ -53,15 +54,14 @@ func (u *Upstreams) nar(ctx context.Context, cancel func(), info *verify.Info, f
 			cancel()
 			return &verify.Unverified{Body: http.NoBody, Size: off}, nil
 		}
-		d := &decodedBody{u: u, info: info, pos: off, budget: b, tried: map[any]bool{}}
+		d := &decodedBody{u: u, info: info, pos: off, budget: b, tried: map[fileKey]bool{}, asked: map[*mirror]bool{}}
 		d.open = func() error { return d.choose(ctx) }
 		if err := d.open(); err != nil {
 			return nil, err
 		}
 		return &verify.Unverified{Body: &body{src: d, cancel: cancel}, Size: info.NarSize()}, nil
 	}
-	r := u.newBody(ctx, info, form, b,
-		func(_ *mirror, l *location) bool { return l.compression == form.Compression && l.file == form.File })
+	r := u.newBody(ctx, info, form, b, fileKey{compression: form.Compression, file: form.File})
 	r.exact, r.pos = true, off
 	if err := r.open(); err != nil {
 		return nil, err
@@ -112,28 +112,17 @@ func sameNAR(a, b *verify.Info) bool {
 	return a.NarHash() == b.NarHash() && a.NarSize() == b.NarSize()
 }
 
-// known reports whether one of the caches is known to have info's NAR.
-func (u *Upstreams) known(info *verify.Info) bool {
-	for _, m := range u.mirrors {
-		if _, ok := u.found.get(m, info); ok {
-			return true
-		}
-	}
-	return false
-}
-
-// find returns where a cache has info's NAR. It asks for the narinfo if that is not
-// known, or if fresh says that what is known is out of date.
-func (u *Upstreams) find(ctx context.Context, m *mirror, info *verify.Info, fresh bool, b *budget) (location, error) {
-	if l, ok := u.found.get(m, info); ok && !fresh {
+// find returns where a cache has info's NAR. It asks for the narinfo if that is not known.
+func (u *Upstreams) find(ctx context.Context, m *mirror, info *verify.Info, b *budget) (location, error) {
+	if l, ok := u.located(m, info); ok {
 		return l, nil
 	}
 	got, err := u.ask(ctx, m, info.StorePath().Hash(), b)
-	if err != nil {
+	switch {
+	case err != nil:
 		return location{}, err
-	}
-	if !sameNAR(got, info) {
-		return location{}, fmt.Errorf("%s: %w", m.name, errOtherNAR)
+	case !sameNAR(got, info):
+		return location{}, errOtherNAR
 	}
 	return locationOf(got), nil
 }
@@ -151,15 +140,10 @@ type decodedBody struct {
 	file    *resumableBody // below src
 	raw     bool           // file is the NAR itself
 	flowing bool           // bytes have left
-	tried   map[any]bool
+	tried   map[fileKey]bool
+	asked   map[*mirror]bool
 	verdict verdict
-	failed  error // of the file, unless it is its end
 }
-
-// readerFunc is a Read method.
-type readerFunc func(p []byte) (int, error)
-
-func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
 // cheapest orders the compressions by what decoding costs. One that is not in it cannot be decoded here.
 var cheapest = []nix.Compression{nix.None, nix.Zstd, nix.Gzip, nix.Bzip2, nix.Brotli, nix.XZ}
@@ -174,42 +158,27 @@ func (d *decodedBody) choose(ctx context.Context) error {
 		}
 		key := l.key(m)
 		d.tried[key] = true
-		r := d.u.newBody(ctx, d.info, nix.Raw, d.budget,
-			func(o *mirror, q *location) bool { return q.compression == l.compression && q.key(o) == key })
+		r := d.u.newBody(ctx, d.info, nix.Raw, d.budget, key)
 		r.flowing = d.flowing
 		if d.raw = l.compression == nix.None; d.raw {
 			r.size, r.exact, r.pos = d.info.NarSize(), true, d.pos
 		} else {
 			r.most = mostFile(d.info.NarSize())
 		}
-		if err := r.open(); err != nil {
-			d.verdict.add(err)
-			continue
+		if err = r.open(); err == nil {
+			d.file = r
+			d.src, err = compress.NewReader(l.compression, r)
 		}
-		src, err := compress.NewReader(l.compression, readerFunc(func(p []byte) (int, error) {
-			n, err := r.Read(p)
-			if err != nil && !errors.Is(err, io.EOF) {
-				d.failed = err
+		if err == nil && !d.raw {
+			if _, err = io.CopyN(io.Discard, d.src, d.pos); err != nil {
+				err = d.fault(err)
 			}
-			return n, err
-		}))
-		if err != nil {
-			r.drop()
-			d.verdict.add(err)
-			continue
 		}
-		d.file, d.src, d.failed = r, src, nil
-		if d.raw {
-			return nil
+		if err == nil || ctx.Err() != nil {
+			return err
 		}
-		if _, err := io.CopyN(io.Discard, src, d.pos); err == nil {
-			return nil
-		} else if ctx.Err() != nil {
-			return ctx.Err()
-		} else {
-			d.verdict.add(d.fault(err))
-			d.drop()
-		}
+		d.verdict.add(err)
+		d.drop()
 	}
 }
 
@@ -223,17 +192,13 @@ func (d *decodedBody) best(ctx context.Context) (*mirror, location, error) {
 	var at location
 	var unknown []*mirror
 	for _, m := range may {
-		if d.u.wrong.has(m, d.info, nix.Raw) {
-			d.verdict.add(fmt.Errorf("%s: sent it wrong before: %w", m.name, fs.ErrNotExist))
-			continue
-		}
-		l, ok := d.u.found.get(m, d.info)
+		l, ok := d.u.located(m, d.info)
 		switch {
-		case !ok:
+		case d.u.wasWrong(m, d.info, nix.Raw):
+			d.verdict.add(fmt.Errorf("%s: %w", m.name, errWrong))
+		case !ok && !d.asked[m]:
 			unknown = append(unknown, m)
-		case d.tried[l.key(m)]:
-		case !slices.Contains(cheapest, l.compression):
-			d.verdict.add(fmt.Errorf("%s: compression %q: %w", m.name, l.compression, compress.ErrUnknown))
+		case !ok, d.tried[l.key(m)]:
 		case best == nil || slices.Index(cheapest, l.compression) < slices.Index(cheapest, at.compression):
 			best, at = m, l
 		}
@@ -242,14 +207,11 @@ func (d *decodedBody) best(ctx context.Context) (*mirror, location, error) {
 		return best, at, nil
 	}
 	for _, m := range unknown {
-		if d.tried[m] {
-			continue
-		}
-		d.tried[m] = true
-		l, err := d.u.find(ctx, m, d.info, false, d.budget)
+		d.asked[m] = true
+		l, err := d.u.find(ctx, m, d.info, d.budget)
 		switch {
 		case err != nil:
-			d.verdict.add(err)
+			d.verdict.add(fmt.Errorf("%s: %w", m.name, err))
 		case !d.tried[l.key(m)]:
 			return m, l, nil
 		}
@@ -291,9 +253,8 @@ func (d *decodedBody) end() error {
 		return err
 	}
 	d.file.open = func() error { return io.ErrUnexpectedEOF } // not worth another request
-	var one [1]byte
-	if n, _ := io.ReadFull(d.src, one[:]); n > 0 {
-		return &verify.InvalidError{Reason: verify.ReasonSize, Err: fmt.Errorf("decodes to more than %d bytes", d.info.NarSize())}
+	if n, _ := io.ReadFull(d.src, make([]byte, 1)); n > 0 {
+		return wrongSize("decodes to more than %d bytes", d.info.NarSize())
 	}
 	return io.EOF
 }
@@ -302,13 +263,12 @@ func (d *decodedBody) end() error {
 // invalid.
 func (d *decodedBody) fault(err error) error {
 	switch {
-	case d.failed != nil:
-		return d.failed
+	case d.file.failed != nil:
+		return d.file.failed
 	case d.raw:
 		return err
 	case errors.Is(err, io.EOF):
-		err = fmt.Errorf("decodes to less than %d bytes", d.info.NarSize())
-		return &verify.InvalidError{Reason: verify.ReasonSize, Err: err}
+		return wrongSize("decodes to less than %d bytes", d.info.NarSize())
 	case errors.Is(err, compress.ErrCorrupt), errors.Is(err, io.ErrUnexpectedEOF):
 		return &verify.InvalidError{Reason: verify.ReasonEncoding, Err: err}
 	}

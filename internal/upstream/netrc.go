@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
 	"strings"
 )
 
@@ -24,19 +25,16 @@ type netrc struct {
 
 // find returns the credential for a host, nil for none; that of "default" only if allowed.
 func (n *netrc) find(host string, other bool) *credential {
-	if n == nil {
-		return nil
-	}
 	if c, ok := n.hosts[strings.ToLower(host)]; ok || !other {
 		return c
 	}
 	return n.other
 }
 
-// readNetrc reads a file; nil for no file. The errors tell lines, never their text.
+// readNetrc reads a file; "" is an empty one. The errors tell lines, never their text.
 func readNetrc(path string) (*netrc, error) {
 	if path == "" {
-		return nil, nil
+		return &netrc{}, nil
 	}
 	f, err := os.Open(path)
 	if err != nil {
@@ -54,6 +52,13 @@ func readNetrc(path string) (*netrc, error) {
 	return n, nil
 }
 
+var (
+	// netrcWord is a comment, a quoted word, a quotation without an end, or a word.
+	netrcWord = regexp.MustCompile(`^(?:#[^\n]*|"(?:[^"\\\n]|\\[^\n])*"|(")|[^"\s]\S*)`)
+	unquote   = strings.NewReplacer(`\n`, "\n", `\r`, "\r", `\t`, "\t", `\\`, `\`, `\"`, `"`, `\`, "")
+	errQuote  = errors.New("quotation without an end")
+)
+
 // parseNetrc reads "machine NAME login NAME password SECRET" and "default ..." in any
 // layout. Words may be quoted, with \", \\, \n, \r and \t inside; # begins a comment where
 // a word could stand. Of several entries for a host the first counts. account is read
@@ -64,108 +69,53 @@ func parseNetrc(text string) (*netrc, error) {
 	}
 	n := &netrc{hosts: map[string]*credential{}}
 	var at *credential
-	s := scanner{text: text, line: 1}
-	for {
-		word, ok, err := s.word()
-		if err != nil || !ok {
-			return n, err
+	var key string // whose value comes next
+	for rest := strings.TrimSpace(text); rest != ""; rest = strings.TrimSpace(rest) {
+		bad := func(what string) error {
+			return fmt.Errorf("line %d: %s", 1+strings.Count(text[:strings.LastIndex(text, rest)], "\n"), what)
 		}
-		switch word {
-		case "default":
+		found := netrcWord.FindStringSubmatch(rest)
+		word := found[0]
+		switch {
+		case found[1] != "":
+			return nil, bad(errQuote.Error())
+		case word[0] == '#':
+		case key != "":
+			value := word
+			if word[0] == '"' {
+				value = unquote.Replace(word[1 : len(word)-1])
+			}
+			switch host := strings.ToLower(value); {
+			case key == "machine":
+				at = &credential{}
+				if n.hosts[host] == nil {
+					n.hosts[host] = at
+				}
+			case at == nil:
+				return nil, bad(key + " before any machine")
+			case key == "login":
+				at.login = value
+			case key == "password":
+				at.password = value
+			}
+			key = ""
+		case word == "default":
 			at = &credential{}
 			if n.other == nil {
 				n.other = at
 			}
+		case word == "macdef": // to the next empty line
+			_, rest, _ = strings.Cut(rest, "\n\n")
 			continue
-		case "macdef":
-			s.skipMacro()
-			continue
-		case "machine", "login", "password", "account":
+		case word == "machine", word == "login", word == "password", word == "account":
+			key = word
 		default:
-			return nil, fmt.Errorf("line %d: not a keyword", s.line)
+			return nil, bad("not a keyword")
 		}
-		value, ok, err := s.word()
-		switch {
-		case err != nil:
-			return nil, err
-		case !ok:
-			return nil, fmt.Errorf("line %d: %s without a value", s.line, word)
-		case word == "machine":
-			at = &credential{}
-			if host := strings.ToLower(value); n.hosts[host] == nil {
-				n.hosts[host] = at
-			}
-		case at == nil:
-			return nil, fmt.Errorf("line %d: %s before any machine", s.line, word)
-		case word == "login":
-			at.login = value
-		case word == "password":
-			at.password = value
-		}
+		rest = rest[len(word):]
 	}
-}
-
-// scanner splits a netrc file into words.
-type scanner struct {
-	text string
-	line int
-}
-
-var errQuote = errors.New("quotation without an end")
-
-// skip drops the first n bytes.
-func (s *scanner) skip(n int) {
-	s.line += strings.Count(s.text[:n], "\n")
-	s.text = s.text[n:]
-}
-
-// before returns how many bytes there are before one of these.
-func (s *scanner) before(chars string) int {
-	if n := strings.IndexAny(s.text, chars); n >= 0 {
-		return n
+	if key != "" {
+		return nil, fmt.Errorf("%s without a value", key)
 	}
-	return len(s.text)
-}
-
-// word returns the next word; not ok at the end.
-func (s *scanner) word() (word string, ok bool, err error) {
-	for {
-		s.skip(len(s.text) - len(strings.TrimLeft(s.text, " \t\r\n")))
-		switch {
-		case s.text == "":
-			return "", false, nil
-		case s.text[0] == '#':
-			s.skip(s.before("\n"))
-		case s.text[0] == '"':
-			return s.quoted()
-		default:
-			n := s.before(" \t\r\n")
-			word = s.text[:n]
-			s.skip(n)
-			return word, true, nil
-		}
-	}
-}
-
-func (s *scanner) quoted() (string, bool, error) {
-	var b strings.Builder
-	for i := 1; i < len(s.text) && s.text[i] != '\n'; i++ {
-		switch c := s.text[i]; {
-		case c == '"':
-			s.skip(i + 1)
-			return b.String(), true, nil
-		case c != '\\':
-			b.WriteByte(c)
-		case i+1 < len(s.text):
-			i++
-			b.WriteString(strings.NewReplacer("n", "\n", "r", "\r", "t", "\t").Replace(s.text[i : i+1]))
-		}
-	}
-	return "", false, fmt.Errorf("line %d: %w", s.line, errQuote)
-}
-
-// skipMacro skips to the next empty line.
-func (s *scanner) skipMacro() {
-	body, _, _ := strings.Cut(s.text, "\n\n")
-	s.skip(min(len(body)+2, len(s.text)))
+	return n, nil
 }

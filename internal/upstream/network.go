@@ -13,8 +13,6 @@ import (
 	"net/url"
 	"os"
 	"time"
-
-	"github.com/nixp2p/nixp2p/internal/hedge"
 )
 
 // network is the way to all caches: proxies, names, connections, certificates.
@@ -163,20 +161,18 @@ func (n *network) tcp(ctx context.Context, network, addr string) (net.Conn, erro
 	ctx, cancel := context.WithTimeout(ctx, n.timeouts.connect)
 	defer cancel()
 	const stagger = 250 * time.Millisecond // RFC 8305, 5
-	r, release, wait := hedge.Do(ctx, len(targets), len(targets), func() time.Duration { return stagger },
+	conn, err := first(ctx, len(targets), stagger,
 		func(ctx context.Context, i int) (net.Conn, error) { return n.dial(ctx, network, targets[i]) },
 		nil, func(c net.Conn) { _ = c.Close() })
-	release()
-	wait()
-	if r.Err != nil {
-		if n.names != nil {
-			n.names.forget(host) // it may have moved
-		}
-		var op *net.OpError
-		if !errors.As(r.Err, &op) {
-			r.Err = &net.OpError{Op: "dial", Net: network, Err: r.Err}
-		}
-		return nil, r.Err
+	if err == nil {
+		return conn, nil
 	}
-	return r.Value, nil
+	if n.names != nil {
+		n.names.forget(host) // it may have moved
+	}
+	var op *net.OpError
+	if !errors.As(err, &op) {
+		err = &net.OpError{Op: "dial", Net: network, Err: err}
+	}
+	return nil, err
 }

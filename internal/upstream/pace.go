@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"cmp"
 	"math"
 	"sync"
 	"sync/atomic"
@@ -62,9 +63,7 @@ func (p *pace) end(n int) {
 func (p *pace) began(d time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.latency == 0 {
-		p.latency = d
-	}
+	p.latency = cmp.Or(p.latency, d)
 	p.latency += (d - p.latency) / 4
 }
 
@@ -88,11 +87,7 @@ func (p *pace) now() source.Pace {
 type latency struct{ v atomic.Int64 }
 
 func (l *latency) add(d time.Duration) {
-	old := l.get()
-	if old == 0 {
-		l.v.CompareAndSwap(0, int64(max(d, 1)))
-		return
-	}
+	old := cmp.Or(l.get(), d)
 	l.v.Store(int64(max(old+(min(d, 4*old)-old)/8, 1)))
 }
 

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -80,15 +81,11 @@ func noProxy(text string) string {
 	if text == "*" {
 		return text
 	}
-	var list []string
-	for _, entry := range strings.FieldsFunc(text, func(r rune) bool { return strings.ContainsRune(", \t", r) }) {
-		entry = strings.TrimSuffix(entry, ".")
-		if entry = strings.TrimLeft(entry, "."); entry == "" || entry == "*" {
-			continue
-		}
-		list = append(list, entry)
+	list := strings.Fields(strings.ReplaceAll(text, ",", " "))
+	for i, entry := range list {
+		list[i] = strings.TrimLeft(strings.TrimSuffix(entry, "."), ".")
 	}
-	return strings.Join(list, ",")
+	return strings.Join(slices.DeleteFunc(list, func(s string) bool { return s == "*" }), ",")
 }
 
 func isSOCKS4(proxy *url.URL) bool { return proxy != nil && strings.HasPrefix(proxy.Scheme, "socks4") }
@@ -106,28 +103,25 @@ func (n *network) socks4(ctx context.Context, proxy *url.URL, addr string) (net.
 	if err != nil {
 		return nil, err
 	}
-	ip, tail := netip.AddrFrom4([4]byte{0, 0, 0, 1}), name+"\x00" // 4a: the name follows
-	if literal, err := netip.ParseAddr(name); err == nil && literal.Unmap().Is4() {
-		ip, tail = literal.Unmap(), ""
+	// 4a: an address that cannot be, and the name follows.
+	ip, tail := netip.AddrFrom4([4]byte{0, 0, 0, 1}), name+"\x00"
+	var addrs []netip.Addr
+	if literal, err := netip.ParseAddr(name); err == nil {
+		addrs = []netip.Addr{literal}
 	} else if proxy.Scheme == "socks4" && n.names != nil {
-		addrs, err := n.names.lookup(ctx, name)
-		if err != nil {
+		if addrs, err = n.names.lookup(ctx, name); err != nil {
 			return nil, &net.OpError{Op: "dial", Net: "tcp", Err: err}
 		}
-		for _, a := range addrs {
-			if a.Is4() {
-				ip, tail = a, ""
-				break
-			}
-		}
+	}
+	if i := slices.IndexFunc(addrs, func(a netip.Addr) bool { return a.Unmap().Is4() }); i >= 0 {
+		ip, tail = addrs[i].Unmap(), ""
 	}
 	conn, err := n.tcp(ctx, "tcp", proxy.Host)
 	if err != nil {
 		return nil, err
 	}
-	msg := binary.BigEndian.AppendUint16([]byte{4, 1}, uint16(port))
-	four := ip.As4()
-	msg = append(append(append(msg, four[:]...), proxy.User.Username()+"\x00"...), tail...)
+	msg := append(binary.BigEndian.AppendUint16([]byte{4, 1}, uint16(port)), ip.AsSlice()...)
+	msg = append(msg, proxy.User.Username()+"\x00"+tail...)
 	_ = conn.SetDeadline(time.Now().Add(n.timeouts.tls))
 	var reply [8]byte
 	if _, err = conn.Write(msg); err == nil {

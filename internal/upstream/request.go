@@ -81,6 +81,11 @@ type reply struct {
 	own    bool // the cache itself answered, not a host that it led to
 }
 
+// absent reports whether the answer is that there is no such file.
+func (r *reply) absent() bool {
+	return r.status == http.StatusNotFound || r.status == http.StatusGone || r.status == http.StatusForbidden
+}
+
 var (
 	errStalled   = errors.New("stalled")
 	errRedirects = errors.New("too many redirects")
@@ -88,8 +93,9 @@ var (
 
 // clock cancels a request whose headers do not come.
 type clock struct {
-	timer *time.Timer
-	sent  atomic.Int64 // when the connection was there, Unix nanoseconds; 0 before
+	cancel context.CancelCauseFunc
+	timer  *time.Timer
+	sent   atomic.Int64 // when the connection was there, Unix nanoseconds; 0 before
 }
 
 // connected begins the wait for the headers.
@@ -111,7 +117,7 @@ func (c *clock) waited() time.Duration {
 func (u *Upstreams) send(ctx context.Context, m *mirror, q request) (*reply, error) {
 	m.requests.Add(1)
 	own, cancel := context.WithCancelCause(ctx)
-	c := &clock{}
+	c := &clock{cancel: cancel}
 	start := make(chan struct{})
 	c.timer = time.AfterFunc(u.beforeHeaders(m, &q), func() {
 		<-start
@@ -122,12 +128,9 @@ func (u *Upstreams) send(ctx context.Context, m *mirror, q request) (*reply, err
 		cancel(errStalled)
 	})
 	close(start)
-	end := func() {}
-	if q.kind != kindNAR {
-		end = m.onDown(cancel)
-	}
+	m.wait(c, q.kind != kindNAR)
 	resp, err := u.follow(own, m, &q, c)
-	end()
+	m.wait(c, false)
 	c.timer.Stop()
 	if err == nil {
 		w := &wire{
@@ -143,8 +146,12 @@ func (u *Upstreams) send(ctx context.Context, m *mirror, q request) (*reply, err
 			}
 		}
 		// What is short is an answer when all of it is here: see heard.
-		if r.own && (q.kind == kindNAR || r.status != http.StatusOK) {
-			u.judge(m, q.kind, r.status)
+		switch {
+		case !r.own:
+		case r.status >= http.StatusInternalServerError:
+			u.failed(m, failedStatus, statusError(r.status))
+		case q.kind == kindNAR || r.status != http.StatusOK:
+			u.answered(m, q.kind)
 		}
 		return r, nil
 	}
@@ -178,13 +185,10 @@ func (u *Upstreams) unanswered(ctx context.Context, m *mirror, q *request, c *cl
 	case errors.Is(cause, errDown):
 		return &failure{failedDial, errDown}
 	}
-	if m.foreign(q.at) {
-		u.failed(m, failedOther, err)
+	if !m.foreign(q.at) {
+		u.noteFailure(m, q, kind, err)
 	} else {
-		if kind == failedSilent && q.kind == kindNarInfo {
-			m.noteSilent(q.about)
-		}
-		u.failed(m, kind, err)
+		u.failed(m, failedOther, err)
 	}
 	if ctx.Err() != nil {
 		return ctx.Err()
@@ -192,13 +196,12 @@ func (u *Upstreams) unanswered(ctx context.Context, m *mirror, q *request, c *cl
 	return &failure{kind, err}
 }
 
-// judge notes what a status says about health.
-func (u *Upstreams) judge(m *mirror, kind string, status int) {
-	if status >= http.StatusInternalServerError {
-		u.failed(m, failedStatus, statusError(status))
-		return
+// noteFailure notes how a request to the cache's own host failed.
+func (u *Upstreams) noteFailure(m *mirror, q *request, kind failureKind, err error) {
+	if kind == failedSilent && q.kind == kindNarInfo {
+		m.noteSilent(q.about)
 	}
-	u.answered(m, kind)
+	u.failed(m, kind, err)
 }
 
 // follow sends the request on as redirects say, never to a lesser scheme, and leaves in q.at
@@ -383,10 +386,7 @@ func (u *Upstreams) readAll(ctx context.Context, m *mirror, r *reply, most int64
 		return nil, ctx.Err()
 	case errors.Is(err, errStalled):
 		if r.own {
-			if r.q.kind == kindNarInfo {
-				m.noteSilent(r.q.about)
-			}
-			u.failed(m, failedSilent, err)
+			u.noteFailure(m, r.q, failedSilent, err)
 		}
 		return nil, &failure{failedSilent, err}
 	case r.own:

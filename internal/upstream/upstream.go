@@ -20,13 +20,15 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	lru "github.com/hashicorp/golang-lru/v2"
+
 	"github.com/nixp2p/nixp2p/internal/backoff"
 	"github.com/nixp2p/nixp2p/internal/metrics"
-	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/internal/source"
 	"github.com/nixp2p/nixp2p/verify"
 )
@@ -117,8 +119,9 @@ type Upstreams struct {
 type shared struct {
 	keys     *verify.Keys
 	all      []*mirror // as configured
-	found    *locations
-	wrong    *blamed
+	found    *lru.Cache[place, location]
+	senders  *backoff.Set[sent] // who sent a NAR lately
+	wrong    *backoff.Set[sent] // who sent it wrong
 	network  *network
 	netrc    *netrc
 	pace     pace
@@ -151,7 +154,8 @@ func (s *shared) logOnce(m *mirror, what string) bool {
 // New returns the source. It opens no connection.
 func New(cfg Config) (*Upstreams, error) {
 	s := &shared{
-		keys: cfg.Keys, found: newLocations(), wrong: newBlamed(), logged: backoff.NewSet[logKey](1 << 10),
+		keys: cfg.Keys, logged: backoff.NewSet[logKey](1 << 10),
+		senders: backoff.NewSet[sent](maxSenders), wrong: backoff.NewSet[sent](maxSenders),
 		via: "nixp2p/" + cfg.ID, agent: "nixp2p/" + cfg.Version, timeouts: cfg.timeouts,
 		events: cfg.Events, log: cfg.Log, metrics: cfg.Metrics,
 	}
@@ -167,23 +171,21 @@ func New(cfg Config) (*Upstreams, error) {
 	if cfg.Getenv == nil {
 		cfg.Getenv = os.Getenv
 	}
+	s.found, _ = lru.New[place, location](maxLocations) // fails for sizes below 1 only
 	var err error
 	if s.netrc, err = readNetrc(cfg.Netrc); err != nil {
 		return nil, fmt.Errorf("upstream: %w", err)
 	}
 	s.network = newNetwork(&cfg, &s.timeouts, s.log)
-	seen := map[string]bool{}
 	for i, text := range cfg.URLs {
 		m, err := s.newMirror(text)
 		if err != nil {
 			return nil, fmt.Errorf("upstream %d: %w", i+1, err)
 		}
-		if seen[m.name] {
-			continue
+		if !slices.ContainsFunc(s.all, func(o *mirror) bool { return o.name == m.name }) {
+			m.index = len(s.all)
+			s.all = append(s.all, m)
 		}
-		seen[m.name] = true
-		m.index = len(s.all)
-		s.all = append(s.all, m)
 	}
 	return &Upstreams{shared: s, mirrors: s.all}, nil
 }
@@ -206,50 +208,24 @@ func (u *Upstreams) Run(ctx context.Context) error {
 // Anonymous returns the caches that have no credentials, for questions from other machines. No
 // host gets credentials for what is asked of it.
 func (u *Upstreams) Anonymous() source.Upstreams {
-	var public []*mirror
-	for _, m := range u.mirrors {
-		if u.credential(m, m.base) == nil {
-			public = append(public, m)
-		}
-	}
+	public := slices.DeleteFunc(slices.Clone(u.mirrors), func(m *mirror) bool { return u.credential(m, m.base) != nil })
 	return &Upstreams{shared: u.shared, mirrors: public, anonymous: true}
 }
 
 // Down reports whether no cache can be asked: all are down, or there is none.
 func (u *Upstreams) Down() bool {
-	for _, m := range u.mirrors {
-		if !m.isDown() {
-			return false
-		}
-	}
-	return true
+	return !slices.ContainsFunc(u.mirrors, func(m *mirror) bool { return !m.isDown() })
 }
 
 // Saturated reports whether a cache that can be asked has sent something lately: a narinfo that
 // does not come then is queued on the line.
 func (u *Upstreams) Saturated() bool {
-	for _, m := range u.mirrors {
-		if !m.isDown() && m.saturated() {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(u.mirrors, func(m *mirror) bool { return !m.isDown() && m.saturated() })
 }
 
 // Pace returns how fast the caches sent NARs lately. Rate counts the bytes of files as they
 // come, of one transfer: it falls when several share the line, and while none comes.
 func (u *Upstreams) Pace() source.Pace { return u.pace.now() }
-
-// Invalid reports that all bytes of this form of info's NAR came from here and were wrong: the
-// caches that sent them are not asked for it again for some time. After a wrong file they
-// are still asked for raw: FileHash is not signed, and the NAR in the file may be right.
-func (u *Upstreams) Invalid(info *verify.Info, form nix.Form, _ error) {
-	d := invalidFor
-	if len(u.all) == 1 {
-		d = onlyInvalidFor
-	}
-	u.wrong.blame(u.all, info, form, d)
-}
 
 // Health is the state of one cache, for people.
 type Health struct {

@@ -13,13 +13,12 @@ import (
 // for each other.
 type index struct {
 	mu      sync.RWMutex
-	entries []entry                  // by ascending id
-	byStore map[nix.StoreHash]uint32 // slots of shared rows that are not held
-	live    int                      // entries that are not gone
-	counts  [classes]int             // by class
-	last    int64                    // highest id ever seen; AUTOINCREMENT gives none twice
-	loaded  bool                     // all rows were seen at least once
-	changes []change                 // in the order in which they happened
+	entries []entry                 // by ascending id
+	byStore map[nix.StoreHash]int64 // ids of shared rows that are not held
+	counts  [classes]int            // by class
+	last    int64                   // highest id ever seen; AUTOINCREMENT gives none twice
+	loaded  bool                    // all rows were seen at least once
+	changes []change                // in the order in which they happened
 }
 
 type entry struct {
@@ -39,11 +38,6 @@ type change struct {
 // offered reports whether an entry is in byStore.
 func (e *entry) offered() bool { return e.class == classShared && !e.held }
 
-func (x *index) reset() {
-	x.entries, x.byStore = nil, make(map[nix.StoreHash]uint32)
-	x.live, x.last, x.loaded, x.counts = 0, 0, false, [classes]int{}
-}
-
 // clear forgets all rows.
 func (x *index) clear() {
 	x.mu.Lock()
@@ -51,7 +45,8 @@ func (x *index) clear() {
 	for h := range x.byStore {
 		x.changes = append(x.changes, change{h, false})
 	}
-	x.reset()
+	x.entries, x.byStore = nil, make(map[nix.StoreHash]int64)
+	x.last, x.loaded, x.counts = 0, false, [classes]int{}
 }
 
 // add appends rows whose ids are above all others'.
@@ -64,46 +59,41 @@ func (x *index) add(batch []entry) {
 		}
 		x.last = e.id
 		x.entries = append(x.entries, e)
-		x.live++
 		x.counts[e.class]++
 		if e.offered() {
-			x.offer(uint32(len(x.entries) - 1))
+			x.offer(&e)
 		}
 	}
 }
 
 // offer puts an entry into byStore.
-func (x *index) offer(slot uint32) {
-	e := &x.entries[slot]
-	if old, ok := x.byStore[e.store]; ok { // registered anew before the old row was missed
-		x.withdraw(old)
+func (x *index) offer(e *entry) {
+	if _, ok := x.byStore[e.store]; ok { // registered anew before the old row was missed
+		x.changes = append(x.changes, change{e.store, false})
 	}
-	x.byStore[e.store] = slot
+	x.byStore[e.store] = e.id
 	x.changes = append(x.changes, change{e.store, true})
 }
 
 // withdraw takes an entry out of byStore, if it is there.
-func (x *index) withdraw(slot uint32) {
-	e := &x.entries[slot]
-	if at, ok := x.byStore[e.store]; !ok || at != slot {
-		return
+func (x *index) withdraw(e *entry) {
+	if x.byStore[e.store] == e.id {
+		delete(x.byStore, e.store)
+		x.changes = append(x.changes, change{e.store, false})
 	}
-	delete(x.byStore, e.store)
-	x.changes = append(x.changes, change{e.store, false})
 }
 
 // set changes the class of an entry.
-func (x *index) set(slot uint32, c class, held bool) {
-	e := &x.entries[slot]
+func (x *index) set(e *entry, c class, held bool) {
 	was := e.offered()
 	x.counts[e.class]--
 	x.counts[c]++
 	e.class, e.held = c, held
 	switch is := e.offered(); {
 	case was && !is:
-		x.withdraw(slot)
+		x.withdraw(e)
 	case is && !was:
-		x.offer(slot)
+		x.offer(e)
 	}
 }
 
@@ -112,21 +102,23 @@ func (x *index) slot(id int64) (int, bool) {
 	return slices.BinarySearchFunc(x.entries, id, func(e entry, id int64) int { return cmp.Compare(e.id, id) })
 }
 
-// find returns the slot of a row that is not gone.
-func (x *index) find(id int64) (uint32, bool) {
-	slot, ok := x.slot(id)
-	return uint32(slot), ok && x.entries[slot].class != classGone
+// find returns the entry of a row, or nil.
+func (x *index) find(id int64) *entry {
+	if slot, ok := x.slot(id); ok {
+		return &x.entries[slot]
+	}
+	return nil
 }
 
 // reclass changes the class of a row and reports whether it was another before.
 func (x *index) reclass(id int64, c class) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	slot, ok := x.find(id)
-	if !ok || x.entries[slot].class == c {
+	e := x.find(id)
+	if e == nil || e.class == c {
 		return false
 	}
-	x.set(slot, c, x.entries[slot].held)
+	x.set(e, c, e.held)
 	return true
 }
 
@@ -134,52 +126,28 @@ func (x *index) reclass(id int64, c class) bool {
 func (x *index) hold(id int64, held bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if slot, ok := x.find(id); ok {
-		x.set(slot, x.entries[slot].class, held)
+	if e := x.find(id); e != nil {
+		x.set(e, e.class, held)
 	}
 }
 
-// retain drops the entries whose ids are not among ids, which it sorts. Ids above the highest
-// one seen belong to rows that were not read yet.
+// retain drops the entries whose ids are not among ids, which it sorts.
 func (x *index) retain(ids []int64) {
 	slices.Sort(ids)
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	i := 0
-	for slot := range x.entries {
-		e := &x.entries[slot]
+	x.entries = slices.DeleteFunc(x.entries, func(e entry) bool {
 		for i < len(ids) && ids[i] < e.id {
 			i++
 		}
-		if e.class == classGone || i < len(ids) && ids[i] == e.id {
-			continue
+		if i < len(ids) && ids[i] == e.id {
+			return false
 		}
-		x.set(uint32(slot), classGone, false)
-		x.live--
-	}
-	if gone := len(x.entries) - x.live; gone > 1000 && gone > x.live/2 {
-		x.compact()
-	}
-}
-
-// compact frees the places of entries that are gone.
-func (x *index) compact() {
-	kept := make([]entry, 0, x.live)
-	for _, e := range x.entries {
-		if e.class != classGone {
-			kept = append(kept, e)
-		}
-	}
-	x.entries = kept
-	x.counts[classGone] = 0
-	clear(x.byStore)
-	known := x.changes
-	for slot := range x.entries {
-		if x.entries[slot].offered() {
-			x.offer(uint32(slot))
-		}
-	}
-	x.changes = known
+		x.counts[e.class]--
+		x.withdraw(&e)
+		return true
+	})
 }
 
 // shared reports whether the path of h may be shown to others. The way to the answer is the same

@@ -208,25 +208,16 @@ type body struct {
 	mu   sync.Mutex
 	top  *rootEntry
 	lay  *layout
-	err  error // sticky
-	node int   // the one being read
-	part part  // of node
-	text []byte
-	left int64 // of contents
+	err  error  // sticky
+	node int    // the one being read
+	text []byte // to be read before its contents
+	left int64  // of its contents
 
 	words []byte // backs text
 	dirs  []openDir
 	file  int   // -1 when none is open
 	at    int64 // in file
 }
-
-type part uint8
-
-const (
-	partHead part = iota
-	partContents
-	partTail
-)
 
 type openDir struct {
 	node uint32
@@ -236,50 +227,31 @@ type openDir struct {
 // newBody reads the NAR of path from byte off on, which must not be beyond its end. It owns top.
 func newBody(path nix.StorePath, top *rootEntry, lay *layout, off int64) *body {
 	b := &body{path: path, top: top, lay: lay, file: -1, dirs: []openDir{{0, top.fd}}}
-	if off == lay.size {
-		b.err = io.EOF
-		return b
-	}
 	b.node = sort.Search(len(lay.nodes), func(i int) bool { return lay.nodes[i].start > off }) - 1
 	b.begin()
-	skip := off - lay.nodes[b.node].start
-	for {
-		if n := int64(len(b.text)); skip < n || b.part == partTail {
-			b.text = b.text[min(skip, n):]
+	for skip := off - lay.nodes[b.node].start; ; b.advance() {
+		n := min(skip, int64(len(b.text)))
+		b.text, skip = b.text[n:], skip-n
+		n = min(skip, b.left)
+		b.at, b.left, skip = b.at+n, b.left-n, skip-n
+		if skip == 0 {
 			return b
-		}
-		skip -= int64(len(b.text))
-		b.advance()
-		if b.part == partContents {
-			n := min(skip, b.left)
-			b.at, b.left, skip = n, b.left-n, skip-n
-			if b.left > 0 {
-				return b
-			}
 		}
 	}
 }
 
 // begin goes to the head of the node.
 func (b *body) begin() {
-	b.words = b.lay.head(b.words[:0], b.node)
-	b.text, b.part = b.words, partHead
+	b.words = b.lay.head(b.words, b.node)
+	b.text, b.at, b.left = b.words, 0, b.lay.nodes[b.node].contents()
 }
 
-// advance goes from a part that was read to the next.
+// advance goes behind the contents of the node, which were read.
 func (b *body) advance() {
-	switch b.part {
-	case partHead:
-		b.part, b.text = partContents, nil
-		b.at, b.left = 0, b.lay.nodes[b.node].contents()
-	case partContents:
-		b.words = b.lay.tail(b.words[:0], b.node)
-		b.text, b.part = b.words, partTail
-	case partTail:
-		b.node++
-		if b.node < len(b.lay.nodes) {
-			b.begin()
-		}
+	b.words = b.lay.tail(b.words[:0], b.node)
+	b.text = b.words
+	if b.node++; b.node < len(b.lay.nodes) {
+		b.begin()
 	}
 }
 
@@ -293,17 +265,16 @@ func (b *body) Read(p []byte) (n int, err error) {
 			k := copy(p[n:], b.text)
 			b.text = b.text[k:]
 			n += k
-		case b.part == partContents && b.left > 0:
+		case b.left > 0:
 			k, err := b.contents(p[n:])
 			n += k
 			if err != nil {
 				b.err = unavailable("read nar", b.path, err)
 			}
+		case b.node == len(b.lay.nodes):
+			b.err = io.EOF
 		default:
 			b.advance()
-			if b.node == len(b.lay.nodes) {
-				b.err = io.EOF
-			}
 		}
 	}
 	if n > 0 {

@@ -58,35 +58,6 @@ func (q *quarantine) lastRead(h nix.StoreHash) (version, bool) {
 	return q.reads.Get(h)
 }
 
-func (q *quarantine) get(h nix.StoreHash) (quarantined, bool) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	x, ok := q.paths[h]
-	return x, ok
-}
-
-// put returns false when the path is held in this state already.
-func (q *quarantine) put(h nix.StoreHash, x quarantined) bool {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if old, ok := q.paths[h]; ok && old.version == x.version {
-		return false
-	}
-	q.paths[h] = x
-	return true
-}
-
-// drop returns false when the path is not, or no longer, held in this state.
-func (q *quarantine) drop(h nix.StoreHash, m version) bool {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if old, ok := q.paths[h]; !ok || old.version != m {
-		return false
-	}
-	delete(q.paths, h)
-	return true
-}
-
 func (q *quarantine) list() []quarantined {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -100,19 +71,25 @@ func (q *quarantine) list() []quarantined {
 // quarantine holds a path back from now on.
 func (s *Store) quarantine(path nix.StorePath, m version, reason error) {
 	x := quarantined{Quarantined{Path: path, Since: time.Now(), Reason: reason}, m}
-	if !s.bad.put(path.Hash(), x) {
+	s.bad.mu.Lock()
+	old, known := s.bad.paths[path.Hash()]
+	if known = known && old.version == m; !known {
+		s.bad.paths[path.Hash()] = x
+	}
+	s.bad.mu.Unlock()
+	if known {
 		return
 	}
-	s.metrics.StoreQuarantined.Set(float64(len(s.bad.list())))
-	s.idx.hold(m.id, true)
-	s.wakeRun()
+	s.noteHeld(m.id, true)
 	s.log.Warn("store path is damaged and not served until it is replaced", "path", path.String(), "err", reason)
 }
 
 // held reports whether a path is in quarantine, and releases it when it is no longer what it was:
 // registered anew, or another top in its place.
 func (s *Store) held(h nix.StoreHash, id int64) bool {
-	x, ok := s.bad.get(h)
+	s.bad.mu.Lock()
+	x, ok := s.bad.paths[h]
+	s.bad.mu.Unlock()
 	if !ok {
 		return false
 	}
@@ -123,14 +100,27 @@ func (s *Store) held(h nix.StoreHash, id int64) bool {
 	return false
 }
 
+// release undoes quarantine, unless the path is held in another state by now.
 func (s *Store) release(x quarantined) {
-	if !s.bad.drop(x.Path.Hash(), x.version) {
+	h := x.Path.Hash()
+	s.bad.mu.Lock()
+	mine := s.bad.paths[h].version == x.version
+	if mine {
+		delete(s.bad.paths, h)
+	}
+	s.bad.mu.Unlock()
+	if !mine {
 		return
 	}
-	s.metrics.StoreQuarantined.Set(float64(len(s.bad.list())))
-	s.idx.hold(x.version.id, false)
-	s.wakeRun()
+	s.noteHeld(x.version.id, false)
 	s.log.Info("damaged store path was replaced or removed", "path", x.Path.String())
+}
+
+// noteHeld tells all who count.
+func (s *Store) noteHeld(id int64, held bool) {
+	s.metrics.StoreQuarantined.Set(float64(len(s.bad.list())))
+	s.idx.hold(id, held)
+	s.wakeRun()
 }
 
 // Quarantined returns the paths that are held back.

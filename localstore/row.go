@@ -15,8 +15,7 @@ const maxSigs = 64
 type class uint8
 
 const (
-	classGone      class = iota // no longer in the database
-	classShared                 // signed by a share key
+	classShared    class = iota // signed by a share key
 	classTrusted                // signed by a trusted key that is no share key
 	classUnsigned               // no signature
 	classUntrusted              // signatures, but none that holds by a trusted key

@@ -240,6 +240,12 @@ func (d *database) read(ctx context.Context, f func(*conn) error) error {
 	return errUnsteady
 }
 
+// number reads the number that a statement returns.
+func (d *database) number(ctx context.Context, sql string) (n int64, err error) {
+	err = d.read(ctx, func(c *conn) (err error) { n, err = c.number(sql); return err })
+	return n, err
+}
+
 // none is the answer without a database.
 func (d *database) none() error {
 	d.mu.Lock()

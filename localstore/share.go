@@ -36,11 +36,11 @@ func (s *Store) Public(ctx context.Context, h nix.StoreHash) (*verify.Info, erro
 func (s *Store) Listed(h nix.StoreHash) (Share, bool) {
 	s.idx.mu.RLock()
 	defer s.idx.mu.RUnlock()
-	slot, ok := s.idx.byStore[h]
+	id, ok := s.idx.byStore[h]
 	if !ok {
 		return Share{}, false
 	}
-	return s.idx.entries[slot].share(), true
+	return s.idx.find(id).share(), true
 }
 
 // SharedCount returns how many paths may be shown to others, as far as they were counted yet.
@@ -77,18 +77,14 @@ func (x *index) shares(batch []Share, last int64) ([]Share, int64, bool) {
 		slot++
 	}
 	const most = 1024 // rows looked at under one lock
-	for i := range most {
-		at := slot + i
-		if at >= len(x.entries) {
-			return batch, 0, false
+	rest := x.entries[slot:]
+	for i := range rest[:min(most, len(rest))] {
+		if rest[i].offered() {
+			batch = append(batch, rest[i].share())
 		}
-		e := &x.entries[at]
-		if e.offered() {
-			batch = append(batch, e.share())
-		}
-		last = e.id
+		last = rest[i].id
 	}
-	return batch, last, true
+	return batch, last, len(rest) > most
 }
 
 // Census counts the rows of the database by who signed them, each once.
@@ -113,7 +109,7 @@ func (s *Store) Census() Census {
 	defer s.idx.mu.RUnlock()
 	n := &s.idx.counts
 	return Census{
-		Mode: s.db.cur.Load().mode(), Complete: s.idx.loaded, Rows: s.idx.live,
+		Mode: s.db.cur.Load().mode(), Complete: s.idx.loaded, Rows: len(s.idx.entries),
 		Shared: n[classShared], Trusted: n[classTrusted], Unsigned: n[classUnsigned],
 		Untrusted: n[classUntrusted], Addressed: n[classCA], NoSize: n[classNoSize], Invalid: n[classInvalid],
 		Quarantined: len(s.bad.list()),

@@ -94,7 +94,7 @@ func Open(cfg Config) (*Store, error) {
 			s.share = append(s.share, name)
 		}
 	}
-	s.idx.reset()
+	s.idx.clear()
 	s.db.log = cfg.Log
 	s.db.path = filepath.Join(root, "nix/var/nix/db/db.sqlite")
 	s.db.refresh(time.Now())

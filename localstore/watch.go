@@ -98,8 +98,8 @@ func (w *watcher) look(ctx context.Context) {
 // sync reads new rows and drops vanished ones. It returns false when it has to be done again.
 func (w *watcher) sync(ctx context.Context) bool {
 	s := w.s
-	var seq int64
-	if s.db.read(ctx, func(c *conn) (err error) { seq, err = c.number(sqlSeq); return err }) != nil {
+	seq, err := s.db.number(ctx, sqlSeq)
+	if err != nil {
 		return false
 	}
 	if seq < s.idx.highest() {
@@ -110,8 +110,8 @@ func (w *watcher) sync(ctx context.Context) bool {
 		if !w.readNew(ctx) {
 			return false
 		}
-		var count int64
-		if s.db.read(ctx, func(c *conn) (err error) { count, err = c.number(sqlCount); return err }) != nil {
+		count, err := s.db.number(ctx, sqlCount)
+		if err != nil {
 			return false
 		}
 		live := s.idx.complete()
@@ -239,8 +239,7 @@ func (s *Store) review() {
 func (x *index) lacks(id int64) bool {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	_, ok := x.find(id)
-	return !ok && x.loaded && id <= x.last
+	return x.find(id) == nil && x.loaded && id <= x.last
 }
 
 // highest returns the highest id seen.
@@ -255,7 +254,7 @@ func (x *index) complete() int {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.loaded = true
-	return x.live
+	return len(x.entries)
 }
 
 // unsigned returns the rows that no trusted key has signed yet.

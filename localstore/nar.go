@@ -39,25 +39,25 @@ func (s *Store) NAR(ctx context.Context, info *verify.Info, form nix.Form, off i
 		return nil, absent("nar", path)
 	}
 	t, err := openRootEntry(s.physical(path))
-	if err != nil {
-		if again, err := s.valid(ctx, path, info.NarHash()); err != nil || again != id {
-			return nil, cmp.Or(err, absent("nar", path)) // collected before it could be held
-		}
-		return nil, s.unreadable(path, id, stamp{}, err)
+	var lay *layout
+	if err == nil {
+		lay, err = makeLayout(ctx, t, info.NarSize())
+	}
+	if err == nil && lay.size != info.NarSize() {
+		err = fmt.Errorf("%w: %d bytes", errSize, lay.size)
 	}
 	// A row that is still there after the path was opened cannot be collected by a garbage
 	// collector that looks for roots from now on.
-	lay, walkErr := makeLayout(ctx, t, info.NarSize())
-	if again, err := s.valid(ctx, path, info.NarHash()); err != nil || again != id {
-		t.close()
-		return nil, cmp.Or(err, absent("nar", path))
+	again, gone := s.valid(ctx, path, info.NarHash())
+	if gone == nil && again != id {
+		gone = absent("nar", path)
 	}
-	if walkErr == nil && lay.size != info.NarSize() {
-		walkErr = fmt.Errorf("%w: %d bytes", errSize, lay.size)
-	}
-	if walkErr != nil {
+	if err = cmp.Or(gone, err); err != nil {
 		t.close()
-		return nil, s.unreadable(path, id, t.stamp, walkErr)
+		if gone == nil {
+			err = s.unreadable(path, id, t.stamp, err)
+		}
+		return nil, err
 	}
 	s.bad.reading(path.Hash(), version{id: id, stamp: t.stamp})
 	return &verify.Unverified{Body: newBody(path, t, lay, off), Size: lay.size}, nil
@@ -147,47 +147,32 @@ func statRootEntry(path string) stamp {
 	return stampOf(&st)
 }
 
+// openRootEntry opens a path. What it returns is to be closed also with an error.
 func openRootEntry(path string) (t *rootEntry, err error) {
-	st := new(unix.Stat_t)
-	if err := lstatAt(unix.AT_FDCWD, path, st); err != nil {
-		return nil, err
-	}
 	t = &rootEntry{fd: -1}
-	if t.kind, err = kindOf(st); err != nil {
-		return nil, err
+	var st unix.Stat_t
+	if err = lstatAt(unix.AT_FDCWD, path, &st); err != nil {
+		return t, err
 	}
-	flags := unix.O_RDONLY
-	switch t.kind {
-	case kindDirectory:
-		flags |= unix.O_DIRECTORY
-	case kindSymlink:
-		flags = openPath
-	case kindFile, kindExecutable:
-	}
-	if t.fd, err = openAt(unix.AT_FDCWD, path, flags); err != nil {
-		if t.kind != kindSymlink || openPath != unix.O_RDONLY {
-			return nil, err
-		}
-		t.fd = -1
+	if t.kind, err = kindOf(&st); err != nil {
+		return t, err
 	}
 	if t.kind == kindSymlink {
-		if t.target, err = readLinkAt(unix.AT_FDCWD, path); err != nil {
-			t.close()
-			return nil, err
+		if t.fd, err = openAt(unix.AT_FDCWD, path, openPath); err == nil || openPath == unix.O_RDONLY {
+			t.target, err = readLinkAt(unix.AT_FDCWD, path)
 		}
-		t.size, t.stamp = int64(len(t.target)), stampOf(st)
-		return t, nil
+		t.size = int64(len(t.target))
+	} else if t.fd, err = openAt(unix.AT_FDCWD, path, unix.O_RDONLY); err == nil {
+		// What was opened, not what was there before.
+		if err = retry(func() error { return unix.Fstat(t.fd, &st) }); err == nil {
+			t.kind, err = kindOf(&st)
+		}
+		t.size = st.Size
 	}
-	// What was opened, not what was there before.
-	if err = retry(func() error { return unix.Fstat(t.fd, st) }); err == nil {
-		t.kind, err = kindOf(st)
+	if err == nil {
+		t.stamp = stampOf(&st)
 	}
-	if err != nil {
-		t.close()
-		return nil, err
-	}
-	t.size, t.stamp = st.Size, stampOf(st)
-	return t, nil
+	return t, err
 }
 
 func (t *rootEntry) close() {
@@ -356,28 +341,20 @@ func (b *body) closeFile() {
 // directory returns the descriptor of a directory. Those that stay open are the ones on the way
 // to it.
 func (b *body) directory(node uint32) (int, error) {
-	if last := b.dirs[len(b.dirs)-1]; last.node == node {
-		return last.fd, nil
+	if i := slices.IndexFunc(b.dirs, func(d openDir) bool { return d.node == node }); i >= 0 {
+		b.leave(i + 1)
+		return b.dirs[i].fd, nil
 	}
-	var way []uint32 // from the root, which is dirs[0] and stays out of it
-	for i := node; i != 0; i = b.lay.nodes[i].parent {
-		way = append(way, i)
+	n := &b.lay.nodes[node]
+	fd, err := b.directory(n.parent)
+	if err != nil {
+		return -1, err
 	}
-	slices.Reverse(way)
-	common := 0
-	for common < len(way) && common+1 < len(b.dirs) && b.dirs[common+1].node == way[common] {
-		common++
+	if fd, err = openAt(fd, b.lay.nameOf(n), openPath|unix.O_DIRECTORY); err != nil {
+		return -1, err
 	}
-	b.leave(common + 1)
-	for _, i := range way[common:] {
-		n := &b.lay.nodes[i]
-		fd, err := openAt(b.dirs[len(b.dirs)-1].fd, b.lay.nameOf(n), openPath|unix.O_DIRECTORY)
-		if err != nil {
-			return -1, err
-		}
-		b.dirs = append(b.dirs, openDir{i, fd})
-	}
-	return b.dirs[len(b.dirs)-1].fd, nil
+	b.dirs = append(b.dirs, openDir{node, fd})
+	return fd, nil
 }
 
 // leave closes the directories below the first keep ones.

@@ -18,7 +18,6 @@ import (
 // with Commit or Abort; any number follow it with readers of their own.
 type Download struct {
 	c    *Cache
-	info *verify.Info
 	key  key
 	size int64
 	tmp  string
@@ -75,7 +74,7 @@ func (c *Cache) create(info *verify.Info, form nix.Form, size int64) (*Download,
 		return nil, ErrDegraded
 	}
 	d := &Download{
-		c: c, info: info, key: key{info.NarHash(), form}, size: size, users: 1,
+		c: c, key: key{info.NarHash(), form}, size: size, users: 1,
 		tmp: tmpDir + "/" + strconv.FormatUint(c.nextTmp.Add(1), 10),
 	}
 	if err := c.announce(d); err != nil {
@@ -198,9 +197,6 @@ func (d *Download) HideFromPeers(hide bool) {
 	d.hidden = hide
 }
 
-// Info returns the narinfo of the NAR.
-func (d *Download) Info() *verify.Info { return d.info }
-
 // Form returns the form of the bytes.
 func (d *Download) Form() nix.Form { return d.key.form }
 
@@ -212,13 +208,13 @@ func (d *Download) Readable() int64 {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	tail := newPeerTail()
-	return d.visibleLocked(&tail, true)
+	return d.visibleLocked(&tail)
 }
 
 // visibleLocked returns how many bytes from the first one on a reader may see.
-func (d *Download) visibleLocked(tail *verify.Tail, hide bool) int64 {
+func (d *Download) visibleLocked(tail *verify.Tail) int64 {
 	n := tail.Visible(d.written, d.size, d.state == committed)
-	if hide && d.hidden && d.state != committed {
+	if d.hidden && d.state != committed {
 		n = min(n, d.hideAt)
 	}
 	return n

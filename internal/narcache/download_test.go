@@ -25,8 +25,8 @@ func TestFollow(t *testing.T) {
 		c := open(t, Config{Dir: t.TempDir()})
 		n := rawNAR(t, "a", 3*mib)
 		d := create(t, c, n)
-		r := d.Reader(0)
-		late := d.Reader(2*mib + 5)
+		r := d.ClientReader(0)
+		late := d.ClientReader(2*mib + 5)
 		defer late.Close()
 		var mu sync.Mutex
 		var seen bytes.Buffer
@@ -92,20 +92,18 @@ func TestFollow(t *testing.T) {
 	})
 }
 
-// TestHideFromPeers: what is hidden is kept from other machines and from clients that want it so.
+// TestHideFromPeers: what is hidden is kept from other machines and from clients.
 func TestHideFromPeers(t *testing.T) {
 	c := open(t, Config{Dir: t.TempDir()})
 	n := rawNAR(t, "a", 5*mib)
 	d := create(t, c, n)
-	here, client, there := d.Reader(0), d.ClientReader(0), d.PeerReader(0)
-	defer here.Close()
+	client, there := d.ClientReader(0), d.PeerReader(0)
 	defer client.Close()
 	defer there.Close()
-	expect := func(wantHere, wantClient, wantThere int64) {
+	expect := func(wantClient, wantThere int64) {
 		t.Helper()
-		if here.have() != wantHere || client.have() != wantClient || there.have() != wantThere || d.Readable() != wantThere {
-			t.Errorf("%d bytes here, %d for clients, %d there (%d); want %d, %d, %d",
-				here.have(), client.have(), there.have(), d.Readable(), wantHere, wantClient, wantThere)
+		if client.have() != wantClient || there.have() != wantThere || d.Readable() != wantThere {
+			t.Errorf("%d bytes for clients, %d there (%d); want %d, %d", client.have(), there.have(), d.Readable(), wantClient, wantThere)
 		}
 	}
 	write := func(to int) {
@@ -115,12 +113,12 @@ func TestHideFromPeers(t *testing.T) {
 		}
 	}
 	write(2 * mib)
-	expect(mib, mib, 2*mib-peerTail)
+	expect(mib, 2*mib-peerTail)
 	d.HideFromPeers(true)
 	write(3 * mib)
 	d.HideFromPeers(true)
 	write(4 * mib)
-	expect(3*mib, 2*mib, 2*mib)
+	expect(2*mib, 2*mib)
 	got := make([]byte, 3*mib)
 	if k, err := io.ReadFull(there, got[:2*mib]); err != nil {
 		t.Fatal(k, err)
@@ -134,15 +132,15 @@ func TestHideFromPeers(t *testing.T) {
 	if err := <-more; err != nil || !bytes.Equal(got, n.data[:3*mib]) {
 		t.Errorf("afterwards: %v", err)
 	}
-	expect(3*mib, 3*mib, 4*mib-peerTail)
+	expect(3*mib, 4*mib-peerTail)
 	d.HideFromPeers(true)
 	write(len(n.data))
-	expect(int64(len(n.data)-mib), 4*mib, 4*mib)
+	expect(4*mib, 4*mib)
 	if err := d.Commit(); err != nil {
 		t.Fatal(err)
 	}
 	size := int64(len(n.data))
-	expect(size, size, size)
+	expect(size, size)
 }
 
 func TestFollowersLeave(t *testing.T) {
@@ -153,7 +151,7 @@ func TestFollowersLeave(t *testing.T) {
 		got := make(chan error)
 		var readers []*Reader
 		for range 5 {
-			r := d.Reader(0)
+			r := d.ClientReader(0)
 			readers = append(readers, r)
 			go func() {
 				_, err := io.ReadAll(r)
@@ -187,7 +185,7 @@ func TestAbort(t *testing.T) {
 		c := open(t, Config{Dir: t.TempDir()})
 		n := rawNAR(t, "a", 3*mib)
 		d := create(t, c, n)
-		r := d.Reader(0)
+		r := d.ClientReader(0)
 		defer r.Close()
 		_, _ = d.Write(n.data[:2*mib])
 		if _, err := io.ReadFull(r, make([]byte, mib)); err != nil {
@@ -205,7 +203,7 @@ func TestAbort(t *testing.T) {
 		if err := <-got; !errors.Is(err, why) {
 			t.Errorf("waiting: %v", err)
 		}
-		if _, err := d.Reader(0).Read(make([]byte, 1)); !errors.Is(err, why) {
+		if _, err := d.ClientReader(0).Read(make([]byte, 1)); !errors.Is(err, why) {
 			t.Errorf("coming later: %v", err)
 		}
 		if _, err := d.Write([]byte("x")); !errors.Is(err, why) {
@@ -224,7 +222,7 @@ func TestReaderOutlivesEntry(t *testing.T) {
 	n := rawNAR(t, "a", 3*mib-1000)
 	d := create(t, c, n)
 	_, _ = d.Write(n.data)
-	follower := d.Reader(0)
+	follower := d.ClientReader(0)
 	_ = d.Commit()
 	persistAll(c)
 	other := rawNAR(t, "b", 2*mib)
@@ -273,7 +271,7 @@ func TestSecondDownload(t *testing.T) {
 		if hiddenWins {
 			winner, loser = hidden, second
 		}
-		follower := loser.Reader(0)
+		follower := loser.ClientReader(0)
 		for _, d := range []*Download{winner, loser} {
 			if _, err := d.Write(n.data); err != nil {
 				t.Fatal(err)

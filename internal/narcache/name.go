@@ -14,13 +14,9 @@ import (
 // file was decoded to the NAR. So a start needs no other file to know what should be there, and
 // nothing can get out of step with it. The time of modification is the last use.
 
-const (
-	suffixRaw  = ".nar"
-	suffixXZ   = ".nar.xz"
-	suffixZstd = ".nar.zst"
+var suffixes = map[nix.Compression]string{"": ".nar", nix.XZ: ".nar.xz", nix.Zstd: ".nar.zst"}
 
-	decodedMark = "ok"
-)
+const decodedMark = "ok"
 
 var errName = errors.New("not a file of the cache")
 
@@ -33,55 +29,47 @@ type record struct {
 
 // name returns the name of the file and its directory.
 func (r record) name() string {
-	parts, suffix := []string{r.nar.Nix32()}, suffixRaw
+	parts := []string{r.nar.Nix32()}
 	if !r.form.IsRaw() {
 		parts = append(parts, r.form.File.Nix32())
-		if suffix = suffixXZ; r.form.Compression == nix.Zstd {
-			suffix = suffixZstd
-		}
 	}
 	parts = append(parts, strconv.FormatInt(r.size, 10))
 	if r.decoded {
 		parts = append(parts, decodedMark)
 	}
-	return shard(r.nar) + "/" + strings.Join(parts, "-") + suffix
+	return shard(r.nar) + "/" + strings.Join(parts, "-") + suffixes[r.form.Compression]
 }
 
 // parseName reads what name wrote, without the directory, and nothing else.
 func parseName(s string) (r record, err error) {
-	bad := func(err error) (record, error) { return record{}, fmt.Errorf("%q: %w: %w", s, errName, err) }
 	stem, suffix := s, ""
-	for _, end := range [...]string{suffixRaw, suffixXZ, suffixZstd} {
-		if cut, ok := strings.CutSuffix(s, end); ok {
-			stem, suffix = cut, end
-		}
+	if dot := strings.IndexByte(s, '.'); dot >= 0 {
+		stem, suffix = s[:dot], s[dot:]
 	}
 	parts := strings.Split(stem, "-")
-	if suffix != suffixRaw && len(parts) == 4 && parts[3] == decodedMark {
+	if suffix != suffixes[""] && len(parts) == 4 && parts[3] == decodedMark {
 		r.decoded, parts = true, parts[:3]
 	}
-	switch {
-	case suffix == suffixRaw && len(parts) == 2:
-	case suffix == suffixXZ && len(parts) == 3:
-		r.form.Compression = nix.XZ
-	case suffix == suffixZstd && len(parts) == 3:
-		r.form.Compression = nix.Zstd
-	default:
-		return bad(errors.New("other parts"))
-	}
-	if r.nar, err = nix.ParseNarHash32(parts[0]); err != nil {
-		return bad(err)
-	}
-	if len(parts) == 3 {
-		if r.form.File, err = nix.ParseFileHash32(parts[1]); err != nil {
-			return bad(err)
+	known := false
+	for c, x := range suffixes {
+		if x == suffix && (c == "" && len(parts) == 2 || c != "" && len(parts) == 3) {
+			r.form.Compression, known = c, true
 		}
+	}
+	if !known {
+		return record{}, fmt.Errorf("%q: %w", s, errName)
+	}
+	r.nar, err = nix.ParseNarHash32(parts[0])
+	if len(parts) == 3 && err == nil {
+		r.form.File, err = nix.ParseFileHash32(parts[1])
 	}
 	// A size has one text only: no sign, no leading zeros.
 	n := parts[len(parts)-1]
-	r.size, err = strconv.ParseInt(n, 10, 64)
+	if err == nil {
+		r.size, err = strconv.ParseInt(n, 10, 64)
+	}
 	if err != nil || r.size <= 0 || n[0] < '1' || n[0] > '9' {
-		return bad(errors.New("size"))
+		return record{}, fmt.Errorf("%q: %w", s, errName)
 	}
 	return r, nil
 }

@@ -220,7 +220,7 @@ func (s *contents) detach(e *entry) bool {
 	}
 	e.gone = true
 	s.removing[e.key] = e
-	s.policy.remove(e)
+	e.in.remove(e)
 	if at := s.index[e.nar]; at != e {
 		for at.sibling != e {
 			at = at.sibling

@@ -268,7 +268,7 @@ func TestServedBeforeNamed(t *testing.T) {
 		t.Fatal("shown as in progress after Commit")
 	}
 	for range 2 {
-		late, _ := io.ReadAll(d.Reader(0))
+		late, _ := io.ReadAll(d.ClientReader(0))
 		if !bytes.Equal(get(t, c, n, nix.Raw, 0), n.data) || !bytes.Equal(late, n.data) {
 			t.Fatal("not readable after Commit")
 		}
@@ -297,7 +297,7 @@ func TestCommitDoesNotWait(t *testing.T) {
 		if err := d.Commit(); err != nil {
 			t.Fatal(err)
 		}
-		r := d.Reader(0)
+		r := d.ClientReader(0)
 		if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, proto.data) {
 			t.Fatalf("%d: %v", i, err)
 		}
@@ -619,7 +619,7 @@ func TestDiskFails(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			follower := d.Reader(0)
+			follower := d.ClientReader(0)
 			defer follower.Close()
 			_ = d.file.Close() // what the next write meets is as bad as EIO
 			_, err = d.Write(n.data)
@@ -639,7 +639,7 @@ func TestDiskFails(t *testing.T) {
 			if err := d.Commit(); err != nil {
 				return err
 			}
-			follower := d.Reader(0)
+			follower := d.ClientReader(0)
 			defer follower.Close()
 			persistAll(c)
 			if b, err := io.ReadAll(follower); err != nil || !bytes.Equal(b, n.data) {
@@ -704,7 +704,7 @@ func TestZeroSize(t *testing.T) {
 func TestCloseEndsDownloads(t *testing.T) {
 	c := open(t, Config{Dir: t.TempDir()})
 	d := create(t, c, rawNAR(t, "a", 100))
-	r := d.Reader(0)
+	r := d.ClientReader(0)
 	got := make(chan error)
 	go func() {
 		_, err := r.Read(make([]byte, 1))

@@ -100,8 +100,6 @@ func (p *policy) addFrequent(e *entry) {
 	}
 }
 
-func (p *policy) remove(e *entry) { e.in.remove(e) }
-
 // all returns the entries in the order in which they would be evicted.
 func (p *policy) all() iter.Seq[*entry] {
 	return func(yield func(*entry) bool) {
@@ -124,6 +122,3 @@ func (p *policy) victim() *entry {
 	}
 	return nil
 }
-
-// rememberEvicted notes a victim.
-func (p *policy) rememberEvicted(e *entry) { p.evicted.Add(e.nar, struct{}{}) }

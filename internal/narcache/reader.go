@@ -20,7 +20,6 @@ type Reader struct {
 	release func()
 	err     error // why there is no file
 	follow  bool
-	hide    bool // it waits for what is hidden
 	off     int64
 	tail    verify.Tail // guarded by d.mu
 
@@ -28,17 +27,10 @@ type Reader struct {
 	closed chan struct{}
 }
 
-// Reader returns a reader from byte off on. It blocks for bytes that are still to come, sees all
-// but the held-back tail of what was written until Commit, everything after it, and the error of
-// Abort after that.
-func (d *Download) Reader(off int64) *Reader { return d.reader(off, true) }
-
-// ClientReader is Reader, but waits for what is hidden as for what is still to come.
-func (d *Download) ClientReader(off int64) *Reader {
-	r := d.reader(off, true)
-	r.hide = true
-	return r
-}
+// ClientReader returns a reader from byte off on. It blocks for bytes that are still to come or
+// hidden, sees all but the held-back tail of what was written until Commit, everything after it,
+// and the error of Abort after that.
+func (d *Download) ClientReader(off int64) *Reader { return d.reader(off, true) }
 
 // peerTail is held back from other machines. They hash what they get and hold back a tail of
 // their own, so it need not be as long as for a client, and a site copies a NAR the faster.
@@ -118,7 +110,7 @@ func (r *Reader) visibleLocked() int64 {
 	if !r.follow {
 		return r.d.written
 	}
-	return r.d.visibleLocked(&r.tail, r.hide)
+	return r.d.visibleLocked(&r.tail)
 }
 
 // free returns how many bytes may be read now. If there are none it returns a channel that is

@@ -45,7 +45,7 @@ func (dir *directory) take(n int64) (victim *entry, err error) {
 func (s *contents) evict() *entry {
 	e := s.policy.victim()
 	s.detach(e)
-	s.policy.rememberEvicted(e)
+	s.policy.evicted.Add(e.nar, struct{}{})
 	return e
 }
 

@@ -241,7 +241,7 @@ func fillOnce(t *testing.T, d *Download, n nar) {
 	var wg sync.WaitGroup
 	why := errors.New("why")
 	for i := range rand.IntN(3) {
-		r := d.Reader(0)
+		r := d.ClientReader(0)
 		wg.Go(func() {
 			defer r.Close()
 			if i == 1 {
@@ -478,7 +478,7 @@ func BenchmarkPass(b *testing.B) {
 				if err != nil {
 					b.Fatal(err)
 				}
-				r := d.Reader(0)
+				r := d.ClientReader(0)
 				read := make(chan error)
 				go func() {
 					_, err := io.Copy(struct{ io.Writer }{io.Discard}, r)

@@ -195,14 +195,7 @@ type entry struct {
 	Counts
 }
 
-func hourOf(t time.Time) int64 {
-	s := t.Unix()
-	h := s / 3600
-	if s%3600 < 0 {
-		h--
-	}
-	return h
-}
+func hourOf(t time.Time) int64 { return t.Truncate(time.Hour).Unix() / 3600 }
 
 func dayOf(t time.Time) int64 {
 	y, m, d := t.Date()

@@ -127,19 +127,16 @@ func (i *Infos) get(ctx context.Context, h nix.StoreHash, public bool) (*verify.
 	}
 	var text []byte
 	var use use
-	intact, known := true, false
+	var known, intact bool
 	err := i.db.read(func(tx *bolt.Tx) error {
 		if public && tx.Bucket(publicBucket).Get(h[:]) == nil {
 			return nil
 		}
-		sealed := tx.Bucket(textBucket).Get(h[:])
-		if sealed == nil {
-			return nil
+		if sealed := tx.Bucket(textBucket).Get(h[:]); sealed != nil {
+			text, intact = unseal(h[:], sealed)
+			use, _ = parseUse(tx.Bucket(useBucket).Get(h[:]))
+			known = !use.expired(now()) && (c == nil || c.kind != forget)
 		}
-		known = true
-		text, intact = unseal(h[:], sealed)
-		use, _ = parseUse(tx.Bucket(useBucket).Get(h[:]))
-		known = !use.expired(now()) && (c == nil || c.kind != forget)
 		return nil
 	})
 	switch {

@@ -117,28 +117,30 @@ const (
 	maxBlameIn = 48 * time.Hour
 )
 
-// Peers is the addresses of peers of the last run.
-type Peers struct{ blob *Blob }
+// List is a list, kept as a whole.
+type List[T any] struct {
+	blob *Blob
+	keep func([]T) []T // returns what is kept of a list
+}
 
-// Peers returns the saved peers. It is called once.
-func (db *DB) Peers() *Peers { return &Peers{db.blob(peersName)} }
-
-// Load returns the addresses, at most 64.
-func (p *Peers) Load() []string {
-	var addrs []string
-	if json.Unmarshal(p.blob.Load(), &addrs) != nil {
+// Load returns the list.
+func (l *List[T]) Load() (list []T) {
+	if json.Unmarshal(l.blob.Load(), &list) != nil {
 		return nil
 	}
-	return clipAddrs(addrs)
+	return l.keep(list)
 }
 
-// Save replaces the addresses; the first 64 are kept. It does not block.
-func (p *Peers) Save(addrs []string) {
-	text, _ := json.Marshal(clipAddrs(addrs)) // strings cannot fail
-	p.blob.Save(text)
+// Save replaces the list. It does not block.
+func (l *List[T]) Save(list []T) {
+	text, _ := json.Marshal(l.keep(list)) // strings and times cannot fail
+	l.blob.Save(text)
 }
 
-func clipAddrs(addrs []string) (kept []string) {
+// Peers returns the addresses of the peers of the last run, at most 64. It is called once.
+func (db *DB) Peers() *List[string] { return &List[string]{db.blob(peersName), keepPeers} }
+
+func keepPeers(addrs []string) (kept []string) {
 	for _, a := range addrs[:min(len(addrs), maxPeers)] {
 		if len(a) <= maxAddr {
 			kept = append(kept, a)
@@ -155,35 +157,18 @@ type Blamed = struct {
 	Until  time.Time
 }
 
-// Reputation is the blamed peers.
-type Reputation struct{ blob *Blob }
+// Reputation returns the blamed peers, at most 4096. It is called once.
+func (db *DB) Reputation() *List[Blamed] { return &List[Blamed]{db.blob(reputationName), keepBlamed} }
 
-// Reputation returns the blamed peers. It is called once.
-func (db *DB) Reputation() *Reputation { return &Reputation{db.blob(reputationName)} }
-
-// Load returns those whose time has not passed. One whose time is more than two days ahead is
-// left out: a clock that was wrong must not keep a peer out for years.
-func (r *Reputation) Load() (list []Blamed) {
-	var all []Blamed
-	if json.Unmarshal(r.blob.Load(), &all) != nil {
-		return nil
-	}
+// keepBlamed drops those whose time has passed. One whose time is more than two days ahead goes,
+// too: a clock that was wrong must not keep a peer out for years.
+func keepBlamed(list []Blamed) (kept []Blamed) {
 	now := time.Now()
-	for _, x := range all {
-		if x.Until.After(now) && x.Until.Before(now.Add(maxBlameIn)) && len(list) < maxBlamed {
-			list = append(list, x)
+	for _, x := range list {
+		if x.Until.After(now) && x.Until.Before(now.Add(maxBlameIn)) && len(kept) < maxBlamed {
+			x.Reason = x.Reason[:min(len(x.Reason), maxReason)]
+			kept = append(kept, x)
 		}
 	}
-	return list
-}
-
-// Save replaces the list; the first 4096 are kept. It does not block.
-func (r *Reputation) Save(list []Blamed) {
-	kept := make([]Blamed, 0, min(len(list), maxBlamed))
-	for _, x := range list[:min(len(list), maxBlamed)] {
-		x.Reason = x.Reason[:min(len(x.Reason), maxReason)]
-		kept = append(kept, x)
-	}
-	text, _ := json.Marshal(kept) // strings and times cannot fail
-	r.blob.Save(text)
+	return kept
 }

@@ -95,22 +95,20 @@ func New(cfg Config) *History {
 func (h *History) Run(ctx context.Context) error {
 	tick := time.NewTicker(readEvery)
 	defer tick.Stop()
-	saved := time.Now()
-	for {
+	for n := 1; ; n++ {
 		select {
 		case <-ctx.Done():
 			h.save()
 			return nil
 		case <-tick.C:
 		}
-		if time.Since(saved) < saveEvery {
-			h.mu.Lock()
-			h.read()
-			h.mu.Unlock()
+		if n%int(saveEvery/readEvery) == 0 {
+			h.save()
 			continue
 		}
-		h.save()
-		saved = time.Now()
+		h.mu.Lock()
+		h.read()
+		h.mu.Unlock()
 	}
 }
 

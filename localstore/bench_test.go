@@ -82,13 +82,6 @@ func BenchmarkLargeStore(b *testing.B) {
 		}
 		report(b)
 	})
-	b.Run("Lookup", func(b *testing.B) { // Info but for the signature
-		for i := 0; b.Loop(); i++ {
-			if _, err := s.lookup(b.Context(), hashes[i*7919%n]); err != nil {
-				b.Fatal(err)
-			}
-		}
-	})
 	b.Run("Miss", func(b *testing.B) {
 		for i := 0; b.Loop(); i++ {
 			if _, err := s.Info(b.Context(), nix.StoreHash{byte(i), byte(i >> 8)}); err == nil {

@@ -106,11 +106,8 @@ func (c *conn) scalar(sql string) (got driver.Value, err error) {
 
 func (c *conn) number(sql string) (int64, error) {
 	v, err := c.scalar(sql)
-	if err != nil {
-		return 0, err
-	}
 	n, _ := v.(int64)
-	return n, nil
+	return n, err
 }
 
 // byHash returns the row of a store hash, nil when there is none.
@@ -125,12 +122,10 @@ func (c *conn) byHash(h nix.StoreHash) (r *row, err error) {
 // byPath returns the id and NAR hash of a path; id 0 when there is no such row.
 func (c *conn) byPath(p nix.StorePath) (id int64, nar nix.NarHash, err error) {
 	err = c.query(sqlByPath, 2, func(v []driver.Value) {
-		hash, err := nix.ParseNarHash(text(v[1]))
-		if err != nil {
-			return
+		if hash, err := nix.ParseNarHash(text(v[1])); err == nil {
+			id, _ = v[0].(int64)
+			nar = hash
 		}
-		id, _ = v[0].(int64)
-		nar = hash
 	}, p.String())
 	return id, nar, err
 }

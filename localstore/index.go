@@ -18,7 +18,7 @@ type index struct {
 	counts  [classes]int            // by class
 	last    int64                   // highest id ever seen; AUTOINCREMENT gives none twice
 	loaded  bool                    // all rows were seen at least once
-	changes []change                // in the order in which they happened
+	changes map[nix.StoreHash]bool  // what was offered or withdrawn since the last look, and whether it was shared before
 }
 
 type entry struct {
@@ -30,11 +30,6 @@ type entry struct {
 	held  bool // in quarantine
 }
 
-type change struct {
-	store nix.StoreHash
-	added bool
-}
-
 // offered reports whether an entry is in byStore.
 func (e *entry) offered() bool { return e.class == classShared && !e.held }
 
@@ -43,7 +38,7 @@ func (x *index) clear() {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	for h := range x.byStore {
-		x.changes = append(x.changes, change{h, false})
+		x.noteChange(h, true)
 	}
 	x.entries, x.byStore = nil, make(map[nix.StoreHash]int64)
 	x.last, x.loaded, x.counts = 0, false, [classes]int{}
@@ -68,18 +63,22 @@ func (x *index) add(batch []entry) {
 
 // offer puts an entry into byStore.
 func (x *index) offer(e *entry) {
-	if _, ok := x.byStore[e.store]; ok { // registered anew before the old row was missed
-		x.changes = append(x.changes, change{e.store, false})
-	}
+	_, was := x.byStore[e.store] // registered anew before the old row was missed
+	x.noteChange(e.store, was)
 	x.byStore[e.store] = e.id
-	x.changes = append(x.changes, change{e.store, true})
 }
 
 // withdraw takes an entry out of byStore, if it is there.
 func (x *index) withdraw(e *entry) {
 	if x.byStore[e.store] == e.id {
 		delete(x.byStore, e.store)
-		x.changes = append(x.changes, change{e.store, false})
+		x.noteChange(e.store, true)
+	}
+}
+
+func (x *index) noteChange(h nix.StoreHash, was bool) {
+	if _, known := x.changes[h]; !known {
+		x.changes[h] = was
 	}
 }
 
@@ -162,26 +161,15 @@ func (x *index) shared(h nix.StoreHash) bool {
 // takeChanges returns what has changed since the last call: in both lists is what was replaced.
 func (x *index) takeChanges() (added, removed []nix.StoreHash) {
 	x.mu.Lock()
-	list := x.changes
-	x.changes = nil
-	x.mu.Unlock()
-	type ends struct{ first, last bool }
-	seen := make(map[nix.StoreHash]ends, len(list))
-	for _, n := range list {
-		e, ok := seen[n.store]
-		if !ok {
-			e.first = n.added
-		}
-		e.last = n.added
-		seen[n.store] = e
-	}
-	for h, e := range seen {
-		if !e.first {
+	defer x.mu.Unlock()
+	for h, was := range x.changes {
+		if was {
 			removed = append(removed, h)
 		}
-		if e.last {
+		if _, is := x.byStore[h]; is {
 			added = append(added, h)
 		}
 	}
+	x.changes = make(map[nix.StoreHash]bool)
 	return added, removed
 }

@@ -193,7 +193,7 @@ func TestNARAbsent(t *testing.T) {
 		_, err = s.NAR(t.Context(), info, nix.Raw, off)
 		wantUnavailable(t, err)
 	}
-	if len(s.Quarantined()) != 0 {
+	if len(s.bad.list()) != 0 {
 		t.Error("quarantined")
 	}
 }
@@ -271,7 +271,7 @@ func TestDamagedTree(t *testing.T) {
 			if _, removed := s.look(t.Context()); !slices.Equal(removed, []string{h.String()}) {
 				t.Errorf("removed %v", removed)
 			}
-			if s.Census().Quarantined != 1 || len(s.Quarantined()) != 1 {
+			if s.Census().Quarantined != 1 || len(s.bad.list()) != 1 {
 				t.Error("not counted")
 			}
 		})
@@ -317,7 +317,7 @@ func TestChangesWhileReading(t *testing.T) {
 			if got := append(head, rest...); !bytes.HasPrefix(want, got) {
 				t.Error("wrong bytes before the error")
 			}
-			if len(s.Quarantined()) != 0 {
+			if len(s.bad.list()) != 0 {
 				t.Error("quarantined by a change that may be a garbage collection")
 			}
 		})
@@ -356,7 +356,7 @@ func TestCollectedMeanwhile(t *testing.T) {
 	w.exec(`DELETE FROM ValidPaths`)
 	_, err := s.NAR(t.Context(), p.Info(t, shareKey), nix.Raw, 0)
 	wantAbsent(t, err)
-	if len(s.Quarantined()) != 0 {
+	if len(s.bad.list()) != 0 {
 		t.Error("quarantined")
 	}
 }
@@ -396,7 +396,7 @@ func TestInvalid(t *testing.T) {
 		wantAbsent(t, err)
 		s.look(t.Context())
 	}
-	if q := s.Quarantined(); len(q) != 1 || q[0].Path != p.StorePath || !errors.Is(q[0].Reason, lie) {
+	if q := s.bad.list(); len(q) != 1 || q[0].path != p.StorePath {
 		t.Errorf("quarantine %v", q)
 	}
 
@@ -409,7 +409,7 @@ func TestInvalid(t *testing.T) {
 	if lie := serve(t, s.Store, info); lie != nil {
 		t.Error(lie)
 	}
-	if len(s.Quarantined()) != 0 {
+	if len(s.bad.list()) != 0 {
 		t.Error("still quarantined")
 	}
 }
@@ -429,7 +429,7 @@ func TestQuarantineEndsWithRow(t *testing.T) {
 		w.exec(`DELETE FROM ValidPaths`)
 		if gone {
 			s.look(t.Context())
-			if len(s.Quarantined()) != 0 {
+			if len(s.bad.list()) != 0 {
 				t.Error("what is no longer there is still quarantined")
 			}
 		}

@@ -1,20 +1,14 @@
 package localstore
 
 import (
+	"maps"
+	"slices"
 	"sync"
-	"time"
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 
 	"github.com/nixp2p/nixp2p/internal/nix"
 )
-
-// Quarantined is a path that is not served because its files are not what its hash says.
-type Quarantined struct {
-	Path   nix.StorePath
-	Since  time.Time
-	Reason error
-}
 
 // version is the state of a path in which it is not to be served: one row and one root of the tree.
 type version struct {
@@ -35,8 +29,9 @@ type quarantine struct {
 	reads *simplelru.LRU[nix.StoreHash, version]
 }
 
+// quarantined is a path that is not served because its files are not what its hash says.
 type quarantined struct {
-	Quarantined
+	path    nix.StorePath
 	version version
 }
 
@@ -61,23 +56,17 @@ func (q *quarantine) lastRead(h nix.StoreHash) (version, bool) {
 func (q *quarantine) list() []quarantined {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	list := make([]quarantined, 0, len(q.paths))
-	for _, x := range q.paths {
-		list = append(list, x)
-	}
-	return list
+	return slices.Collect(maps.Values(q.paths))
 }
 
 // quarantine holds a path back from now on.
 func (s *Store) quarantine(path nix.StorePath, m version, reason error) {
-	x := quarantined{Quarantined{Path: path, Since: time.Now(), Reason: reason}, m}
+	h := path.Hash()
 	s.bad.mu.Lock()
-	old, known := s.bad.paths[path.Hash()]
-	if known = known && old.version == m; !known {
-		s.bad.paths[path.Hash()] = x
-	}
+	old, known := s.bad.paths[h]
+	s.bad.paths[h] = quarantined{path, m}
 	s.bad.mu.Unlock()
-	if known {
+	if known && old.version == m {
 		return
 	}
 	s.noteHeld(m.id, true)
@@ -93,7 +82,7 @@ func (s *Store) held(h nix.StoreHash, id int64) bool {
 	if !ok {
 		return false
 	}
-	if x.version.id == id && x.version.stamp == statRootEntry(s.physical(x.Path)) {
+	if x.version.id == id && x.version.stamp == statRootEntry(s.physical(x.path)) {
 		return true
 	}
 	s.release(x)
@@ -102,7 +91,7 @@ func (s *Store) held(h nix.StoreHash, id int64) bool {
 
 // release undoes quarantine, unless the path is held in another state by now.
 func (s *Store) release(x quarantined) {
-	h := x.Path.Hash()
+	h := x.path.Hash()
 	s.bad.mu.Lock()
 	mine := s.bad.paths[h].version == x.version
 	if mine {
@@ -113,7 +102,7 @@ func (s *Store) release(x quarantined) {
 		return
 	}
 	s.noteHeld(x.version.id, false)
-	s.log.Info("damaged store path was replaced or removed", "path", x.Path.String())
+	s.log.Info("damaged store path was replaced or removed", "path", x.path.String())
 }
 
 // noteHeld tells all who count.
@@ -121,14 +110,4 @@ func (s *Store) noteHeld(id int64, held bool) {
 	s.metrics.StoreQuarantined.Set(float64(len(s.bad.list())))
 	s.idx.hold(id, held)
 	s.wakeRun()
-}
-
-// Quarantined returns the paths that are held back.
-func (s *Store) Quarantined() []Quarantined {
-	list := s.bad.list()
-	out := make([]Quarantined, len(list))
-	for i, x := range list {
-		out[i] = x.Quarantined
-	}
-	return out
 }

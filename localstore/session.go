@@ -69,9 +69,7 @@ type session struct {
 // openSession opens the database in the way that its files allow.
 func openSession(path string, found files, now time.Time) (*session, error) {
 	if found.pair {
-		s, err := openMode(path, openLive, found)
-		if err == nil {
-			s.live = true
+		if s, err := openMode(path, openLive, found); err == nil {
 			return s, nil
 		}
 		// A reader that may not write is refused in states that only a writer can end: what the
@@ -82,32 +80,24 @@ func openSession(path string, found files, now time.Time) (*session, error) {
 		return nil, err
 	}
 	format, err := s.watch.scalar(sqlFormat)
-	if err != nil {
-		return nil, errors.Join(err, s.close())
-	}
 	switch {
+	case err != nil:
+		return nil, errors.Join(err, s.close())
 	case found.pair:
 		s.renew = now.Add(retryLive)
-		return s, nil
-	case text(format) == formatWAL:
-		if now.Sub(time.Unix(0, found.mtime)) < settle {
-			s.renew = now.Add(settle / 2)
+	case text(format) != formatWAL: // with a rollback journal an ordinary reader needs nothing beside the file
+		if err := s.close(); err != nil {
+			return nil, err
 		}
-		return s, nil
+		return openMode(path, openLive, found)
+	case now.Sub(time.Unix(0, found.mtime)) < settle:
+		s.renew = now.Add(settle / 2)
 	}
-	// With a rollback journal an ordinary reader needs nothing beside the file.
-	if err := s.close(); err != nil {
-		return nil, err
-	}
-	s, err = openMode(path, openLive, found)
-	if err == nil {
-		s.live = true
-	}
-	return s, err
+	return s, nil
 }
 
 func openMode(path, how string, found files) (_ *session, err error) {
-	s := &session{found: found, conns: make(chan *conn, readers)}
+	s := &session{found: found, live: how == openLive, conns: make(chan *conn, readers)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.close())
@@ -138,21 +128,15 @@ func (s *session) fits(now files) bool {
 	return s.found == now
 }
 
-const (
-	modeNone     = "none"
-	modeLive     = "live"
-	modeSnapshot = "snapshot"
-)
-
 // mode names the way in which the database is read.
 func (s *session) mode() string {
 	switch {
 	case s == nil:
-		return modeNone
+		return "none"
 	case s.live:
-		return modeLive
+		return "live"
 	default:
-		return modeSnapshot
+		return "snapshot"
 	}
 }
 
@@ -300,7 +284,7 @@ func (d *database) logState(s *session, err error) {
 	if said == d.said {
 		return
 	}
-	again := d.said == modeLive || d.said == modeSnapshot
+	again := d.said == "live" || d.said == "snapshot"
 	d.said = said
 	switch {
 	case d.gone:

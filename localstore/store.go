@@ -94,6 +94,7 @@ func Open(cfg Config) (*Store, error) {
 			s.share = append(s.share, name)
 		}
 	}
+	s.idx.changes = make(map[nix.StoreHash]bool)
 	s.idx.clear()
 	s.db.log = cfg.Log
 	s.db.path = filepath.Join(root, "nix/var/nix/db/db.sqlite")
@@ -125,23 +126,6 @@ func unavailable(op string, what fmt.Stringer, err error) error {
 // Info returns the narinfo of a valid path that a trusted key signed, with hints that say that
 // its NAR is available raw. A path without such a signature, of unknown size or in quarantine is absent.
 func (s *Store) Info(ctx context.Context, h nix.StoreHash) (*verify.Info, error) {
-	r, err := s.lookup(ctx, h)
-	if err != nil {
-		return nil, err
-	}
-	if s.held(r.path.Hash(), r.id) {
-		return nil, absent("info", h)
-	}
-	info, c := s.prove(r)
-	s.note(r.id, h, c)
-	if info == nil {
-		return nil, absent("info", h)
-	}
-	return info, nil
-}
-
-// lookup reads the row of a store hash; absent when there is none that could be served.
-func (s *Store) lookup(ctx context.Context, h nix.StoreHash) (*row, error) {
 	var r *row
 	err := s.db.read(ctx, func(c *conn) (err error) {
 		r, err = c.byHash(h)
@@ -152,10 +136,15 @@ func (s *Store) lookup(ctx context.Context, h nix.StoreHash) (*row, error) {
 		return nil, absent("info", h)
 	case err != nil:
 		return nil, unavailable("info", h, err)
-	case r == nil || !r.usable():
+	case r == nil, !r.usable(), s.held(h, r.id):
 		return nil, absent("info", h)
 	}
-	return r, nil
+	info, c := s.prove(r)
+	s.note(r.id, h, c)
+	if info == nil {
+		return nil, absent("info", h)
+	}
+	return info, nil
 }
 
 // prove makes an Info of a row, by its own signatures or by those of a remembered narinfo

@@ -229,7 +229,7 @@ func (s *Store) review() {
 		switch {
 		case s.idx.lacks(x.version.id):
 			s.release(x)
-		case s.held(x.Path.Hash(), x.version.id):
+		case s.held(x.path.Hash(), x.version.id):
 			s.idx.hold(x.version.id, true) // it may have entered the index a moment later
 		}
 	}

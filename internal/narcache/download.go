@@ -54,16 +54,12 @@ func containerRoom(narSize int64) int64 { return narSize/1024 + 64<<10 }
 //
 // There is one download of a form at a time, and a second one if the first is hidden from peers:
 // the first that is committed is kept, and the other is then dropped by its own Commit.
-func (c *Cache) Create(info *verify.Info, form nix.Form, size int64) (*Download, error) {
-	nar := info.NarHash()
-	d, err := c.create(info, form, size)
-	if err != nil {
-		return nil, fmt.Errorf("narcache: %s: %w", nar, err)
-	}
-	return d, nil
-}
-
-func (c *Cache) create(info *verify.Info, form nix.Form, size int64) (*Download, error) {
+func (c *Cache) Create(info *verify.Info, form nix.Form, size int64) (_ *Download, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("narcache: %s: %w", info.NarHash(), err)
+		}
+	}()
 	n := info.NarSize()
 	switch {
 	case form.IsRaw() && size != n, size > n+containerRoom(n):
@@ -159,8 +155,9 @@ func (d *Download) isHidden() bool {
 	return d.hidden
 }
 
-// Downloads returns the downloads of a NAR that are in progress: raw before others, and what is
-// not hidden before what is. Ask it before NAR: what it no longer shows NAR has.
+// Downloads returns the downloads of a NAR that are in progress, and of files those that have
+// just ended and are not proven: raw before others, and what is not hidden before what is. Ask it
+// before NAR: what it no longer shows NAR has.
 func (c *Cache) Downloads(nar nix.NarHash) (list []*Download) {
 	c.mu.Lock()
 	for k, downloads := range c.state.downloads {
@@ -168,8 +165,14 @@ func (c *Cache) Downloads(nar nix.NarHash) (list []*Download) {
 			list = append(list, downloads...)
 		}
 	}
+	var ended []*Download
+	for e := c.state.index[nar]; e != nil; e = e.sibling {
+		if d := e.followed(time.Now()); d != nil {
+			ended = append(ended, d)
+		}
+	}
 	c.mu.Unlock()
-	list = slices.DeleteFunc(list, func(d *Download) bool { return !d.started() })
+	list = append(slices.DeleteFunc(list, func(d *Download) bool { return !d.started() }), ended...)
 	rank := func(d *Download) (n int) {
 		if !d.key.form.IsRaw() {
 			n += 2
@@ -303,11 +306,11 @@ func (d *Download) commit() (kept bool, err error) {
 	case d.written != d.size:
 		return false, fmt.Errorf("narcache: commit %s: %d of %d bytes: %w", d.key.nar, d.written, d.size, io.ErrUnexpectedEOF)
 	}
-	now := time.Now().Unix()
+	now := time.Now()
 	// The reference is d's, for as long as its file is open.
 	d.entry = &entry{
 		record: record{key: d.key, size: d.size}, file: d.tmp, refs: 1,
-		intact: true, used: now, stamped: now,
+		intact: true, used: now.Unix(), stamped: now.Unix(), download: d, ended: now,
 	}
 	d.state = committed
 	d.wakeLocked()

@@ -3,6 +3,7 @@ package narcache
 import (
 	"container/list"
 	"iter"
+	"time"
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 
@@ -23,6 +24,11 @@ type entry struct {
 	stamped  int64  // what the disk knows of used
 	hits     int    // uses since it came here
 
+	// download and ended are of the download that it came from, as long as other machines may
+	// follow that.
+	download *Download
+	ended    time.Time
+
 	sibling *entry // another form of the same NAR
 
 	in *queue
@@ -31,6 +37,21 @@ type entry struct {
 
 // proven reports whether e is known to be the NAR. The caller holds mu.
 func (e *entry) proven() bool { return e.intact && (e.decoded || e.form.IsRaw()) }
+
+// peersFollow is how long other machines may follow a download of a file that has ended, as they
+// could a moment before: in a cold start all want it at once, and to have each machine decode
+// it first, which its own Nix does as well, would cost the site more than the file. They ask for
+// a file only if an upstream of their own named it, and prove it before they keep it.
+const peersFollow = 30 * time.Second
+
+// followed returns the download that e came from, if other machines may still follow it. The
+// caller holds mu.
+func (e *entry) followed(now time.Time) *Download {
+	if e.download != nil && (e.gone || e.proven() || now.Sub(e.ended) > peersFollow) {
+		e.download = nil
+	}
+	return e.download
+}
 
 // queue has entries, the last used first.
 type queue struct {

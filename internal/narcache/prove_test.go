@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/nixp2p/nixp2p/internal/metrics"
 	"github.com/nixp2p/nixp2p/internal/nix"
@@ -94,8 +95,8 @@ func TestPoisonedRaw(t *testing.T) {
 	}
 }
 
-// TestPoisonedPeerReader: who follows from another machine while the file comes sees it as it is
-// (and checks FileHash); afterwards nobody begins to read it.
+// TestPoisonedPeerReader: another machine that follows while the file comes, or has just come,
+// sees it as it is (and checks FileHash); later none begins to read it.
 func TestPoisonedPeerReader(t *testing.T) {
 	c := open(t, Config{Dir: t.TempDir()})
 	n := poisoned(t, "a", 3*mib, nix.Zstd)
@@ -110,6 +111,15 @@ func TestPoisonedPeerReader(t *testing.T) {
 	}
 	if err := d.Commit(); err != nil {
 		t.Fatal(err)
+	}
+	if got := c.Downloads(n.info.NarHash()); len(got) != 1 || got[0] != d {
+		t.Errorf("a moment after its end: %v", got)
+	}
+	c.mu.Lock()
+	d.entry.ended = d.entry.ended.Add(-peersFollow - time.Second)
+	c.mu.Unlock()
+	if got := c.Downloads(n.info.NarHash()); len(got) != 0 {
+		t.Errorf("later: %v", got)
 	}
 	late := d.PeerReader(0)
 	if _, err := late.Read(make([]byte, 1)); !errors.Is(err, fs.ErrNotExist) {

@@ -38,10 +38,10 @@ const peerTail = 64 << 10
 
 func newPeerTail() verify.Tail { return verify.NewTail(verify.Holdback{Tail: peerTail}) }
 
-// PeerReader is ClientReader for another machine, with a shorter tail. A file that has ended and
-// is not proven does not exist for it.
+// PeerReader is ClientReader for another machine, with a shorter tail. A file that ended a while
+// ago and is not proven does not exist for it.
 func (d *Download) PeerReader(off int64) *Reader {
-	if d.unproven() {
+	if d.closedToPeers() {
 		return &Reader{d: d, closed: make(chan struct{}), err: fmt.Errorf("narcache: %s: not proven: %w", d.key.nar, fs.ErrNotExist)}
 	}
 	r := d.ClientReader(off)
@@ -63,8 +63,8 @@ func (d *Download) reader(off int64, follow bool) *Reader {
 	return r
 }
 
-// unproven reports whether the download has ended and nobody knows that it is the NAR.
-func (d *Download) unproven() bool {
+// closedToPeers reports whether d is a file that ended a while ago and is not proven.
+func (d *Download) closedToPeers() bool {
 	d.mu.Lock()
 	e := d.entry
 	d.mu.Unlock()
@@ -73,7 +73,7 @@ func (d *Download) unproven() bool {
 	}
 	d.c.mu.Lock()
 	defer d.c.mu.Unlock()
-	return !e.proven()
+	return !e.proven() && e.followed(time.Now()) == nil
 }
 
 // Read returns the next bytes that may be seen.

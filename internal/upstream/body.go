@@ -53,15 +53,20 @@ type resumableBody struct {
 	budget *budget
 
 	fileSize
-	pos     int64 // next byte for the reader
-	src     *reply
-	from    *mirror
-	since   int64         // bytes since src was opened
-	waited  time.Duration // for them
-	flowing bool          // bytes have left
-	state   map[*mirror]*attempts
+	current
+	pos     int64      // next byte for the reader
+	flowing bool       // bytes have left
+	state   []attempts // by mirror.index
 	verdict verdict
 	failed  error // that ended it
+}
+
+// current is what is open.
+type current struct {
+	src    *reply // nil if nothing is
+	from   *mirror
+	since  int64         // bytes that came from there
+	waited time.Duration // for them
 }
 
 // fileSize is what is known of the size of a file in bytes.
@@ -82,10 +87,7 @@ type attempts struct {
 
 func (u *Upstreams) newBody(ctx context.Context, info *verify.Info, form nix.Form, b *budget, file fileKey) *resumableBody {
 	r := &resumableBody{
-		u: u, info: info, form: form, file: file, budget: b, fileSize: fileSize{size: -1}, state: map[*mirror]*attempts{},
-	}
-	for _, m := range u.mirrors {
-		r.state[m] = &attempts{}
+		u: u, info: info, form: form, file: file, budget: b, fileSize: fileSize{size: -1}, state: make([]attempts, len(u.all)),
 	}
 	r.open = func() error { return r.connect(ctx) }
 	return r
@@ -124,14 +126,11 @@ func (r *resumableBody) lacks(m *mirror) (known bool, err error) {
 	return known, nil
 }
 
-// pick returns the cache with the fewest failures, among equals one that is known to have
-// the file; the one that was read from goes first after a single failure. It waits
-// before a cache is asked once more.
+// pick returns the cache with the fewest failures, among equals one that is known to have the
+// file. It waits before a cache is asked once more.
 func (r *resumableBody) pick(ctx context.Context) (*mirror, error) {
 	may, left := r.u.order()
-	if left != nil {
-		r.verdict.add(left)
-	}
+	r.verdict.add(left)
 	usable, least := len(may), strikesFirst
 	if r.flowing {
 		least = strikesLater
@@ -144,7 +143,7 @@ func (r *resumableBody) pick(ctx context.Context) (*mirror, error) {
 	var best *mirror
 	var bestKnown bool
 	for i, m := range may {
-		s := r.state[m]
+		s := &r.state[m.index]
 		if s.strikes >= gaveUp {
 			continue
 		}
@@ -157,7 +156,7 @@ func (r *resumableBody) pick(ctx context.Context) (*mirror, error) {
 		switch {
 		case i >= usable, s.slow:
 			n++
-		case n == 1 && m == r.from:
+		case n == 1 && m == r.from: // what broke off once may go on
 			n = 0
 		}
 		if n < least || n == least && best != nil && known && !bestKnown {
@@ -177,7 +176,7 @@ func (r *resumableBody) pick(ctx context.Context) (*mirror, error) {
 func (r *resumableBody) elsewhere(from *mirror) bool {
 	may, _ := r.u.order()
 	return slices.ContainsFunc(may, func(m *mirror) bool {
-		s := r.state[m]
+		s := &r.state[m.index]
 		_, err := r.lacks(m)
 		return m != from && !s.slow && s.strikes < strikesFirst && err == nil
 	})
@@ -187,13 +186,13 @@ func (r *resumableBody) elsewhere(from *mirror) bool {
 func (r *resumableBody) giveUp(m *mirror, err error) error {
 	err = fmt.Errorf("%s: %w", m.name, err)
 	r.verdict.add(err)
-	r.state[m].strikes = gaveUp
+	r.state[m.index].strikes = gaveUp
 	return err
 }
 
 // strike notes a failure that may pass.
 func (r *resumableBody) strike(m *mirror, err error) error {
-	s := r.state[m]
+	s := &r.state[m.index]
 	switch stalled := errors.Is(err, errStalled); {
 	case errors.Is(err, errBudget):
 		return r.giveUp(m, err)
@@ -222,11 +221,11 @@ func (r *resumableBody) request(ctx context.Context, m *mirror, l *location) err
 	if err != nil {
 		return r.giveUp(m, err)
 	}
-	q := request{kind: kindNAR, at: at, from: r.pos, within: r.u.timeouts.first, budget: r.budget}
+	q := &request{kind: kindNAR, at: at, from: r.pos, within: r.u.timeouts.first, budget: r.budget}
 	if r.flowing {
 		q.within = r.u.timeouts.stall
 	}
-	if r.state[m].whole {
+	if r.state[m.index].whole {
 		q.from = 0
 	}
 	got, err := r.u.send(ctx, m, q)
@@ -247,7 +246,7 @@ func (r *resumableBody) request(ctx context.Context, m *mirror, l *location) err
 // accept judges a response and makes it the source.
 func (r *resumableBody) accept(m *mirror, l *location, got *reply, asked int64) error {
 	begins, whole, err := r.extent(got)
-	s := r.state[m]
+	s := &r.state[m.index]
 	switch {
 	case got.absent() && !s.stale:
 		s.stale = true // the narinfo may be older than what the cache has now
@@ -271,7 +270,7 @@ func (r *resumableBody) accept(m *mirror, l *location, got *reply, asked int64) 
 	if _, err := io.CopyN(io.Discard, got.body, r.pos-begins); err != nil {
 		return r.strike(m, fmt.Errorf("before byte %d: %w", r.pos, err))
 	}
-	r.src, r.from, r.since, r.waited = got, m, 0, 0
+	r.current = current{src: got, from: m}
 	return nil
 }
 
@@ -336,7 +335,7 @@ func (r *resumableBody) Read(p []byte) (int, error) {
 		began := time.Now()
 		n, err := r.src.body.Read(room)
 		r.came(int64(n), time.Since(began))
-		switch s := r.state[r.from]; {
+		switch s := &r.state[r.from.index]; {
 		case r.size < 0 && r.pos > r.most:
 			r.failed = r.measure(&location{}, r.pos)
 			return 0, r.failed
@@ -368,7 +367,7 @@ func (r *resumableBody) came(n int64, waited time.Duration) {
 	r.flowing = true
 	r.pos += n
 	r.since += n
-	if s := r.state[r.from]; r.since >= healing || r.since >= healingSaturated && s.queued {
+	if s := &r.state[r.from.index]; r.since >= healing || r.since >= healingSaturated && s.queued {
 		s.strikes = 0
 	}
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/nixp2p/nixp2p/internal/backoff"
 	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/source"
 )
 
 // How many failures in a row it takes.
@@ -24,22 +25,25 @@ const (
 
 // breaker opens for a cache that cannot be reached or does not answer: it is not asked until
 // a probe has got an answer. A cache that answers with 5xx is still asked, as the last: what it
-// has may be found nowhere else, and the answer costs little. Its methods return what is to be
-// reported, so that nothing is called while mu is held.
+// has may be found nowhere else, and the answer costs little.
 type breaker struct {
 	connect, headers time.Duration // for which a connection and an answer are waited for
 	busy             backoff.Delay // Retry-After
 	heardAt          atomic.Int64  // when a narinfo or a byte of a NAR came, Unix nanoseconds
 
-	mu       sync.Mutex
-	down     error // nil while up
-	since    time.Time
-	timeouts int
-	silent   int
-	errors   int
-	last     error
-	// waiting are the small requests that have no answer yet.
-	waiting    map[*clock]bool
+	mu sync.Mutex
+	health
+	waiting map[*request]bool // small requests that have no answer yet
+}
+
+// health is what a breaker has seen.
+type health struct {
+	down       error // nil while up
+	since      time.Time
+	last       error
+	timeouts   int
+	silent     int
+	errors     int
 	unanswered *nix.StoreHash // requested in vain, and no narinfo came since
 }
 
@@ -65,147 +69,129 @@ type failure struct {
 func (f *failure) Error() string { return f.err.Error() }
 func (f *failure) Unwrap() error { return f.err }
 
-// change is what became of a cache.
-type change int
-
-const (
-	unchanged change = iota
-	wentDown
-	cameBack
-	keepsFailing
-)
-
 var (
 	errBusy = errors.New("asked to be left alone for a while")
 	errDown = errors.New("is down")
 )
 
-// failed notes a request that ended without an answer, or with 5xx. It returns which others end.
-func (b *breaker) failed(kind failureKind, err error) (what change, waiting map[*clock]bool) {
+// seen returns what the breaker has seen.
+func (b *breaker) seen() health {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.last = err
-	open := false
-	switch kind {
-	case failedUnreachable:
-		open = true
-	case failedConnect, failedReconnect, failedSilent:
-		count, quiet := &b.timeouts, b.connect
-		if kind == failedSilent {
-			count, quiet = &b.silent, b.headers
+	return b.health
+}
+
+// note changes what the breaker has seen. f calls nothing else.
+func (b *breaker) note(f func(h *health)) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	f(&b.health)
+}
+
+// failed notes a request that ended without an answer, or with 5xx. If the cache is down from
+// now on, those that wait end too.
+func (s *shared) failed(m *mirror, kind failureKind, err error) {
+	var open, down, fails bool
+	var waiting map[*request]bool
+	m.note(func(h *health) {
+		h.last = err
+		switch kind {
+		case failedUnreachable:
+			open = true
+		case failedConnect, failedReconnect, failedSilent:
+			count, quiet := &h.timeouts, m.connect
+			if kind == failedSilent {
+				count, quiet = &h.silent, m.headers
+			}
+			if m.heardWithin(quiet) {
+				break // the line is saturated: other answers came over it meanwhile
+			}
+			*count++
+			open = kind == failedReconnect || h.timeouts >= connectsLost || h.silent >= silences
+		case failedStatus:
+			h.errors++
+			fails = h.errors == serverErrors
 		}
-		if b.heardWithin(quiet) {
-			break // the line is saturated: other answers came over it meanwhile
+		if open {
+			if down = h.down == nil; down {
+				h.since = time.Now()
+			}
+			h.down = err
+			waiting, m.waiting = m.waiting, nil
 		}
-		*count++
-		open = kind == failedReconnect || b.timeouts >= connectsLost || b.silent >= silences
-	case failedStatus:
-		if b.errors++; b.errors == serverErrors {
-			what = keepsFailing
-		}
+	})
+	switch {
+	case down:
+		m.up.Set(0)
+		s.log.Warn("upstream is down", "upstream", m.name, "err", err)
+		s.event(m, source.CacheDown, fmt.Errorf("went down: %w", err))
+	case fails:
+		s.log.Warn("upstream answers with errors", "upstream", m.name, "err", err)
+		s.event(m, source.CacheDown, fmt.Errorf("answers with errors: %w", err))
 	}
-	if open {
-		if b.down == nil {
-			b.since, what = time.Now(), wentDown
-		}
-		b.down = err
-		waiting, b.waiting = b.waiting, nil
+	for q := range waiting {
+		q.cancel(errDown)
 	}
-	return what, waiting
 }
 
 // answered notes an answer that was no 5xx. Of a cache that was silent for a narinfo, nothing
 // but a narinfo shows that it is healthy.
-func (b *breaker) answered(kind string) change {
-	if kind == kindNarInfo || kind == kindNAR {
-		b.heardAt.Store(time.Now().UnixNano())
+func (s *shared) answered(m *mirror, kind string) {
+	if kind != kindCacheInfo {
+		m.heardAt.Store(time.Now().UnixNano())
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if kind == kindNarInfo {
-		b.unanswered = nil
+	back := false
+	m.note(func(h *health) {
+		if kind == kindNarInfo {
+			h.unanswered = nil
+		}
+		h.timeouts, h.errors = 0, 0
+		if h.unanswered == nil {
+			back = h.down != nil
+			h.silent, h.down = 0, nil
+		}
+		if back {
+			h.since = time.Now()
+		}
+	})
+	if back {
+		m.up.Set(1)
+		s.log.Info("upstream is up again", "upstream", m.name)
+		s.event(m, source.CacheRecovered, errors.New("came back"))
 	}
-	b.timeouts, b.errors = 0, 0
-	if b.unanswered == nil {
-		b.silent = 0
-	}
-	if b.down == nil || b.unanswered != nil {
-		return unchanged
-	}
-	b.down, b.since = nil, time.Now()
-	return cameBack
 }
 
-// connected notes that it could be connected to, which alone does not end an outage.
-func (b *breaker) connected() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.timeouts = 0
+func (s *shared) event(m *mirror, kind source.EventKind, err error) {
+	s.events.Send(source.Event{Kind: kind, Source: source.Upstream, Err: fmt.Errorf("%s %w", m.name, err)})
 }
 
-// pause notes that the cache wants to be left alone.
-func (b *breaker) pause(d time.Duration, err error) {
-	b.mu.Lock()
-	b.last = err
-	b.mu.Unlock()
-	b.busy.Pause(d)
-}
-
-// noteSilent notes that a narinfo was requested in vain: now only a narinfo shows that the
-// cache is healthy.
-func (b *breaker) noteSilent(h nix.StoreHash) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.unanswered = &h
-}
-
-// question returns the narinfo by which a cache that is down has to show that it is healthy.
-func (b *breaker) question() (h nix.StoreHash, ok bool) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.down == nil || b.unanswered == nil {
-		return h, false
-	}
-	return *b.unanswered, true
-}
-
-// wait has c cancelled when the cache goes down, until it is called with false.
-func (b *breaker) wait(c *clock, waits bool) {
+// wait has q cancelled when the cache goes down, until it is called with false.
+func (b *breaker) wait(q *request, waits bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.waiting == nil {
-		b.waiting = map[*clock]bool{}
+		b.waiting = map[*request]bool{}
 	}
-	if b.waiting[c] = true; !waits {
-		delete(b.waiting, c)
+	if b.waiting[q] = true; !waits {
+		delete(b.waiting, q)
 	}
 }
 
 // usable returns nil if the cache may be asked now.
 func (b *breaker) usable() error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	switch {
-	case b.down != nil:
-		return fmt.Errorf("%w: %w", errDown, b.down)
-	case !b.busy.Ready():
+	if down := b.seen().down; down != nil {
+		return fmt.Errorf("%w: %w", errDown, down)
+	}
+	if !b.busy.Ready() {
 		return errBusy
 	}
 	return nil
 }
 
-func (b *breaker) isOpen() bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.down != nil
-}
+func (b *breaker) isOpen() bool { return b.seen().down != nil }
 
 // fails reports whether the cache answers with errors only.
-func (b *breaker) fails() bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.errors >= serverErrors
-}
+func (b *breaker) fails() bool { return b.seen().errors >= serverErrors }
 
 func (b *breaker) heardWithin(d time.Duration) bool {
 	return time.Now().UnixNano()-b.heardAt.Load() < int64(d)
@@ -214,23 +200,6 @@ func (b *breaker) heardWithin(d time.Duration) bool {
 // saturated reports whether this cache has sent something in the time in which an answer is
 // waited for: what does not come then is queued.
 func (b *breaker) saturated() bool { return b.heardWithin(b.headers) }
-
-func (b *breaker) report(h *Health) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	h.Since, h.Up = b.since, b.down == nil
-	switch {
-	case b.down != nil:
-		h.Why = b.down.Error()
-	case !b.busy.Ready():
-		h.Why = errBusy.Error()
-	case b.errors >= serverErrors:
-		h.Why = "answers with errors"
-	}
-	if b.last != nil {
-		h.LastError = b.last.Error()
-	}
-}
 
 func isTimeout(err error) bool {
 	var t interface{ Timeout() bool }

@@ -313,7 +313,7 @@ func TestPriority(t *testing.T) {
 		t.Errorf("before anything is known: %s", got)
 	}
 	b.run()
-	until(t, "priorities", func() bool { return b.Health()[0].HasPriority && b.Health()[2].HasPriority })
+	until(t, "priorities", func() bool { return b.mirrors[0].info.Load() != nil && b.mirrors[2].info.Load() != nil })
 	// Loopback latencies are all of one class, unless this machine is very busy.
 	if got := order(b); got != "cab" && got != "cba" {
 		t.Errorf("by priority: %s", got)
@@ -335,7 +335,7 @@ func TestStoreDir(t *testing.T) {
 	wrong, right := nixtest.NewUpstream(t, cfg), nixtest.NewUpstream(t, cache(nix.None))
 	b := open(t, nil, wrong.URL(), right.URL())
 	b.run()
-	until(t, "nix-cache-info", func() bool { return !b.Health()[0].Up && b.Health()[1].HasPriority })
+	until(t, "nix-cache-info", func() bool { return !b.Health()[0].Up && b.mirrors[1].info.Load() != nil })
 	if _, err := b.Info(t.Context(), p.Hash()); kindOf(err) != "absent" {
 		t.Error(err)
 	}
@@ -364,7 +364,7 @@ func TestCacheInfoIsNotWaitedFor(t *testing.T) {
 			b.mustInfo(p)
 			until(t, "asked", func() bool { return u.Requests(nixtest.CacheInfo) > 0 })
 			b.mustInfo(p)
-			if h := b.Health()[0]; h.HasPriority || b.Down() {
+			if h := b.Health()[0]; b.mirrors[0].info.Load() != nil || b.Down() {
 				t.Errorf("%+v", h)
 			}
 		})

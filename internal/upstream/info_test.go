@@ -20,6 +20,8 @@ func TestInfo(t *testing.T) {
 	unsigned := hello.NarInfo().AppendText(nil)
 	forged := hello.Signed(key)
 	forged.NarSize++
+	lz4, lzip := hello.Signed(key), hello.Signed(key)
+	lz4.Compression, lzip.Compression = "lz4", "lzip"
 	for name, c := range map[string]struct {
 		fault    nixtest.Fault
 		want     string
@@ -50,6 +52,8 @@ func TestInfo(t *testing.T) {
 		"wrong path":   {nixtest.Fault{Body: other.Signed(key).AppendText(nil)}, "invalid wrong_path", 1, "200"},
 		"unsigned":     {nixtest.Fault{Body: unsigned}, "invalid unsigned", 1, "200"},
 		"forged":       {nixtest.Fault{Body: forged.AppendText(nil)}, "invalid bad_signature", 1, "200"},
+		"lz4":          {nixtest.Fault{Body: lz4.AppendText(nil)}, "unavailable", 1, "200"},
+		"lzip":         {nixtest.Fault{Body: lzip.AppendText(nil)}, "unavailable", 1, "200"},
 		"too large":    {nixtest.Fault{Body: []byte(strings.Repeat("A: b\n", 1<<20))}, "invalid corrupt", 1, "200"},
 		"nowhere":      {nixtest.Fault{Redirect: "/else"}, "absent", 1, "302"},
 		"to files":     {nixtest.Fault{Redirect: "file:///etc/passwd"}, "unavailable", 1, "302"},
@@ -97,6 +101,9 @@ func TestInfo(t *testing.T) {
 func TestInfoOfMany(t *testing.T) {
 	p := nixtest.NewPath("hello", 1000)
 	lie := nixtest.Fault{Body: nixtest.NewPath("other", 10).Signed(key).AppendText(nil)}
+	n := p.Signed(key)
+	n.Compression = "lz4"
+	lz4 := nixtest.Fault{Body: n.AppendText(nil)}
 	no, ill, hang := nixtest.Fault{Status: 404}, nixtest.Fault{Status: 500}, nixtest.Fault{Do: nixtest.Hang, At: nixtest.BeforeHeaders}
 	for name, c := range map[string]struct {
 		faults []nixtest.Fault
@@ -107,6 +114,8 @@ func TestInfoOfMany(t *testing.T) {
 		"a lie before":             {[]nixtest.Fault{lie, {}}, "ok"},
 		"the first hangs":          {[]nixtest.Fault{hang, {}}, "ok"},
 		"the first is ill":         {[]nixtest.Fault{ill, {}}, "ok"},
+		"one as lz4":               {[]nixtest.Fault{lz4, {}}, "ok"},
+		"all as lz4":               {[]nixtest.Fault{lz4, no, lz4}, "unavailable"},
 		"nobody":                   {[]nixtest.Fault{no, no, no}, "absent"},
 		"one could not say":        {[]nixtest.Fault{no, ill, no}, "unavailable"},
 		"one hangs, the other no":  {[]nixtest.Fault{hang, no}, "unavailable"},
@@ -196,7 +205,7 @@ func TestHTTP2(t *testing.T) {
 	for _, http1 := range []bool{false, true} {
 		cfg.HTTP1 = http1
 		u := nixtest.NewUpstream(t, cfg)
-		b := open(t, func(c *Config) { c.RootCAs = u.CertPool() }, u.URL())
+		b := open(t, func(c *Config) { c.roots = u.CertPool() }, u.URL())
 		info := b.mustInfo(p)
 		got, err := b.read(info, nix.Raw, 7)
 		if err != nil || string(got) != string(p.NAR[7:]) {
@@ -281,7 +290,7 @@ func TestCredentials(t *testing.T) {
 	if all := b.log.String() + err.Error() + h.URL + h.Why + h.LastError; strings.Contains(all, "hidden") {
 		t.Errorf("a password is told: %s", all)
 	}
-	if h.Priority != 3 || !h.HasPriority {
+	if h.Priority != 3 {
 		t.Errorf("priority %d", h.Priority)
 	}
 }
@@ -317,7 +326,7 @@ func TestSchemes(t *testing.T) {
 			for _, uri := range []string{"/base/nar/x", "/nar/x", "/base/nar/x?y=z", "/base/serve/8b7c1d2e-aaaa/nar?hash=abc&x=%2F"} {
 				u.Serve(uri, p.NAR)
 			}
-			b := open(t, func(cfg *Config) { cfg.RootCAs = certs(u, c.tls) }, u.URL())
+			b := open(t, func(cfg *Config) { cfg.roots = certs(u, c.tls) }, u.URL())
 			info := b.mustInfo(p)
 			got, err := b.read(info, nix.Raw, 0)
 			if kindOf(err) != c.want || err == nil && string(got) != string(p.NAR) {
@@ -329,7 +338,7 @@ func TestSchemes(t *testing.T) {
 	cfg.TLS = true
 	u := nixtest.NewUpstream(t, cfg)
 	u.Set(nixtest.NarInfo, nixtest.Fault{Redirect: plain.URL() + "/" + p.Hash().String() + ".narinfo"})
-	b := open(t, func(cfg *Config) { cfg.RootCAs = u.CertPool() }, u.URL())
+	b := open(t, func(cfg *Config) { cfg.roots = u.CertPool() }, u.URL())
 	if _, err := b.Info(t.Context(), p.Hash()); !errors.Is(err, errScheme) {
 		t.Errorf("redirect to http: %v", err)
 	}
@@ -352,7 +361,7 @@ func TestDirectory(t *testing.T) {
 			t.Error(err)
 		}
 		b.run()
-		until(t, "nix-cache-info", func() bool { return b.Health()[0].HasPriority })
+		until(t, "nix-cache-info", func() bool { return b.mirrors[0].info.Load() != nil })
 	}
 	b := open(t, nil, "file:///nowhere/at/all")
 	if _, err := b.Info(t.Context(), p.Hash()); kindOf(err) != "unavailable" || !b.Down() {

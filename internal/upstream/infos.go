@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -38,10 +39,7 @@ func (u *Upstreams) Info(ctx context.Context, h nix.StoreHash) (*verify.Info, er
 // they mostly do or have failed. It returns when all requests have ended.
 func (u *Upstreams) askAll(ctx context.Context, h nix.StoreHash, b *budget) (*verify.Info, error) {
 	may, left := u.order()
-	var v verdict
-	if left != nil {
-		v.add(left)
-	}
+	v := verdict{left}
 	if len(may) == 0 {
 		return nil, v.err()
 	}
@@ -122,7 +120,7 @@ func (u *Upstreams) ask(ctx context.Context, m *mirror, h nix.StoreHash, b *budg
 // try requests a narinfo once, for the i-th time.
 func (u *Upstreams) try(ctx context.Context, m *mirror, h nix.StoreHash, i int, b *budget) (*verify.Info, error) {
 	began := time.Now()
-	r, err := u.send(ctx, m, request{
+	r, err := u.send(ctx, m, &request{
 		kind: kindNarInfo, about: h, at: m.narInfoAt(h), within: u.timeouts.headers,
 		patient: i >= 2, fresh: i == 1, budget: b,
 	})
@@ -160,7 +158,7 @@ func (u *Upstreams) try(ctx context.Context, m *mirror, h nix.StoreHash, i int, 
 	l := locationOf(info)
 	if !slices.Contains(cheapest, l.compression) {
 		// Nix may be able to decode it: it gets no narinfo here and asks elsewhere.
-		return nil, fmt.Errorf("cannot decode %q: %w", l.compression, compress.ErrUnknown)
+		return nil, fmt.Errorf("this node cannot decode %s: %w", l.compression, compress.ErrUnknown)
 	}
 	if len(l.url) <= maxURL {
 		u.found.Add(place{m.index, h}, l)
@@ -203,26 +201,23 @@ func (u *Upstreams) noteInvalid(ctx context.Context, m *mirror, h nix.StoreHash,
 
 // verdict sums up what several caches said: that one could not say outweighs that the answer of
 // one was invalid, and that outweighs that the others have none.
-type verdict struct {
-	unavailable, invalid, absent error
-}
+type verdict struct{ worst error }
 
 func (v *verdict) add(err error) {
-	switch {
-	case source.Invalid(err) != nil:
-		v.invalid = err
-	case errors.Is(err, fs.ErrNotExist):
-		v.absent = err
-	default:
-		v.unavailable = err
+	weight := func(err error) int {
+		switch {
+		case err == nil:
+			return 0
+		case source.Invalid(err) != nil:
+			return 2
+		case source.Absent(err):
+			return 1
+		}
+		return 3
+	}
+	if weight(err) >= weight(v.worst) {
+		v.worst = err
 	}
 }
 
-func (v *verdict) err() error {
-	for _, err := range []error{v.unavailable, v.invalid, v.absent} {
-		if err != nil {
-			return err
-		}
-	}
-	return errNone
-}
+func (v *verdict) err() error { return cmp.Or(v.worst, errNone) }

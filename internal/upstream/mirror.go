@@ -19,7 +19,6 @@ import (
 
 	"github.com/nixp2p/nixp2p/internal/hedge"
 	"github.com/nixp2p/nixp2p/internal/nix"
-	"github.com/nixp2p/nixp2p/internal/source"
 )
 
 const (
@@ -68,19 +67,14 @@ func (s *shared) newMirror(text string) (*mirror, error) {
 	base, err := url.Parse(text)
 	if err != nil {
 		var parse *url.Error
-		if errors.As(err, &parse) {
-			err = parse.Err
-		}
-		return nil, fmt.Errorf("%w: %w", errURL, err)
-	}
-	if base.Opaque != "" {
-		return nil, fmt.Errorf("%w: no host", errURL)
+		errors.As(err, &parse)
+		return nil, fmt.Errorf("%w: %w", errURL, parse.Err)
 	}
 	t := &s.timeouts
 	m := &mirror{
 		slow:    hedge.Timer{Start: t.hedge, Least: hedgeLeast, Most: hedgeMost},
 		late:    hedge.Timer{Start: t.late, Least: t.late, Most: 3 * t.late},
-		breaker: breaker{connect: t.connect, headers: t.headers, since: time.Now()},
+		breaker: breaker{connect: t.connect, headers: t.headers, health: health{since: time.Now()}},
 	}
 	if user := base.User; user != nil {
 		password, _ := user.Password()
@@ -93,22 +87,21 @@ func (s *shared) newMirror(text string) (*mirror, error) {
 		}
 		m.priority = &n
 	}
+	opaque := base.Opaque
 	base = &url.URL{Scheme: base.Scheme, Host: base.Host, Path: base.Path, RawPath: base.RawPath}
 	if !strings.HasSuffix(base.Path, "/") {
 		base = base.JoinPath("/")
 	}
-	switch base.Scheme {
-	case schemeHTTP, schemeHTTPS:
-		if base.Hostname() == "" {
-			return nil, fmt.Errorf("%w: no host", errURL)
-		}
-	case schemeFile:
-		if base.Host != "" || !strings.HasPrefix(base.Path, "/") {
-			return nil, fmt.Errorf("%w: file URLs are file:///directory", errURL)
-		}
-		m.files = directory(base.Path)
-	default:
+	web := base.Scheme == schemeHTTP || base.Scheme == schemeHTTPS
+	switch {
+	case !web && base.Scheme != schemeFile:
 		return nil, fmt.Errorf("%w: scheme %q is not http, https or file", errURL, base.Scheme)
+	case web && base.Hostname() == "" || opaque != "":
+		return nil, fmt.Errorf("%w: no host", errURL)
+	case !web && (base.Host != "" || base.Path[0] != '/'):
+		return nil, fmt.Errorf("%w: file URLs are file:///directory", errURL)
+	case !web:
+		m.files = directory(base.Path)
 	}
 	m.base, m.name = base, base.String()
 	m.up = s.metrics.UpstreamUp.WithLabelValues(m.name)
@@ -206,37 +199,6 @@ func (u *Upstreams) credential(m *mirror, at *url.URL) *credential {
 	return u.netrc.find(at.Hostname(), !m.foreign(at))
 }
 
-// failed notes a failure and reports what became of the cache.
-func (s *shared) failed(m *mirror, kind failureKind, err error) {
-	what, waiting := m.breaker.failed(kind, err)
-	s.report(m, what, err)
-	for c := range waiting {
-		c.cancel(errDown)
-	}
-}
-
-func (s *shared) answered(m *mirror, kind string) { s.report(m, m.breaker.answered(kind), nil) }
-
-func (s *shared) report(m *mirror, c change, err error) {
-	switch c {
-	case wentDown:
-		m.up.Set(0)
-		s.log.Warn("upstream is down", "upstream", m.name, "err", err)
-		s.event(m, source.CacheDown, fmt.Errorf("went down: %w", err))
-	case cameBack:
-		m.up.Set(1)
-		s.log.Info("upstream is up again", "upstream", m.name)
-		s.event(m, source.CacheRecovered, errors.New("came back"))
-	case keepsFailing:
-		s.log.Warn("upstream answers with errors", "upstream", m.name, "err", err)
-		s.event(m, source.CacheDown, fmt.Errorf("answers with errors: %w", err))
-	}
-}
-
-func (s *shared) event(m *mirror, kind source.EventKind, err error) {
-	s.events.Send(source.Event{Kind: kind, Source: source.Upstream, Err: fmt.Errorf("%s %w", m.name, err)})
-}
-
 // unfit returns why the cache is not used at all, nil if it is.
 func (m *mirror) unfit() error {
 	if c := m.info.Load(); c != nil {
@@ -264,23 +226,7 @@ var errNone = errors.New("no cache is configured")
 // why others are not. They are in order of priority and, where that is equal, of latency; a
 // difference below a factor of two counts nothing. Those that answer with errors are last.
 func (u *Upstreams) order() (may []*mirror, left error) {
-	for _, m := range u.mirrors {
-		if m.unfit() != nil {
-			continue // as if it were not configured
-		}
-		if err := m.usable(); err != nil {
-			left = fmt.Errorf("%s: %w", m.name, err)
-			continue
-		}
-		may = append(may, m)
-	}
-	if len(may) == 0 && left == nil {
-		left = errNone
-	}
-	if len(may) < 2 {
-		return may, left
-	}
-	ranks := make(map[*mirror][4]int, len(u.mirrors))
+	ranks := make([][4]int, len(u.all))
 	prio, class := -1<<31, 0
 	for _, m := range u.mirrors {
 		// What is not known of one is taken from the one configured before it.
@@ -290,15 +236,21 @@ func (u *Upstreams) order() (may []*mirror, left error) {
 		if l := m.latency.get(); l > 0 {
 			class = bits.Len64(uint64(l / time.Millisecond))
 		}
-		r := [4]int{0, prio, class, m.index}
+		ranks[m.index] = [4]int{0, prio, class, m.index}
 		if m.fails() {
-			r[0] = 1
+			ranks[m.index][0] = 1
 		}
-		ranks[m] = r
+		switch err := m.usable(); {
+		case m.unfit() != nil: // as if it were not configured
+		case err != nil:
+			left = fmt.Errorf("%s: %w", m.name, err)
+		default:
+			may = append(may, m)
+		}
 	}
-	slices.SortFunc(may, func(a, b *mirror) int {
-		x, y := ranks[a], ranks[b]
-		return slices.Compare(x[:], y[:])
-	})
+	if len(may) == 0 && left == nil {
+		left = errNone
+	}
+	slices.SortFunc(may, func(a, b *mirror) int { return slices.Compare(ranks[a.index][:], ranks[b.index][:]) })
 	return may, left
 }

@@ -185,9 +185,7 @@ func (d *decodedBody) choose(ctx context.Context) error {
 // best returns the next location to try.
 func (d *decodedBody) best(ctx context.Context) (*mirror, location, error) {
 	may, left := d.u.order()
-	if left != nil {
-		d.verdict.add(left)
-	}
+	d.verdict.add(left)
 	var best *mirror
 	var at location
 	var unknown []*mirror

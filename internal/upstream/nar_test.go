@@ -465,7 +465,7 @@ func TestManyAtOnce(t *testing.T) {
 	ups := []*nixtest.Upstream{
 		nixtest.NewUpstream(t, cache(nix.Zstd, paths...)), nixtest.NewUpstream(t, cfg), nixtest.NewUpstream(t, cache(nix.Gzip, paths...)),
 	}
-	b := open(t, func(c *Config) { c.RootCAs = ups[1].CertPool() }, ups[0].URL(), ups[1].URL(), ups[2].URL())
+	b := open(t, func(c *Config) { c.roots = ups[1].CertPool() }, ups[0].URL(), ups[1].URL(), ups[2].URL())
 	b.run()
 	faults := []nixtest.Fault{
 		{Status: 502, Times: 2}, {Do: nixtest.Cut, At: 900, Times: 3}, {Do: nixtest.Reset, At: nixtest.BeforeHeaders, Times: 2},
@@ -513,7 +513,7 @@ func TestHTTP2Faults(t *testing.T) {
 				if do == nixtest.Hang {
 					hasty(c)
 				}
-				c.RootCAs = u.CertPool()
+				c.roots = u.CertPool()
 			}, u.URL())
 			info := b.mustInfo(p)
 			u.Set(nixtest.NarFile, fault)

@@ -29,7 +29,7 @@ type network struct {
 }
 
 func newNetwork(cfg *Config, t *timeouts, log *slog.Logger) *network {
-	n := &network{dial: cfg.dialer, timeouts: t, proxy: proxies(cfg.Getenv), decoding: make(chan struct{}, 4)}
+	n := &network{dial: cfg.dialer, timeouts: t, proxy: proxies(cfg.getenv), decoding: make(chan struct{}, 4)}
 	if n.dial == nil || cfg.resolve != nil {
 		n.names = newNames(t.lookup, cfg.resolve)
 	}
@@ -38,7 +38,7 @@ func newNetwork(cfg *Config, t *timeouts, log *slog.Logger) *network {
 			Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3,
 		}}).DialContext
 	}
-	roots := cfg.RootCAs
+	roots := cfg.roots
 	if roots == nil {
 		roots = authorities(cfg, log)
 	}
@@ -79,7 +79,7 @@ func (n *network) close() {
 // authorities reads the certificate authorities that Nix is told to use. nil: those of the
 // system.
 func authorities(cfg *Config, log *slog.Logger) *x509.CertPool {
-	for _, name := range []string{cfg.Getenv("NIX_SSL_CERT_FILE"), cfg.CAFile} {
+	for _, name := range []string{cfg.getenv("NIX_SSL_CERT_FILE"), cfg.CAFile} {
 		if name == "" {
 			continue
 		}
@@ -100,10 +100,8 @@ func authorities(cfg *Config, log *slog.Logger) *x509.CertPool {
 type hop struct {
 	s     *shared
 	m     *mirror
-	own   bool // to the cache's own host
 	fresh bool
-	socks *url.URL // SOCKS4 proxy, nil for none
-	to    string   // host and port of the cache
+	at    *url.URL
 }
 
 type hopKey struct{}
@@ -112,20 +110,23 @@ type hopKey struct{}
 // before its connection is refused, so the outcome is noted here.
 func (n *network) connect(ctx context.Context, network, addr string) (net.Conn, error) {
 	h, _ := ctx.Value(hopKey{}).(*hop)
+	if h == nil {
+		return n.tcp(ctx, network, addr)
+	}
 	var conn net.Conn
-	var err error
-	if h != nil && h.socks != nil {
-		conn, err = n.socks4(ctx, h.socks, addr)
+	proxy, err := n.proxy(h.at)
+	if err == nil && isSOCKS4(proxy) {
+		conn, err = n.socks4(ctx, proxy, addr)
 	} else {
 		conn, err = n.tcp(ctx, network, addr)
 	}
-	if h == nil || !h.own {
+	if h.m.foreign(h.at) {
 		return conn, err
 	}
 	switch {
 	case err == nil:
-		h.m.connected()
-		if a, e := netip.ParseAddrPort(conn.RemoteAddr().String()); e == nil && addr == h.to && !public(a.Addr()) {
+		h.m.note(func(h *health) { h.timeouts = 0 }) // which alone does not end an outage
+		if a, e := netip.ParseAddrPort(conn.RemoteAddr().String()); e == nil && addr == hostPort(h.at) && !public(a.Addr()) {
 			h.m.near.Store(true)
 		}
 	case errors.Is(err, context.Canceled):

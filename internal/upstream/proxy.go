@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -64,13 +65,8 @@ func proxyURL(text string) string {
 	if err != nil || u.Hostname() == "" {
 		return text // httpproxy reports it with each request
 	}
-	if u.Port() == "" {
-		port := "1080"
-		if scheme == schemeHTTPS {
-			port = "443"
-		}
-		u.Host = net.JoinHostPort(u.Hostname(), port)
-	}
+	port := map[bool]string{true: "443", false: "1080"}[scheme == schemeHTTPS]
+	u.Host = net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), port))
 	u.Path, u.RawQuery, u.Fragment = "", "", ""
 	return u.String()
 }

@@ -188,8 +188,8 @@ func TestProxies(t *testing.T) {
 			"socks5h://" + five: asked5, "socks5://" + five: asked5, "socks4a://me@" + four: asked4,
 		} {
 			b := open(t, func(c *Config) {
-				c.RootCAs = certs(u, tls)
-				c.Getenv = func(k string) string { return map[string]string{"all_proxy": proxy}[k] }
+				c.roots = certs(u, tls)
+				c.getenv = func(k string) string { return map[string]string{"all_proxy": proxy}[k] }
 			}, target)
 			b.mustInfo(p)
 			if asked != nil {
@@ -211,7 +211,7 @@ func TestSOCKS4(t *testing.T) {
 	addr, asked := socks(t, strings.TrimPrefix(u.URL(), "http://"), 4)
 	b := open(t, func(c *Config) {
 		c.resolve = fixed("10.1.2.3")
-		c.Getenv = func(k string) string { return map[string]string{"http_proxy": "socks4://" + addr}[k] }
+		c.getenv = func(k string) string { return map[string]string{"http_proxy": "socks4://" + addr}[k] }
 	}, "http://cache.corp.test")
 	b.mustInfo(p)
 	if got := <-asked; got != "@10.1.2.3" {
@@ -247,7 +247,7 @@ func TestAuthorities(t *testing.T) {
 	} {
 		b := open(t, func(cfg *Config) {
 			cfg.CAFile = c.file
-			cfg.Getenv = func(k string) string { return map[string]string{"NIX_SSL_CERT_FILE": c.env}[k] }
+			cfg.getenv = func(k string) string { return map[string]string{"NIX_SSL_CERT_FILE": c.env}[k] }
 		}, u.URL)
 		if _, err := b.Info(t.Context(), p.Hash()); (err == nil) != c.ok {
 			t.Errorf("%s: %v", name, err)

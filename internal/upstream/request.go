@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -48,6 +48,10 @@ type request struct {
 	patient bool
 	fresh   bool // over a new connection
 	budget  *budget
+
+	cancel context.CancelCauseFunc
+	timer  *time.Timer  // cancels it if the headers do not come
+	sent   atomic.Int64 // when the connection was there, Unix nanoseconds; 0 before
 }
 
 // budget counts the HTTP requests that each cache may still get for one question.
@@ -91,22 +95,9 @@ var (
 	errRedirects = errors.New("too many redirects")
 )
 
-// clock cancels a request whose headers do not come.
-type clock struct {
-	cancel context.CancelCauseFunc
-	timer  *time.Timer
-	sent   atomic.Int64 // when the connection was there, Unix nanoseconds; 0 before
-}
-
-// connected begins the wait for the headers.
-func (c *clock) connected(within time.Duration) {
-	c.sent.Store(time.Now().UnixNano())
-	c.timer.Reset(within)
-}
-
 // waited returns for how long the headers have been waited for.
-func (c *clock) waited() time.Duration {
-	if sent := c.sent.Load(); sent > 0 {
+func (q *request) waited() time.Duration {
+	if sent := q.sent.Load(); sent > 0 {
 		return time.Duration(time.Now().UnixNano() - sent)
 	}
 	return 0
@@ -114,51 +105,48 @@ func (c *clock) waited() time.Duration {
 
 // send sends a request and follows redirects. ctx governs the body too. An error is
 // ctx's own or a *failure, which is noted already.
-func (u *Upstreams) send(ctx context.Context, m *mirror, q request) (*reply, error) {
+func (u *Upstreams) send(ctx context.Context, m *mirror, q *request) (*reply, error) {
 	m.requests.Add(1)
 	own, cancel := context.WithCancelCause(ctx)
-	c := &clock{cancel: cancel}
-	start := make(chan struct{})
-	c.timer = time.AfterFunc(u.beforeHeaders(m, &q), func() {
-		<-start
+	q.cancel = cancel
+	q.timer = time.AfterFunc(time.Hour, func() {
 		if q.patient && m.saturated() {
-			c.timer.Reset(q.within)
+			q.timer.Reset(q.within)
 			return
 		}
 		cancel(errStalled)
 	})
-	close(start)
-	m.wait(c, q.kind != kindNAR)
-	resp, err := u.follow(own, m, &q, c)
-	m.wait(c, false)
-	c.timer.Stop()
-	if err == nil {
-		w := &wire{
-			rc: resp.Body, stall: u.timeouts.stall, bytes: u.metrics.UpstreamBytes, cancel: cancel,
-			cause: func() error { return context.Cause(own) },
-		}
-		r := &reply{resp.StatusCode, resp.Header, resp.ContentLength, &q, w, !m.foreign(q.at)}
-		if q.kind == kindNAR {
-			w.pace = &u.pace
-			u.pace.began(c.waited())
-			if r.own {
-				w.heard = &m.heardAt
-			}
-		}
-		// What is short is an answer when all of it is here: see heard.
-		switch {
-		case !r.own:
-		case r.status >= http.StatusInternalServerError:
-			u.failed(m, failedStatus, statusError(r.status))
-		case q.kind == kindNAR || r.status != http.StatusOK:
-			u.answered(m, q.kind)
-		}
-		return r, nil
+	q.timer.Reset(u.beforeHeaders(m, q))
+	m.wait(q, q.kind != kindNAR)
+	resp, err := u.follow(own, m, q)
+	m.wait(q, false)
+	q.timer.Stop()
+	if err != nil {
+		cause := context.Cause(own)
+		cancel(context.Canceled)
+		u.metrics.UpstreamRequests.WithLabelValues(q.kind, "error").Inc()
+		return nil, u.unanswered(ctx, m, q, cause, err)
 	}
-	cause := context.Cause(own)
-	cancel(context.Canceled)
-	u.metrics.UpstreamRequests.WithLabelValues(q.kind, "error").Inc()
-	return nil, u.unanswered(ctx, m, &q, c, cause, err)
+	w := &wire{
+		rc: resp.Body, stall: u.timeouts.stall, bytes: u.metrics.UpstreamBytes, cancel: cancel,
+		cause: func() error { return context.Cause(own) },
+	}
+	r := &reply{resp.StatusCode, resp.Header, resp.ContentLength, q, w, !m.foreign(q.at)}
+	if q.kind == kindNAR {
+		w.pace = &u.pace
+		u.pace.began(q.waited())
+		if r.own {
+			w.heard = &m.heardAt
+		}
+	}
+	switch {
+	case !r.own:
+	case r.status >= http.StatusInternalServerError:
+		u.failed(m, failedStatus, statusError(r.status))
+	case q.kind == kindNAR || r.status != http.StatusOK: // else see readAll
+		u.answered(m, q.kind)
+	}
+	return r, nil
 }
 
 // beforeHeaders bounds all steps up to the headers; each has a timeout of its own.
@@ -171,10 +159,10 @@ func (u *Upstreams) beforeHeaders(m *mirror, q *request) time.Duration {
 }
 
 // unanswered notes what a request that got no answer says about the cache.
-func (u *Upstreams) unanswered(ctx context.Context, m *mirror, q *request, c *clock, cause, err error) error {
+func (u *Upstreams) unanswered(ctx context.Context, m *mirror, q *request, cause, err error) error {
 	kind := classify(err)
 	switch {
-	case errors.Is(cause, errStalled), ctx.Err() != nil && c.waited() >= u.timeouts.stall:
+	case errors.Is(cause, errStalled), ctx.Err() != nil && q.waited() >= u.timeouts.stall:
 		// A caller that waited in vain for long enough knows something even if it was
 		// cancelled. The connection may have died unnoticed, as after a suspend: the next
 		// request gets another one.
@@ -199,23 +187,21 @@ func (u *Upstreams) unanswered(ctx context.Context, m *mirror, q *request, c *cl
 // noteFailure notes how a request to the cache's own host failed.
 func (u *Upstreams) noteFailure(m *mirror, q *request, kind failureKind, err error) {
 	if kind == failedSilent && q.kind == kindNarInfo {
-		m.noteSilent(q.about)
+		m.note(func(h *health) { h.unanswered = &q.about }) // only a narinfo shows now that it is healthy
 	}
 	u.failed(m, kind, err)
 }
 
 // follow sends the request on as redirects say, never to a lesser scheme, and leaves in q.at
 // where it got.
-func (u *Upstreams) follow(ctx context.Context, m *mirror, q *request, c *clock) (*http.Response, error) {
+func (u *Upstreams) follow(ctx context.Context, m *mirror, q *request) (*http.Response, error) {
 	for range maxRedirects + 1 {
-		resp, err := u.once(ctx, m, q, c)
+		resp, err := u.once(ctx, m, q)
 		if err != nil {
 			return nil, err
 		}
 		u.metrics.UpstreamRequests.WithLabelValues(q.kind, strconv.Itoa(resp.StatusCode)).Inc()
-		switch resp.StatusCode {
-		case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther, http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
-		default:
+		if !slices.Contains([]int{301, 302, 303, 307, 308}, resp.StatusCode) {
 			return resp, nil
 		}
 		if !m.foreign(q.at) {
@@ -224,12 +210,11 @@ func (u *Upstreams) follow(ctx context.Context, m *mirror, q *request, c *clock)
 		n, _ := io.CopyN(io.Discard, resp.Body, 2<<10) // so that the connection can be used again
 		u.metrics.UpstreamBytes.Add(float64(n))
 		_ = resp.Body.Close()
-		location := resp.Header.Get("Location")
-		to, err := q.at.Parse(location)
-		if err != nil || location == "" {
-			return nil, fmt.Errorf("status %d leads nowhere", resp.StatusCode)
+		to, err := resp.Location()
+		if err == nil {
+			err = permitted(q.at, to)
 		}
-		if err := permitted(q.at, to); err != nil {
+		if err != nil {
 			return nil, fmt.Errorf("redirect: %w", err)
 		}
 		to.User, to.Fragment = nil, ""
@@ -240,7 +225,7 @@ func (u *Upstreams) follow(ctx context.Context, m *mirror, q *request, c *clock)
 
 // once sends one HTTP request. Credentials go to the host that they are for, wherever that
 // comes in the chain.
-func (u *Upstreams) once(ctx context.Context, m *mirror, q *request, c *clock) (*http.Response, error) {
+func (u *Upstreams) once(ctx context.Context, m *mirror, q *request) (*http.Response, error) {
 	if err := q.budget.spend(m); err != nil {
 		return nil, err
 	}
@@ -268,17 +253,15 @@ func (u *Upstreams) once(ctx context.Context, m *mirror, q *request, c *clock) (
 	if m.files != nil {
 		return m.files.RoundTrip(req.WithContext(ctx))
 	}
-	h := &hop{s: u.shared, m: m, own: !m.foreign(at), fresh: q.fresh, to: hostPort(at)}
-	if proxy, err := u.network.proxy(at); err == nil && isSOCKS4(proxy) {
-		h.socks = proxy
-	}
+	h := &hop{s: u.shared, m: m, fresh: q.fresh, at: at}
 	attempts := 0
 	ctx = httptrace.WithClientTrace(context.WithValue(ctx, hopKey{}, h), &httptrace.ClientTrace{
 		GotConn: func(httptrace.GotConnInfo) {
-			c.connected(q.within)
+			q.sent.Store(time.Now().UnixNano())
+			q.timer.Reset(q.within)
 			// The transport repeats a request by itself when a used connection breaks.
 			if attempts++; attempts > 1 && q.budget.spend(m) != nil {
-				c.timer.Reset(0)
+				q.timer.Reset(0)
 			}
 		},
 	})
@@ -295,14 +278,10 @@ func classify(err error) failureKind {
 	if errors.As(err, &op) && op.Op == "dial" {
 		return failedDial
 	}
-	var (
-		verification *tls.CertificateVerificationError
-		authority    x509.UnknownAuthorityError
-		record       tls.RecordHeaderError
-		alert        tls.AlertError
-	)
+	var certificate *tls.CertificateVerificationError
+	var record tls.RecordHeaderError
 	switch {
-	case errors.As(err, &verification), errors.As(err, &authority), errors.As(err, &record), errors.As(err, &alert), errors.Is(err, errNoDirectory):
+	case errors.As(err, &certificate), errors.As(err, &record), errors.Is(err, errNoDirectory):
 		return failedUnreachable
 	case strings.Contains(err.Error(), "TLS handshake timeout"): // net/http has no type for it
 		return failedConnect
@@ -340,7 +319,8 @@ func (u *Upstreams) refused(m *mirror, r *reply) error {
 	err := statusError(r.status)
 	switch after := r.header.Get("Retry-After"); {
 	case r.status == http.StatusTooManyRequests, r.status == http.StatusServiceUnavailable && after != "":
-		m.pause(u.retryAfter(after), err)
+		m.note(func(h *health) { h.last = err })
+		m.busy.Pause(u.retryAfter(after))
 		return fmt.Errorf("%w: %s", errBusy, err.Error())
 	case r.status == http.StatusUnauthorized, r.status == http.StatusProxyAuthRequired:
 		if u.logOnce(m, "credentials") {
@@ -365,12 +345,11 @@ var errEncoding = errors.New("content coding that was not asked for")
 
 // coding returns how the body was encoded on the way: in one of the codings that were asked for.
 func (r *reply) coding() (nix.Compression, error) {
-	text := strings.ToLower(r.header.Get("Content-Encoding"))
-	if text == "" || text == "identity" {
-		return nix.None, nil
+	known := map[string]nix.Compression{
+		"": nix.None, "identity": nix.None, "gzip": nix.Gzip, "x-gzip": nix.Gzip, "zstd": nix.Zstd, "br": nix.Brotli,
 	}
-	known := map[string]nix.Compression{"gzip": nix.Gzip, "x-gzip": nix.Gzip, "zstd": nix.Zstd, "br": nix.Brotli}
-	if c, ok := known[text]; ok && r.q.kind != kindNAR {
+	text := strings.ToLower(r.header.Get("Content-Encoding"))
+	if c, ok := known[text]; ok && (c == nix.None || r.q.kind != kindNAR) {
 		return c, nil
 	}
 	return nix.None, fmt.Errorf("%w: %q", errEncoding, text)
@@ -378,9 +357,19 @@ func (r *reply) coding() (nix.Compression, error) {
 
 // readAll reads a short body to its end and returns at most most+1 bytes, which shows that
 // there are too many. Headers alone would make a cache look healthy that sends nothing else, so
-// only now the answer counts.
+// only now the answer counts. It is decoded once it is here, so that a slow one holds no decoder,
+// and few at a time: a decoder may need compress.MaxStreamWindow bytes.
 func (u *Upstreams) readAll(ctx context.Context, m *mirror, r *reply, most int64) ([]byte, error) {
-	text, err := r.text(most, u.network.decoding)
+	c, err := r.coding()
+	var text []byte
+	if err == nil {
+		text, err = io.ReadAll(io.LimitReader(r.body, most+1))
+	}
+	if err == nil && c != nix.None {
+		u.network.decoding <- struct{}{}
+		text, err = decode(c, text, most)
+		<-u.network.decoding
+	}
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return nil, ctx.Err()
@@ -398,19 +387,7 @@ func (u *Upstreams) readAll(ctx context.Context, m *mirror, r *reply, most int64
 	return text, nil
 }
 
-// text decodes once the body is here, so that a slow one holds no decoder, and few at a time: a
-// decoder may need compress.MaxStreamWindow bytes.
-func (r *reply) text(most int64, decoding chan struct{}) ([]byte, error) {
-	c, err := r.coding()
-	if err != nil {
-		return nil, err
-	}
-	text, err := io.ReadAll(io.LimitReader(r.body, most+1))
-	if err != nil || c == nix.None {
-		return text, err
-	}
-	decoding <- struct{}{}
-	defer func() { <-decoding }()
+func decode(c nix.Compression, text []byte, most int64) ([]byte, error) {
 	src, err := compress.NewStreamReader(c, bytes.NewReader(text))
 	if err != nil {
 		return nil, err

@@ -125,7 +125,7 @@ func TestViaChain(t *testing.T) {
 	for _, tls := range []bool{false, true} {
 		cfg.TLS = tls
 		served := nixtest.NewUpstream(t, cfg)
-		u := open(t, func(c *Config) { c.RootCAs = certs(served, tls) }, served.URL())
+		u := open(t, func(c *Config) { c.roots = certs(served, tls) }, served.URL())
 		if _, err := u.Info(nix.ContextWithVia(t.Context(), "1.1 squid, nixp2p/other"), p.Hash()); err != nil {
 			t.Fatal(err)
 		}

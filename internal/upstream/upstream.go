@@ -3,7 +3,7 @@
 // decodes what a cache has only compressed. A narinfo leaves it verified; the bytes of a NAR
 // leave it unverified, because whoever reads them hashes them. It keeps nothing on disk.
 //
-// All goes through one kind of request ([mirror.send]): it follows redirects and has a timeout
+// All goes through one kind of request ([Upstreams.send]): it follows redirects and has a timeout
 // for each step. A narinfo is asked for at most infoTries times of a cache ([Upstreams.ask]), a
 // NAR is resumed where it stopped ([resumableBody]). A breaker leaves alone what cannot be
 // reached, and a limiter bounds how many narinfos are asked for at a time.
@@ -58,16 +58,15 @@ type Config struct {
 	// counts before it. If both are empty or cannot be read, those of the system count, which
 	// $SSL_CERT_FILE may name.
 	CAFile string
-	// RootCAs are the certificate authorities whatever CAFile says, if not nil.
-	RootCAs *x509.CertPool
-	// Getenv reads the environment: proxies and certificates. If nil, os.Getenv.
-	Getenv func(string) string
 	// Events gets caches that go down and come back, and invalid narinfos.
 	Events  source.Events
 	Log     *slog.Logger
 	Metrics *metrics.Metrics
 
+	// Tests set these.
 	timeouts timeouts
+	roots    *x509.CertPool // whatever CAFile says
+	getenv   func(string) string
 	dialer   func(ctx context.Context, network, addr string) (net.Conn, error)
 	resolve  lookupFunc
 }
@@ -113,6 +112,7 @@ type Upstreams struct {
 	mirrors []*mirror
 	// anonymous sends no credentials.
 	anonymous bool
+	running   atomic.Bool
 }
 
 // shared is what Upstreams and its Anonymous have in common.
@@ -132,7 +132,6 @@ type shared struct {
 	events   source.Events
 	log      *slog.Logger
 	metrics  *metrics.Metrics
-	running  atomic.Bool
 }
 
 // logKey is a message that may repeat with every request.
@@ -168,8 +167,8 @@ func New(cfg Config) (*Upstreams, error) {
 	if s.metrics == nil {
 		s.metrics = metrics.New()
 	}
-	if cfg.Getenv == nil {
-		cfg.Getenv = os.Getenv
+	if cfg.getenv == nil {
+		cfg.getenv = os.Getenv
 	}
 	s.found, _ = lru.New[place, location](maxLocations) // fails for sizes below 1 only
 	var err error
@@ -229,26 +228,36 @@ func (u *Upstreams) Pace() source.Pace { return u.pace.now() }
 
 // Health is the state of one cache, for people.
 type Health struct {
-	URL         string // without password
-	Up          bool
-	Why         string // why it is down or not asked, "" if it is asked
-	Since       time.Time
-	LastError   string
-	Latency     time.Duration // of narinfo answers, 0 if unknown
-	Priority    int           // of nix-cache-info; 0 also if unknown
-	HasPriority bool
-	Requests    int64
+	URL       string // without password
+	Up        bool
+	Why       string // why it is down or not asked, "" if it is asked
+	Since     time.Time
+	LastError string
+	Latency   time.Duration // of narinfo answers, 0 if unknown
+	Priority  int           // 0 also if unknown
+	Requests  int64
 }
 
 // Health returns the state of every cache in the configured order.
 func (u *Upstreams) Health() []Health {
 	all := make([]Health, 0, len(u.mirrors))
 	for _, m := range u.mirrors {
-		h := Health{URL: m.name, Requests: m.requests.Load(), Latency: m.latency.get()}
-		h.Priority, h.HasPriority = m.prio()
-		m.breaker.report(&h)
-		if err := m.unfit(); err != nil {
-			h.Up, h.Why = false, err.Error()
+		seen := m.seen()
+		h := Health{URL: m.name, Up: true, Since: seen.since, Requests: m.requests.Load(), Latency: m.latency.get()}
+		h.Priority, _ = m.prio()
+		if seen.last != nil {
+			h.LastError = seen.last.Error()
+		}
+		if seen.errors >= serverErrors {
+			h.Why = "answers with errors"
+		}
+		if !m.busy.Ready() {
+			h.Why = errBusy.Error()
+		}
+		for _, err := range []error{seen.down, m.unfit()} {
+			if err != nil {
+				h.Up, h.Why = false, err.Error()
+			}
 		}
 		all = append(all, h)
 	}

@@ -22,8 +22,8 @@ func (u *Upstreams) watch(ctx context.Context, m *mirror) {
 		case <-timer.C:
 		}
 		now := time.Now()
-		if question, ok := m.question(); ok {
-			_, err := u.probeWith(ctx, m, request{kind: kindNarInfo, about: question, at: m.narInfoAt(question)}, nix.MaxNarInfo)
+		if seen := m.seen(); seen.down != nil && seen.unanswered != nil {
+			_, err := u.probeWith(ctx, m, &request{kind: kindNarInfo, about: *seen.unanswered, at: m.narInfoAt(*seen.unanswered)}, nix.MaxNarInfo)
 			u.log.Debug("upstream probed with a narinfo", "upstream", m.name, "err", err)
 		} else if m.isOpen() || m.fails() || !now.Before(due) {
 			due = now.Add(u.timeouts.refresh)
@@ -37,9 +37,9 @@ func (u *Upstreams) watch(ctx context.Context, m *mirror) {
 }
 
 // probeWith sends a request that shows whether a cache is healthy again, and reads the answer.
-func (u *Upstreams) probeWith(ctx context.Context, m *mirror, q request, most int64) ([]byte, error) {
+func (u *Upstreams) probeWith(ctx context.Context, m *mirror, q *request, most int64) ([]byte, error) {
 	q.within, q.budget = u.timeouts.probing, newBudget(1+maxRedirects)
-	ctx, cancel := context.WithTimeout(ctx, u.beforeHeaders(m, &q)+u.timeouts.probing)
+	ctx, cancel := context.WithTimeout(ctx, u.beforeHeaders(m, q)+u.timeouts.probing)
 	defer cancel()
 	began := time.Now()
 	r, err := u.send(ctx, m, q)
@@ -57,24 +57,24 @@ func (u *Upstreams) probeWith(ctx context.Context, m *mirror, q request, most in
 	return u.readAll(ctx, m, r, most)
 }
 
-var errStoreDir = errors.New("its store directory is another one")
+var (
+	errStoreDir = errors.New("its store directory is another one")
+	errNoInfo   = errors.New("it is no nix-cache-info")
+)
 
 // look asks a cache what it says about itself, which is a probe too. A page without any of the
 // fields, such as that of a captive portal, says nothing.
 func (u *Upstreams) look(ctx context.Context, m *mirror) error {
-	text, err := u.probeWith(ctx, m, request{kind: kindCacheInfo, at: m.at("nix-cache-info")}, nix.MaxCacheInfo)
-	if err != nil {
+	text, err := u.probeWith(ctx, m, &request{kind: kindCacheInfo, at: m.at("nix-cache-info")}, nix.MaxCacheInfo)
+	var info nix.CacheInfo
+	if err == nil {
+		info, err = nix.ParseCacheInfo(text)
+	}
+	switch {
+	case err != nil:
 		return err
-	}
-	if len(text) > nix.MaxCacheInfo {
-		return fmt.Errorf("nix-cache-info of more than %d bytes", nix.MaxCacheInfo)
-	}
-	info, err := nix.ParseCacheInfo(text)
-	if err != nil {
-		return err
-	}
-	if info == (nix.CacheInfo{}) {
-		return errors.New("nix-cache-info says nothing")
+	case len(text) > nix.MaxCacheInfo, info == nix.CacheInfo{}:
+		return errNoInfo
 	}
 	c := &cacheInfo{priority: info.Priority}
 	if info.StoreDir != "" && info.StoreDir != nix.StoreDir {

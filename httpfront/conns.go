@@ -14,7 +14,11 @@ import (
 
 // MaxConns is the number of connections that a node keeps for clients: each Nix process opens
 // up to 25, and one takes up to 30 kB of memory.
-const MaxConns = 2 << 10
+const MaxConns = 4 << 10
+
+// youngFor is how long a new connection is not closed to make room for others: its request is
+// probably on its way. For that there may be half as many more than the bound.
+const youngFor = time.Second
 
 // Conns bounds the connections of a server. When there are too many, those that are of least use
 // are closed to make room: a client that holds thousands of idle connections must not keep
@@ -107,8 +111,8 @@ func (c *Conns) makeRoom(limit int) {
 
 // leastUseful returns connections to close, so many that the next ones find room: idle ones, the
 // longest unused first; else those that have not sent a whole request; else the one that
-// took no byte for longest. It is one at least, and about half of a kind at most: the newest may
-// be a client that is about to ask. The caller holds mu.
+// took no byte for longest. It is about half of a kind at most: the newest may be a client that is
+// about to ask. The caller holds mu.
 func (c *Conns) leastUseful() []*conn {
 	kinds := map[http.ConnState][]*conn{}
 	for x := range c.all {
@@ -117,11 +121,18 @@ func (c *Conns) leastUseful() []*conn {
 	}
 	for _, s := range []http.ConnState{http.StateIdle, http.StateNew, http.StateActive} {
 		list := kinds[s]
+		if s == http.StateNew && len(c.all) < c.max*3/2 {
+			young := int64(time.Since(c.base) - youngFor)
+			list = slices.DeleteFunc(list, func(x *conn) bool { return x.since.Load() > young })
+		}
 		if len(list) == 0 {
 			continue
 		}
 		slices.SortFunc(list, func(a, b *conn) int { return cmp.Compare(a.since.Load(), b.since.Load()) })
 		if s == http.StateActive {
+			if len(c.all) < c.max*3/2 {
+				return nil
+			}
 			return list[:1]
 		}
 		return list[:min(len(list)/2+1, c.max/64+1)]

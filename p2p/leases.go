@@ -71,6 +71,12 @@ func (n *Node) coordinates(key string) bool {
 	return !blamed && !n.leaseless.Has(key)
 }
 
+// Lively is part of lease.Asker.
+func (c coordinators) Lively(node lease.NodeID) bool {
+	p := c.n.site.Peer(peer.ID(node))
+	return p != nil && p.Member() && !p.Suspect()
+}
+
 // Ask is part of lease.Asker.
 func (c coordinators) Ask(ctx context.Context, node lease.NodeID, addr string, r lease.Request) (lease.Answer, error) {
 	start := time.Now()

@@ -257,7 +257,7 @@ func TestDegradedStart(t *testing.T) {
 		t.Errorf("healthz: %d, want 200: a restart would not help", status)
 	}
 	stdout, stderr, code := command(t, "status", "--config", os.DevNull, "--admin-listen", strings.TrimPrefix(admin, "http://"))
-	if code != 0 || !strings.Contains(stdout, "cache-size") {
+	if code != 1 || !strings.Contains(stdout, "cache-size") {
 		t.Errorf("status: exit code %d\n%s%s", code, stdout, stderr)
 	}
 	// What was repaired works after a restart, and no client has noticed anything.

@@ -220,7 +220,14 @@ func (s *session) follow(ctx context.Context, sources []lease.Source, off int64)
 	limit := time.Now().Add(namedTime)
 	for wait := busyFirst; len(peers) > 0; wait *= 2 {
 		st, busy, err := s.race(ctx, peers, namedTime, func() time.Duration { return openTime }, func(ctx context.Context, p *site.Peer) (*stream, error) {
-			return s.openOne(ctx, p, forms[p.ID].Form, off, !forms[p.ID].Whole())
+			st, err := s.openOne(ctx, p, forms[p.ID].Form, off, !forms[p.ID].Whole())
+			switch {
+			case err == nil:
+				st.named = true
+			case source.Absent(err) && !forms[p.ID].Whole():
+				err = &busyError{} // told to fetch a moment ago, it has not begun yet
+			}
+			return st, err
 		})
 		if err == nil {
 			return st, nil

@@ -110,8 +110,14 @@ func (s *session) finish() (o lease.Outcome) {
 	if err == nil {
 		return o // it was over, or the reader left it
 	}
+	slow := errors.Is(err, errStalled) || errors.Is(err, errTooSlow)
+	if slow && st.named {
+		// It may be waiting for upstream, as everybody else who follows: the coordinator knows.
+		o.Stalled = lease.NodeID(st.p.ID)
+		return o
+	}
 	s.fail(st.p)
-	if errors.Is(err, errStalled) || errors.Is(err, errTooSlow) {
+	if slow {
 		o.Stalled = lease.NodeID(st.p.ID)
 	} else {
 		o.Failed = []lease.NodeID{lease.NodeID(st.p.ID)}
@@ -189,6 +195,9 @@ func (s *session) coordinate(ctx context.Context, off int64, o lease.Outcome) (s
 			forms = []source.Sized{{Form: *s.form, Size: s.size[*s.form]}}
 		}
 		l = s.c.cfg.Leases.Begin(lease.Want{Nar: s.want.Info.NarHash(), Forms: forms})
+		if off > 0 {
+			l.Progress(0, off)
+		}
 		s.lease.Store(l)
 	}
 	for {

@@ -414,6 +414,8 @@ type named struct {
 	asked   int
 }
 
+func (n *named) Lively(lease.NodeID) bool { return false }
+
 func (n *named) Self() lease.NodeID   { return "self" }
 func (n *named) Live() []lease.NodeID { return []lease.NodeID{"a", "b", "c"} }
 func (n *named) Ask(_ context.Context, _ lease.NodeID, _ string, r lease.Request) (lease.Answer, error) {

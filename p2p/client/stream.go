@@ -38,6 +38,7 @@ type stream struct {
 	form    nix.Form
 	size    int64 // of the whole form
 	partial bool  // the peer gets it itself at the moment
+	named   bool  // by a coordinator
 
 	wire    *wireReader
 	plain   io.Reader

@@ -16,6 +16,9 @@ type Asker interface {
 	Self() NodeID
 	// Live returns the nodes that are known to be up, without this one. It does not block.
 	Live() []NodeID
+	// Lively reports whether a node is connected and was heard a moment ago: a busy machine
+	// answers late, and gets more time than one of which nothing is known. It does not block.
+	Lively(node NodeID) bool
 	// Ask sends a request to a node, which may be this one, and returns its answer. Addr is
 	// where to find a node that is not connected, "" if that is known.
 	Ask(ctx context.Context, node NodeID, addr string, r Request) (Answer, error)
@@ -51,6 +54,9 @@ func NewClient(asker Asker) *Client {
 		answered: backoff.NewSet[NodeID](maxKnown), silent: backoff.NewSet[NodeID](maxKnown),
 	}
 }
+
+// patientWith reports whether a node gets more than AnswerTime for an answer.
+func (c *Client) patientWith(node NodeID) bool { return c.answered.Has(node) || c.asker.Lively(node) }
 
 // Close waits until the last reports are sent. Leases that begin later fetch without asking.
 func (c *Client) Close() { c.group.Close() }
@@ -179,7 +185,7 @@ func (d Decision) Fetch() bool { return len(d.Sources) == 0 }
 func (c *Client) Begin(want Want) *Lease {
 	return &Lease{
 		client: c, saying: make(chan struct{}, 1), form: want.Forms[0].Form,
-		session: NewSession(c.asker.Self(), want, c.live(), c.answered.Has, time.Now()),
+		session: NewSession(c.asker.Self(), want, c.live(), c.patientWith, time.Now()),
 	}
 }
 

@@ -69,6 +69,9 @@ func (c *citizen) Live() (ids []NodeID) {
 	return ids
 }
 
+// Lively is part of Asker: nothing is known of the others.
+func (c *citizen) Lively(NodeID) bool { return false }
+
 func (c *citizen) Ask(ctx context.Context, node NodeID, _ string, r Request) (Answer, error) {
 	c.town.mu.Lock()
 	o := c.town.nodes[node]

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"slices"
 	"sync"
 
 	"github.com/nixp2p/nixp2p/internal/nix"
@@ -45,17 +46,19 @@ func (h *Holder) NAR(ctx context.Context, nar nix.NarHash, form nix.Form) (*NAR,
 		return nil, errAbsent
 	}
 	whole := h.cfg.Cache.Sizes(nar)
-	for _, s := range whole {
-		if s.Form == form {
-			n.Size, n.Bytes = s.Size, s.Size
-			return n, nil
+	here := func(s source.Sized) bool { return s.Form == form }
+	i := slices.IndexFunc(whole, here)
+	if i < 0 || !h.cfg.Cache.Proven(nar, form) {
+		for _, d := range h.cfg.Cache.Downloads(nar) {
+			if d.Form() == form {
+				n.d, n.Size, n.Bytes = d, d.Size(), min(d.Readable(), d.Size()-1)
+				return n, nil
+			}
 		}
 	}
-	for _, d := range h.cfg.Cache.Downloads(nar) {
-		if d.Form() == form {
-			n.d, n.Size, n.Bytes = d, d.Size(), min(d.Readable(), d.Size()-1)
-			return n, nil
-		}
+	if i >= 0 {
+		n.Size, n.Bytes = whole[i].Size, whole[i].Size
+		return n, nil
 	}
 	if form.IsRaw() && len(whole) > 0 {
 		n.file, n.Size, n.Bytes = whole[0].Form, r.path.Size, r.path.Size

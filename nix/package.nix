@@ -6,7 +6,7 @@ buildGoModule {
 
   src = lib.cleanSource ../.;
   # `make vendor-hash` writes this line, `make test-nix` complains when it is wrong.
-  vendorHash = "sha256-SOZk1E6hXWJr3ndmKZv6hC5X4VwOdxqc46f/vIwdQ7Q=";
+  vendorHash = "sha256-rHx6ISKjWA8o4yKaS4S2tMUq7xUlktZD5QCr1AAcsa8=";
 
   subPackages = [ "cmd/nixp2p" ];
   env.CGO_ENABLED = 0;

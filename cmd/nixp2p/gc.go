@@ -53,17 +53,17 @@ it. It works whether or not the daemon is running.`,
 // directory itself.
 func gc(c *cobra.Command, flags *config.Flags, limit int64) (narcache.Report, error) {
 	var report narcache.Report
-	d, err := dialDaemon(flags)
+	d, cfg, err := dialDaemon(flags)
 	if err != nil {
 		return report, err
 	}
-	err = d.post(c.Context(), "/api/v1/gc", admin.GCRequest{MaxBytes: limit}, &report)
+	err = d.Post(c.Context(), "/api/v1/gc", admin.GCRequest{MaxBytes: limit}, &report)
 	if !errors.Is(err, syscall.ECONNREFUSED) {
 		return report, err
 	}
-	report, err = narcache.GC(filepath.Join(d.cfg.CacheDir, cacheSubdir), limit, nil)
+	report, err = narcache.GC(filepath.Join(cfg.CacheDir, cacheSubdir), limit, nil)
 	if errors.Is(err, fs.ErrNotExist) {
-		err = &hintError{fmt.Errorf("the daemon is not running, and there is no NAR cache in %s", d.cfg.CacheDir), startHint() + ", or name the directory with --cache-dir"}
+		err = &hintError{fmt.Errorf("the daemon is not running, and there is no NAR cache in %s", cfg.CacheDir), startHint() + ", or name the directory with --cache-dir"}
 	}
 	return report, err
 }

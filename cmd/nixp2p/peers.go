@@ -27,9 +27,7 @@ func peersCommand(u *ui) *cobra.Command {
 			u.printf("no peers\n")
 			return nil
 		}
-		for _, line := range u.terminal().peers(peers) {
-			u.printf("%s\n", line)
-		}
+		u.lines(u.terminal().peers(peers))
 		return nil
 	}
 	return c
@@ -37,31 +35,21 @@ func peersCommand(u *ui) *cobra.Command {
 
 // peers lists them; rates are those of the last seconds.
 func (p terminal) peers(peers []admin.Peer) []string {
-	columns := []column{
-		{head: "PEER"}, {head: "FOUND BY", drop: 3}, {head: "RTT", right: true, drop: 1}, {head: "PATHS", right: true, drop: 2},
-		{head: "SENT", right: true}, {head: "NOW", right: true, drop: 4}, {head: "RECEIVED", right: true}, {head: "NOW", right: true, drop: 4},
-		{head: "STANDING", shrink: true}, {head: "ADDRESSES", drop: 5},
-	}
 	var rows [][]cell
 	for _, x := range peers {
+		standing := cell{x.Standing, yellow}
+		switch {
+		case x.Standing == "good":
+			standing.style = green
+		case strings.HasPrefix(x.Standing, "liar"):
+			standing.style = red
+		}
 		rows = append(rows, []cell{
-			{text: shortID(clean(x.ID))}, {text: clean(x.FoundBy)}, {text: fmt.Sprintf("%.1f ms", x.RTTMS)}, {text: fmt.Sprint(x.Paths)},
-			{text: humanSize(x.SentBytes)}, {text: rate(x.SendingBytesPerSecond)},
-			{text: humanSize(x.ReceivedBytes)}, {text: rate(x.ReceivingBytesPerSecond)},
-			standing(x.Standing), {text: clean(strings.Join(x.Addresses, " "))},
+			{text: admin.ShortID(x.ID)}, standing, {text: humanSize(x.SentBytes)}, {text: rate(x.SendingBytesPerSecond)}, {text: humanSize(x.ReceivedBytes)},
+			{text: rate(x.ReceivingBytesPerSecond)}, {text: fmt.Sprint(x.Paths)}, {text: admin.FormatMS(x.RTTMS)}, {text: x.FoundBy}, {text: strings.Join(x.Addresses, " ")},
 		})
 	}
-	return p.table(columns, rows)
-}
-
-func standing(s string) cell {
-	switch {
-	case s == "good":
-		return cell{s, green}
-	case strings.HasPrefix(s, "liar"):
-		return cell{clean(s), red}
-	}
-	return cell{clean(s), yellow}
+	return p.table([]string{"PEER", "STANDING", "SENT", "NOW", "RECEIVED", "NOW", "PATHS", "RTT", "FOUND BY", "ADDRESSES"}, rows)
 }
 
 // rate writes bytes a second.
@@ -70,10 +58,4 @@ func rate(n int64) string {
 		return "–"
 	}
 	return humanSize(n) + "/s"
-}
-
-// shortID is the end of a peer ID: all begin with the same letters.
-func shortID(id string) string {
-	r := []rune(id)
-	return "…" + string(r[max(len(r)-15, 0):])
 }

@@ -47,7 +47,7 @@ there.`,
 		if err != nil {
 			return err
 		}
-		d, err := dialDaemon(flags)
+		d, _, err := dialDaemon(flags)
 		if err != nil {
 			return err
 		}
@@ -143,7 +143,7 @@ const maxFailed = 100
 
 // prefetch walks closures: each path's answer names its references.
 type prefetch struct {
-	d   *daemonClient
+	d   *admin.Client
 	dry bool
 	bar *bar
 
@@ -191,8 +191,8 @@ func (p *prefetch) add(hashes []nix.StoreHash) {
 // alone is counted.
 func (p *prefetch) one(ctx context.Context, h nix.StoreHash) error {
 	var a admin.Prefetched
-	err := p.d.post(ctx, "/api/v1/prefetch", admin.PrefetchRequest{StoreHash: h.String(), DryRun: p.dry}, &a)
-	var refused *refusedError
+	err := p.d.Post(ctx, "/api/v1/prefetch", admin.PrefetchRequest{StoreHash: h.String(), DryRun: p.dry}, &a)
+	var refused *admin.RefusedError
 	if err != nil && !errors.As(err, &refused) {
 		return err
 	}

@@ -1,12 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -33,45 +33,42 @@ The exit code is 1 if the daemon is not running or not ready.`,
 		if every < leastEvery {
 			return &usageError{fmt.Errorf("--every: %s is too short, the least is %s", every, leastEvery)}
 		}
-		d, err := dialDaemon(flags)
-		if err != nil {
-			return err
-		}
 		if watch {
-			return u.watch(c.Context(), d, every, asJSON)
+			return u.watch(c.Context(), flags, every, asJSON)
 		}
 		var s admin.Status
-		if err := d.get(c.Context(), "/api/v1/status", &s); err != nil {
+		err := ask(c.Context(), flags, statusPath, &s)
+		switch {
+		case err != nil:
 			return err
+		case asJSON:
+			err = u.json(s)
+		default:
+			u.lines(u.terminal().status(s, time.Now()))
 		}
-		if asJSON {
-			if err := u.json(s); err != nil {
-				return err
-			}
-		} else {
-			u.printf("%s\n", strings.Join(u.terminal().status(s, time.Now()), "\n"))
-		}
-		if !s.Ready {
+		if err == nil && !s.Ready {
 			return errSilent
 		}
-		return nil
+		return err
 	}
 	return c
 }
 
-// leastEvery keeps a typing mistake from loading the daemon.
-const leastEvery = 100 * time.Millisecond
+const (
+	statusPath = "/api/v1/status"
+	leastEvery = 100 * time.Millisecond // keeps a typing mistake from loading the daemon
+)
 
 // watch shows the status until ctx ends. A daemon that is not there at the start is an error; one
 // that goes away meanwhile may come back.
-func (u *ui) watch(ctx context.Context, d *daemonClient, every time.Duration, asJSON bool) error {
+func (u *ui) watch(ctx context.Context, flags *config.Flags, every time.Duration, asJSON bool) error {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	v := &view{ui: u}
 	defer v.end()
-	for seen := false; ; {
+	for seen := false; ; seen = true {
 		var s admin.Status
-		err := d.get(ctx, "/api/v1/status", &s)
+		err := ask(ctx, flags, statusPath, &s)
 		switch {
 		case ctx.Err() != nil:
 			return nil
@@ -80,15 +77,13 @@ func (u *ui) watch(ctx context.Context, d *daemonClient, every time.Duration, as
 		case err != nil:
 			v.trouble(err)
 		case asJSON:
-			if err := json.NewEncoder(u.out).Encode(s); err != nil {
-				return err
-			}
+			err = json.NewEncoder(u.out).Encode(s)
 		default:
-			if err := v.show(u.terminal(), s); err != nil {
-				return err
-			}
+			err = v.show(u.terminal(), s)
 		}
-		seen = true
+		if err != nil && !v.down {
+			return err
+		}
 		select {
 		case <-ctx.Done():
 			return nil
@@ -105,41 +100,29 @@ type view struct {
 	down  bool // the daemon did not answer
 }
 
-func (v *view) show(p terminal, s admin.Status) error {
-	v.down = false
-	return v.draw(p, p.status(s, time.Now()))
-}
-
 // trouble prints once that the daemon does not answer.
 func (v *view) trouble(err error) {
 	if !v.down {
 		fmt.Fprintf(v.ui.err, "nixp2p: %s\n", clean(err.Error()))
-		v.drawn = 0
 	}
-	v.down = true
+	v.drawn, v.down = 0, true
 }
 
-func (v *view) draw(p terminal, lines []string) error {
-	var b strings.Builder
-	if !p.interactive {
+func (v *view) show(p terminal, s admin.Status) error {
+	v.down = false
+	lines := p.status(s, time.Now())
+	if p.height == 0 {
 		_, err := fmt.Fprintf(v.ui.out, "%s\n\n", strings.Join(lines, "\n"))
 		return err
 	}
 	// What is higher than the terminal would scroll away and not be drawn over.
-	if p.height > 1 && len(lines) > p.height-1 {
-		lines = lines[:p.height-1]
+	lines = p.cut(lines[:max(min(len(lines), p.height-1), 1)])
+	to := "\x1b[?25l" // no cursor
+	if v.drawn > 0 {
+		to = fmt.Sprintf("\x1b[%dF", v.drawn)
 	}
-	if v.drawn == 0 {
-		b.WriteString("\x1b[?25l") // no cursor
-	} else {
-		fmt.Fprintf(&b, "\x1b[%dF", v.drawn)
-	}
-	for _, l := range lines {
-		b.WriteString(l + "\x1b[K\n")
-	}
-	b.WriteString("\x1b[J")
 	v.drawn = len(lines)
-	_, err := v.ui.out.Write([]byte(b.String()))
+	_, err := fmt.Fprintf(v.ui.out, "%s%s\x1b[K\n\x1b[J", to, strings.Join(lines, "\x1b[K\n"))
 	return err
 }
 
@@ -151,32 +134,17 @@ func (v *view) end() {
 
 // status formats s for a person, as lines.
 func (p terminal) status(s admin.Status, now time.Time) []string {
-	lines := []string{p.headline(s, now)}
+	lines := []string{p.paint(bold, clean(fmt.Sprintf("nixp2p %s, up %s, since %s", s.Version, admin.FormatDuration(s.UptimeSeconds), admin.FormatClock(s.Since, now))))}
 	if !s.Ready {
-		lines = append(lines, p.sentence(red, "not ready: "+s.NotReady)...)
+		lines = append(lines, p.paint(red, clean("not ready: "+s.NotReady)))
 	}
 	for _, d := range s.Degraded {
-		lines = append(lines, p.sentence(yellow, "degraded: "+d)...)
+		lines = append(lines, p.paint(yellow, clean("degraded: "+d)))
 	}
-	lines = append(lines, "")
-	lines = append(lines, p.facts(s)...)
-	for _, part := range [][]string{p.sources(s), p.upstreams(s.Upstreams, now), p.transfers(s), p.failures(s.Failures, now)} {
+	for _, part := range [][]string{p.facts(s), p.sources(s), p.upstreams(s.Upstreams, now), p.transfers(s), p.failures(s.Failures, now)} {
 		if len(part) > 0 {
 			lines = append(append(lines, ""), part...)
 		}
-	}
-	return lines
-}
-
-func (p terminal) headline(s admin.Status, now time.Time) string {
-	up := admin.FormatDuration(s.UptimeSeconds)
-	return p.paint(bold, cut(fmt.Sprintf("nixp2p %s, up %s, since %s", clean(s.Version), up, clock(s.Since, now)), p.width))
-}
-
-// sentence wraps a text into lines.
-func (p terminal) sentence(st style, text string) (lines []string) {
-	for _, l := range wrap(clean(text), p.width) {
-		lines = append(lines, p.paint(st, l))
 	}
 	return lines
 }
@@ -188,7 +156,7 @@ func (p terminal) facts(s admin.Status) []string {
 		peers = count(s.Peers, "peer")
 	}
 	rows := [][]cell{
-		{{"saved", bold}, {text: fmt.Sprintf("today %s, in 7 days %s, in all %s", humanSize(s.Saved.Today), humanSize(s.Saved.Week), humanSize(s.Saved.Total)), style: green}},
+		{{"saved", bold}, {fmt.Sprintf("today %s, in 7 days %s, in all %s", humanSize(s.Saved.Today), humanSize(s.Saved.Week), humanSize(s.Saved.Total)), green}},
 		{{"shared", bold}, {text: count(s.StorePathsShared, "store path") + ", with " + peers}},
 		{{"peers", bold}, {text: fmt.Sprintf("received %s, sent %s", humanSize(s.PeerReceivedBytes), humanSize(s.PeerSentBytes))}},
 		{{"upstreams", bold}, {text: "received " + humanSize(s.UpstreamBytes)}},
@@ -196,31 +164,22 @@ func (p terminal) facts(s admin.Status) []string {
 	if s.Cache.Limit > 0 {
 		rows = append(rows, []cell{{"NAR cache", bold}, {text: fmt.Sprintf("%s of %s in %s", humanSize(s.Cache.Bytes), humanSize(s.Cache.Limit), count(s.Cache.Entries, "file"))}})
 	}
-	return p.table([]column{{}, {shrink: true}}, rows)
+	return p.table(nil, rows)
 }
 
 // sources shows which source answered Nix since the start.
 func (p terminal) sources(s admin.Status) []string {
 	nars := map[string]int64{"store": s.Bytes.Store, "cache": s.Bytes.Cache, "peer": s.Bytes.Peer, "upstream": s.Bytes.Upstream}
-	columns := []column{
-		{head: "SENT TO NIX"}, {head: "NARS", right: true}, {head: "NARINFOS", right: true},
-		{head: "MISSES", right: true, drop: 1}, {head: "TIMED OUT", right: true, drop: 2},
-	}
+	decimal := func(n int64) string { return fmt.Sprint(n) }
 	var rows [][]cell
 	for _, source := range []string{"memory", "disk", "store", "cache", "peer", "upstream", "none"} {
 		r, asked := s.Requests[source]
-		row := []cell{{text: source}, dash(nars[source], humanSize), dash(r.Hit, decimal), dash(r.Miss, decimal), dash(r.Timeout, decimal)}
-		if r.Timeout > 0 {
-			row[4].style = yellow
-		}
 		if _, gives := nars[source]; gives || asked {
-			rows = append(rows, row)
+			rows = append(rows, []cell{{text: source}, dash(nars[source], humanSize), dash(r.Hit, decimal), dash(r.Miss, decimal), dash(r.Timeout, decimal)})
 		}
 	}
-	return p.table(columns, rows)
+	return p.table([]string{"SENT TO NIX", "NARS", "NARINFOS", "MISSES", "TIMED OUT"}, rows)
 }
-
-func decimal(n int64) string { return fmt.Sprint(n) }
 
 // dash writes a number; zero is a dash, so that the others stand out.
 func dash(n int64, write func(int64) string) cell {
@@ -234,11 +193,7 @@ func (p terminal) upstreams(list []admin.Upstream, now time.Time) []string {
 	if len(list) == 0 {
 		return nil
 	}
-	columns := []column{
-		{head: "UPSTREAM", shrink: true}, {head: "STATE"}, {head: "SINCE", drop: 1}, {head: "NARINFO", right: true, drop: 2}, {head: "REQUESTS", right: true, drop: 3},
-	}
 	var rows [][]cell
-	var reasons []string
 	for _, up := range list {
 		state := cell{"up", green}
 		switch {
@@ -247,68 +202,37 @@ func (p terminal) upstreams(list []admin.Upstream, now time.Time) []string {
 		case up.Why != "":
 			state = cell{"degraded", yellow}
 		}
-		latency := cell{"–", dim}
-		if up.LatencyMS > 0 {
-			latency = cell{text: fmt.Sprintf("%.1f ms", up.LatencyMS)}
-		}
-		rows = append(rows, []cell{{text: clean(up.URL)}, state, {text: clock(up.Since, now)}, latency, {text: decimal(up.Requests)}})
-		if up.Why != "" {
-			reasons = append(reasons, p.sentence(state.style, up.URL+": "+up.Why)...)
-		}
+		rows = append(rows, []cell{{text: up.URL}, state, {text: admin.FormatClock(up.Since, now)}, {text: admin.FormatMS(up.LatencyMS)}, {text: fmt.Sprint(up.Requests)}, {up.Why, state.style}})
 	}
-	return append(p.table(columns, rows), reasons...)
+	return p.table([]string{"UPSTREAM", "STATE", "SINCE", "NARINFO", "REQUESTS", ""}, rows)
 }
 
 const (
-	barLetters   = 12
-	maxListed    = 10 // transfers and errors
-	progressMark = "█"
-	progressRest = "░"
+	barLetters = 12
+	maxListed  = 10 // transfers and errors
 )
 
 func (p terminal) transfers(s admin.Status) []string {
 	if len(s.Transfers) == 0 {
 		return nil
 	}
-	columns := []column{
-		{head: "NOW"}, {head: "", drop: 2}, {head: "DONE", right: true}, {head: "OF", right: true}, {head: "RATE", right: true, drop: 1}, {head: "PATH", shrink: true},
-	}
 	var rows [][]cell
 	for _, t := range s.Transfers[:min(len(s.Transfers), maxListed)] {
+		to := map[string]string{admin.In: "cache", admin.Out: "peer", admin.Nix: "Nix"}[t.Direction]
+		what := t.NarHash
+		if _, name, ok := strings.Cut(t.StorePath, "-"); ok {
+			what = name // it means more than the hash
+		}
 		rows = append(rows, []cell{
-			{text: wayOf(t)}, {progress(t.Bytes, t.Size), green}, {text: percent(t.Bytes, t.Size)}, {text: humanSize(t.Size)},
-			{text: rate(t.BytesPerSecond)}, {text: pathOf(t)},
+			{text: cmp.Or(t.Source, "…") + " → " + to}, {progress(t.Bytes, t.Size), green}, {text: percent(t.Bytes, t.Size)}, {text: humanSize(t.Size)},
+			{text: rate(t.BytesPerSecond)}, {text: what},
 		})
 	}
-	lines := p.table(columns, rows)
+	lines := p.table([]string{"NOW", "", "DONE", "OF", "RATE", "PATH"}, rows)
 	if more := s.TransfersTotal - len(rows); more > 0 {
 		lines = append(lines, p.paint(dim, fmt.Sprintf("and %d more", more)))
 	}
 	return lines
-}
-
-// wayOf shows source and destination.
-func wayOf(t admin.Transfer) string {
-	from := clean(t.Source)
-	if from == "" {
-		from = "…"
-	}
-	switch t.Direction {
-	case admin.In:
-		return from + " → cache"
-	case admin.Out:
-		return from + " → peer"
-	}
-	return from + " → Nix"
-}
-
-func pathOf(t admin.Transfer) string {
-	path := strings.TrimPrefix(t.StorePath, "/nix/store/")
-	// The name means more than the hash.
-	if _, name, ok := strings.Cut(path, "-"); ok {
-		return clean(name)
-	}
-	return clean(t.NarHash)
 }
 
 func progress(done, size int64) string {
@@ -316,7 +240,7 @@ func progress(done, size int64) string {
 	if size > 0 {
 		filled = int(min(max(float64(done)/float64(size), 0), 1) * barLetters)
 	}
-	return strings.Repeat(progressMark, filled) + strings.Repeat(progressRest, barLetters-filled)
+	return strings.Repeat("█", filled) + strings.Repeat("░", barLetters-filled)
 }
 
 func percent(done, size int64) string {
@@ -332,7 +256,6 @@ func (p terminal) failures(list []admin.Failure, now time.Time) []string {
 	}
 	lines := []string{p.paint(bold, "RECENT ERRORS")}
 	for _, f := range list[:min(len(list), maxListed)] {
-		when := clock(f.At, now)
 		text := f.Source + ": " + f.What
 		if f.Source == "upstream" && strings.Contains(f.What, "://") {
 			text = f.What // it contains the URL
@@ -346,25 +269,7 @@ func (p terminal) failures(list []admin.Failure, now time.Time) []string {
 		if f.Error != "" {
 			text += ": " + f.Error
 		}
-		indent := utf8.RuneCountInString(when) + gap
-		for i, l := range wrap(clean(text), max(p.width-indent, 0)) {
-			if i > 0 {
-				when = strings.Repeat(" ", indent-gap)
-			}
-			lines = append(lines, p.paint(dim, when)+strings.Repeat(" ", gap)+l)
-		}
+		lines = append(lines, p.paint(dim, admin.FormatClock(f.At, now))+"  "+clean(text))
 	}
 	return lines
-}
-
-// clock writes a time of day, with the date if that is not today.
-func clock(t, now time.Time) string {
-	if t.IsZero() {
-		return "–"
-	}
-	t, now = t.Local(), now.Local()
-	if t.Format(time.DateOnly) == now.Format(time.DateOnly) {
-		return t.Format(time.TimeOnly)
-	}
-	return t.Format(time.DateTime)
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"net"
+	"strings"
 	"syscall"
 
 	"github.com/nixp2p/nixp2p/internal/config"
@@ -117,6 +118,9 @@ func (u *ui) printf(format string, args ...any) {
 		u.outErr = err
 	}
 }
+
+// lines writes lines of the result.
+func (u *ui) lines(all []string) { u.printf("%s\n", strings.Join(all, "\n")) }
 
 // json writes v as indented JSON.
 func (u *ui) json(v any) error {

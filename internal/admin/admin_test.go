@@ -171,11 +171,8 @@ func TestWhy(t *testing.T) {
 	}}
 	s, _ := start(t, f)
 	c := Client{Addr: strings.TrimPrefix(s.URL, "http://"), HTTP: s.Client()}
-	h, err := nix.ParseStoreHash(hash)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got, err := c.Why(t.Context(), h); err != nil || got.StoreHash != hash || !reflect.DeepEqual(got.Answers, want) {
+	var got Why
+	if err := c.Get(t.Context(), "/api/v1/why/"+hash, &got); err != nil || got.StoreHash != hash || !reflect.DeepEqual(got.Answers, want) {
 		t.Errorf("%+v, %v", got, err)
 	}
 	for _, bad := range []string{"x", hash + "-hello", strings.ToUpper(hash)} {

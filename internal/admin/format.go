@@ -50,9 +50,12 @@ func FormatDuration(seconds float64) string {
 	return fmt.Sprintf("%d s", d/time.Second)
 }
 
-// formatClock writes when something was, as seen at now: a clock time, with the day in front
+// FormatClock writes when something was, as seen at now: a clock time, with the day in front
 // when it was another one.
-func formatClock(t, now time.Time) string {
+func FormatClock(t, now time.Time) string {
+	if t.IsZero() {
+		return "–"
+	}
 	t, now = t.Local(), now.Local()
 	if t.YearDay() == now.YearDay() && t.Year() == now.Year() {
 		return t.Format("15:04:05")
@@ -60,8 +63,8 @@ func formatClock(t, now time.Time) string {
 	return t.Format("2 Jan 15:04")
 }
 
-// formatMS writes milliseconds with two digits.
-func formatMS(ms float64) string {
+// FormatMS writes milliseconds with two digits.
+func FormatMS(ms float64) string {
 	switch {
 	case ms <= 0:
 		return "–"
@@ -91,8 +94,8 @@ func pathHash(storePath string) string {
 	return p.Hash().String()
 }
 
-// tail returns the end of an ID: the begin is the same for all.
-func tail(id string) string {
+// ShortID returns the end of a peer ID: the begin is the same for all.
+func ShortID(id string) string {
 	const shown = 8
 	if r := []rune(id); len(r) > shown {
 		return "…" + string(r[len(r)-shown:])
@@ -111,9 +114,8 @@ func host(multiaddr string) string {
 	return multiaddr
 }
 
-// parseAsked reads what a person puts into the look-up box: a store path, a path inside it, a
-// base name, or a hash.
-func parseAsked(s string) (nix.StoreHash, error) {
+// ParseAsked reads how a person names a store path: the path, a path inside it, a base name, or a hash.
+func ParseAsked(s string) (nix.StoreHash, error) {
 	base, inStore := strings.CutPrefix(s, nix.StoreDir+"/")
 	if !inStore && strings.HasPrefix(s, "/") {
 		return nix.StoreHash{}, fmt.Errorf("it is not in %s", nix.StoreDir)

@@ -8,11 +8,11 @@ func FuzzParseAsked(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		h, err := parseAsked(s)
+		h, err := ParseAsked(s)
 		if err != nil {
 			return
 		}
-		again, err := parseAsked(h.String())
+		again, err := ParseAsked(h.String())
 		if err != nil || again != h {
 			t.Errorf("%q: %v, %v", s, again, err)
 		}

@@ -56,8 +56,8 @@ const maxAsked = 1024
 
 func parsePage() (*template.Template, error) {
 	funcs := template.FuncMap{
-		"bytes": FormatBytes, "count": formatCount[int64], "counted": formatCount[int], "duration": FormatDuration, "ms": formatMS, "clock": formatClock,
-		"pathName": pathName, "pathHash": pathHash, "tail": tail, "host": host, "kept": kept, "join": strings.Join,
+		"bytes": FormatBytes, "count": formatCount[int64], "counted": formatCount[int], "duration": FormatDuration, "ms": FormatMS, "clock": FormatClock,
+		"pathName": pathName, "pathHash": pathHash, "tail": ShortID, "host": host, "kept": kept, "join": strings.Join,
 		"rfc3339": func(t time.Time) string { return t.Format(time.RFC3339) },
 	}
 	return template.New("status.html").Funcs(funcs).ParseFS(pageFiles, "status.html")
@@ -163,7 +163,7 @@ func (h *Handler) lookUp(ctx context.Context, asked string) lookup {
 		l.Asked, l.Mistake = strings.ToValidUTF8(asked[:maxAsked], ""), "it is too long"
 		return l
 	}
-	hash, err := parseAsked(asked)
+	hash, err := ParseAsked(asked)
 	if err != nil {
 		l.Mistake = err.Error()
 		return l

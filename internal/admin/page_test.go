@@ -377,14 +377,14 @@ func TestKept(t *testing.T) {
 func TestWords(t *testing.T) {
 	now := time.Date(2026, 3, 2, 9, 0, 0, 0, time.Local)
 	for _, c := range [][2]string{
-		{formatClock(now.Add(-time.Hour), now), "08:00:00"},
-		{formatClock(now.Add(-10*time.Hour), now), "1 Mar 23:00"},
+		{FormatClock(now.Add(-time.Hour), now), "08:00:00"},
+		{FormatClock(now.Add(-10*time.Hour), now), "1 Mar 23:00"},
 		{formatCount(1234567), "1,234,567"},
 		{formatCount(int64(-123)), "-123"},
 		{formatCount(12), "12"},
-		{formatMS(0), "–"}, {formatMS(.04), "< 0.1 ms"}, {formatMS(9.96), "10 ms"},
+		{FormatMS(0), "–"}, {FormatMS(.04), "< 0.1 ms"}, {FormatMS(9.96), "10 ms"},
 		{host("/ip4/10.0.0.1/tcp/7656"), "10.0.0.1"}, {host("/ip6/fd00::1/tcp/1"), "fd00::1"}, {host("/x"), "/x"}, {host(""), ""}, {host("10.0.0.1:3"), "10.0.0.1:3"},
-		{tail("12D3KooWabcdefgh"), "…abcdefgh"}, {tail("short"), "short"},
+		{ShortID("12D3KooWabcdefgh"), "…abcdefgh"}, {ShortID("short"), "short"},
 		{pathName(nix.StoreDir + "/" + hash + "-hello"), "hello"}, {pathName("x"), "x"},
 		{pathHash(nix.StoreDir + "/" + hash + "-hello"), hash}, {pathHash("x"), ""},
 		{shareText(0, 0), "0 %"}, {shareText(1, 1000), "< 1 %"}, {shareText(999, 1000), "> 99 %"}, {shareText(1000, 1000), "100 %"}, {shareText(1, 3), "33 %"},

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"slices"
 	"syscall"
 	"time"
 
@@ -19,12 +20,14 @@ type daemon struct {
 	cmd   *exec.Cmd
 	url   string
 	admin string
+	peer  string        // multiaddr with the peer ID; "" without p2p
 	log   chan struct{} // closed when the log has ended
 }
 
 var (
 	listening = regexp.MustCompile(`msg=listening url=(\S+)`)
 	forAdmin  = regexp.MustCompile(`msg="listening for admin" url=(\S+)`)
+	forPeers  = regexp.MustCompile(`msg="peers can connect".* addresses="?\[([^] ]+)`)
 )
 
 // daemonArgs are the flags of every nixp2p here.
@@ -50,24 +53,33 @@ func startDaemon(ctx context.Context, binary string, args []string) (*daemon, er
 	if err := d.cmd.Start(); err != nil {
 		return nil, err
 	}
-	url, admin := make(chan string, 1), make(chan string, 1)
+	type found struct {
+		to   *string
+		text string
+	}
+	seen := make(chan found, 3)
+	wanted := map[*regexp.Regexp]*string{listening: &d.url, forAdmin: &d.admin}
+	if slices.Contains(args, "--p2p=true") {
+		wanted[forPeers] = &d.peer
+	}
+	missing := len(wanted)
 	var text []byte
 	go func() {
 		defer close(d.log)
 		for lines := bufio.NewScanner(stderr); lines.Scan(); {
 			text = append(append(text, lines.Text()...), '\n')
-			if m := listening.FindStringSubmatch(lines.Text()); m != nil && cap(url) > len(url) {
-				url <- m[1]
-			}
-			if m := forAdmin.FindStringSubmatch(lines.Text()); m != nil && cap(admin) > len(admin) {
-				admin <- m[1]
+			for line, to := range wanted {
+				if m := line.FindStringSubmatch(lines.Text()); m != nil {
+					delete(wanted, line)
+					seen <- found{to, m[1]}
+				}
 			}
 		}
 	}()
-	for d.url == "" || d.admin == "" {
+	for ; missing > 0; missing-- {
 		select {
-		case d.url = <-url:
-		case d.admin = <-admin:
+		case f := <-seen:
+			*f.to = f.text
 		case <-d.log:
 			return nil, errors.Join(fmt.Errorf("nixp2p ended: %s", text), d.cmd.Wait())
 		}

@@ -8,7 +8,6 @@ import (
 	"io"
 	"time"
 
-	"github.com/nixp2p/nixp2p/internal/httprange"
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/internal/nixtest"
 	"github.com/nixp2p/nixp2p/lab/hostile"
@@ -28,31 +27,11 @@ type lie struct {
 	attack func(ctx context.Context, l *hostile.Peer, ready func()) string
 }
 
-// reply writes a response with a body of a known length.
-func reply(w io.Writer, body []byte) {
-	_, _ = fmt.Fprintf(w, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n", len(body))
-	_, _ = w.Write(body)
-}
-
-func refuse(w io.Writer) {
-	_, _ = io.WriteString(w, "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
-}
-
-// give answers with b from off on, as if size were the size of the whole.
-func give(w io.Writer, b []byte, off, size int64) {
-	if off > 0 {
-		_, _ = fmt.Fprintf(w, "HTTP/1.1 206 Partial Content\r\nContent-Range: %s\r\nContent-Length: %d\r\n\r\n", httprange.ContentRange(off, size-off, size), size-off)
-	} else {
-		_, _ = fmt.Fprintf(w, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n", size)
-	}
-	_, _ = w.Write(b[min(off, int64(len(b))):])
-}
-
 // changed gives what edit makes of the NAR, and says how long that is.
 func changed(edit func(b []byte) []byte) func(io.Writer, []byte, int64) {
 	return func(w io.Writer, honest []byte, off int64) {
 		b := edit(bytes.Clone(honest))
-		give(w, b, off, int64(len(b)))
+		hostile.Give(w, b, off, int64(len(b)))
 	}
 }
 
@@ -61,25 +40,6 @@ func flip(at func(n int) int) func(io.Writer, []byte, int64) {
 		b[at(len(b))] ^= 1
 		return b
 	})
-}
-
-// endless writes piece until nobody takes it any more.
-func endless(w io.Writer, piece []byte) {
-	for {
-		if _, err := w.Write(piece); err != nil {
-			return
-		}
-	}
-}
-
-// drip writes a byte a second.
-func drip(w io.Writer, b []byte) {
-	for i := range b {
-		if _, err := w.Write(b[i : i+1]); err != nil {
-			return
-		}
-		<-time.After(time.Second)
-	}
 }
 
 func lies() []*lie {
@@ -91,31 +51,31 @@ func lies() []*lie {
 		{name: "NAR: wrong last byte", nar: flip(func(n int) int { return n - 1 })},
 		{name: "NAR: short, and says so", nar: changed(func(b []byte) []byte { return b[:len(b)-1] })},
 		{name: "NAR: short, and does not say so", nar: func(w io.Writer, honest []byte, off int64) {
-			give(w, honest[:len(honest)-1], off, int64(len(honest)))
+			hostile.Give(w, honest[:len(honest)-1], off, int64(len(honest)))
 		}},
 		{name: "NAR: long, and says so", nar: changed(func(b []byte) []byte { return append(b, 0) })},
 		{name: "NAR: another one", nar: changed(func(b []byte) []byte {
 			return nixtest.NewPath("another", len(b)).NAR[:len(b)]
 		})},
 		{name: "NAR: never-ending", nar: func(w io.Writer, honest []byte, off int64) {
-			give(w, honest, off, int64(len(honest)))
-			endless(w, noise)
+			hostile.Give(w, honest, off, int64(len(honest)))
+			hostile.Endless(w, noise)
 		}},
 		{name: "NAR: never-ending, of another size each time", nar: func(w io.Writer, _ []byte, _ int64) {
 			_, _ = fmt.Fprintf(w, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n", int64(1)<<60)
-			endless(w, noise)
+			hostile.Endless(w, noise)
 		}},
 		{name: "NAR: never-ending header", nar: func(w io.Writer, _ []byte, _ int64) {
 			_, _ = io.WriteString(w, "HTTP/1.1 200 OK\r\n")
-			endless(w, bytes.Repeat([]byte("X: y\r\n"), 10_000))
+			hostile.Endless(w, bytes.Repeat([]byte("X: y\r\n"), 10_000))
 		}},
 		{name: "NAR: a byte a second", nar: func(w io.Writer, honest []byte, off int64) {
 			_, _ = fmt.Fprintf(w, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n", len(honest))
-			drip(w, honest)
+			hostile.Drip(w, honest, 1, time.Second)
 		}},
 		{name: "NAR: a byte a second, as if it were coming in itself", nar: func(w io.Writer, honest []byte, _ int64) {
 			_, _ = fmt.Fprintf(w, "HTTP/1.1 200 OK\r\n%s: 1\r\nContent-Length: %d\r\n\r\n", wire.HaveHeader, len(honest))
-			drip(w, honest)
+			hostile.Drip(w, honest, 1, time.Second)
 		}},
 		{name: "narinfo and NAR: hears the question and never answers", info: silent[nixtest.Path], nar: silent[int64]},
 	}, otherLies(noise)...)
@@ -128,7 +88,7 @@ func silent[T any](io.Writer, []byte, T) { <-time.After(time.Minute) }
 func otherLies(noise []byte) []*lie {
 	return []*lie{
 		{name: "narinfo: of another path", quick: true, info: func(w io.Writer, _ []byte, other nixtest.Path) {
-			reply(w, other.Signed(nixtest.NewKey(keyName)).AppendText(nil))
+			hostile.Reply(w, other.Signed(nixtest.NewKey(keyName)).AppendText(nil))
 		}},
 		{name: "narinfo: another NarSize under the same signature", info: func(w io.Writer, honest []byte, _ nixtest.Path) {
 			n, err := nix.ParseNarInfo(honest)
@@ -136,7 +96,7 @@ func otherLies(noise []byte) []*lie {
 				panic(err)
 			}
 			n.NarSize++
-			reply(w, n.AppendText(nil))
+			hostile.Reply(w, n.AppendText(nil))
 		}},
 		{name: "narinfo: signed by a stranger", info: func(w io.Writer, honest []byte, _ nixtest.Path) {
 			n, err := nix.ParseNarInfo(honest)
@@ -145,15 +105,15 @@ func otherLies(noise []byte) []*lie {
 			}
 			n.Sigs = nil
 			nixtest.NewKey("stranger-1").Sign(n)
-			reply(w, n.AppendText(nil))
+			hostile.Reply(w, n.AppendText(nil))
 		}},
 		{name: "narinfo: never-ending", info: func(w io.Writer, _ []byte, _ nixtest.Path) {
 			_, _ = io.WriteString(w, "HTTP/1.1 200 OK\r\n\r\n")
-			endless(w, bytes.Repeat([]byte("Sig: x\n"), 10_000))
+			hostile.Endless(w, bytes.Repeat([]byte("Sig: x\n"), 10_000))
 		}},
-		{name: "inventory: says yes and has nothing", info: func(w io.Writer, _ []byte, _ nixtest.Path) { refuse(w) },
-			nar: func(w io.Writer, _ []byte, _ int64) { refuse(w) }},
-		{name: "inventory: the largest filter, all ones", filter: allOnes(), info: func(w io.Writer, _ []byte, _ nixtest.Path) { refuse(w) }},
+		{name: "inventory: says yes and has nothing", info: func(w io.Writer, _ []byte, _ nixtest.Path) { hostile.Refuse(w) },
+			nar: func(w io.Writer, _ []byte, _ int64) { hostile.Refuse(w) }},
+		{name: "inventory: the largest filter, all ones", filter: allOnes(), info: func(w io.Writer, _ []byte, _ nixtest.Path) { hostile.Refuse(w) }},
 		{name: "inventory: no filter but noise", filter: noise},
 		{name: "10^6 changes of the inventory", attack: func(ctx context.Context, l *hostile.Peer, ready func()) string {
 			ready()

@@ -35,8 +35,9 @@ func main() {
 
 // The parts of the file that can be made apart.
 const (
-	partCaches = "caches"
-	partPeers  = "peers"
+	partCaches  = "caches"
+	partPeers   = "peers"
+	partAttacks = "attacks"
 )
 
 // options are the flags.
@@ -52,11 +53,13 @@ type options struct {
 	dir      string // everything temporary
 }
 
+func (o *options) does(part string) bool { return o.part == part || o.part == "all" }
+
 func parseFlags() *options {
 	o := &options{only: regexp.MustCompile("")}
 	flag.StringVar(&o.out, "o", "docs/faults.md", "file to write")
 	flag.StringVar(&o.binary, "nixp2p", "", "the program; built from this module if empty")
-	flag.StringVar(&o.part, "part", "all", "caches (and nixp2p itself), peers, or all; the other part of the file stays as it is")
+	flag.StringVar(&o.part, "part", "all", "caches (and nixp2p itself), peers, attacks, or all; the other parts of the file stay as they are")
 	flag.Func("only", "rows whose name this regular expression finds", func(s string) (err error) {
 		o.only, err = regexp.Compile(s)
 		return err
@@ -120,6 +123,7 @@ type nixReport struct {
 	Rows    []*rowReport
 	Outages []*outageReport
 	Peers   []*peerReport
+	Attacks []*attackReport
 }
 
 func measure(ctx context.Context, o *options) (*report, error) {
@@ -132,12 +136,17 @@ func measure(ctx context.Context, o *options) (*report, error) {
 	for _, n := range nixes {
 		nr := &nixReport{Version: n.Version}
 		r.Nixes = append(r.Nixes, nr)
-		if o.part != partCaches {
+		if o.does(partAttacks) && !o.quick {
+			if nr.Attacks, err = measureAttacks(ctx, o, n); err != nil {
+				return nil, err
+			}
+		}
+		if o.does(partPeers) {
 			if nr.Peers, err = measurePeers(ctx, o, n); err != nil {
 				return nil, err
 			}
 		}
-		if o.part == partPeers {
+		if !o.does(partCaches) {
 			continue
 		}
 		if nr.Rows, err = measureRows(ctx, o, n); err != nil {

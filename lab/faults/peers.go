@@ -78,14 +78,14 @@ func (w *world) honest(l *lie) func(ask wire.Request, off int64, head bool, out 
 				if l.info != nil {
 					l.info(out, text, w.paths[(i+1)%len(w.paths)])
 				} else {
-					reply(out, text)
+					hostile.Reply(out, text)
 				}
 				return true
 			case !ask.IsInfo && ask.Form == nix.Raw && ask.Nar == p.NarHash():
 				if l.nar != nil {
 					l.nar(out, p.NAR, off)
 				} else {
-					give(out, p.NAR, off, int64(len(p.NAR)))
+					hostile.Give(out, p.NAR, off, int64(len(p.NAR)))
 				}
 				return true
 			}
@@ -105,8 +105,7 @@ func (w *world) peerCell(ctx context.Context, o *options, n *realnix.Nix, l *lie
 	if err := os.WriteFile(peers, nil, 0o600); err != nil {
 		return nil, err
 	}
-	d, err := startDaemon(ctx, o.binary, append(daemonArgs(dir, w.key.Public(), w.good.URL()),
-		"--p2p=true", "--mdns=false", "--p2p-listen", "/ip4/127.0.0.1/tcp/0", "--bootstrap", "file:"+peers, "--share-key", w.key.Name))
+	d, err := startDaemon(ctx, o.binary, append(peerArgs(dir, w.key.Name, w.key.Public(), w.good.URL()), "--bootstrap", "file:"+peers))
 	if err != nil {
 		return nil, err
 	}
@@ -227,14 +226,8 @@ func (d *daemon) vitals(ctx context.Context) (v vitals, err error) {
 			v.Heap = int64(f)
 		}
 	}
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", d.cmd.Process.Pid))
-	for line := range strings.Lines(string(text)) {
-		if rest, ok := strings.CutPrefix(line, "VmHWM:"); ok {
-			kb, _ := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(rest), " kB"), 10, 64)
-			v.Peak = kb << 10
-		}
-	}
-	return v, err
+	v.Peak = d.peak()
+	return v, nil
 }
 
 type peerStatus struct {

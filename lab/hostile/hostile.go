@@ -5,6 +5,7 @@ package hostile
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -27,6 +28,8 @@ import (
 	"github.com/nixp2p/nixp2p/internal/httprange"
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/p2p/inventory"
+	"github.com/nixp2p/nixp2p/p2p/lease"
+	"github.com/nixp2p/nixp2p/p2p/server"
 	"github.com/nixp2p/nixp2p/p2p/swarmkey"
 	"github.com/nixp2p/nixp2p/p2p/wire"
 )
@@ -50,6 +53,8 @@ type Config struct {
 	// Answer writes a whole HTTP response, after which the stream ends, and reports whether it
 	// did. If nil or false, the answer is 404.
 	Answer func(ask wire.Request, off int64, head bool, w io.Writer) bool
+	// Lease answers a node that asks this one as coordinator. If nil, the answer is 404.
+	Lease func(r lease.Request) lease.Answer
 }
 
 // Peer is a node of a site. The caller closes it.
@@ -312,11 +317,14 @@ func (p *Peer) answer(st network.Stream) {
 	if err != nil {
 		return
 	}
-	var text strings.Builder
-	_ = req.Write(&text)
-	p.mu.Lock()
-	p.asked = append(p.asked, text.String())
-	p.mu.Unlock()
+	p.record(req)
+	if req.URL.Path == server.LeasePath && p.cfg.Lease != nil {
+		body, _ := io.ReadAll(io.LimitReader(req.Body, lease.MaxMessage))
+		if r, err := lease.DecodeRequest(body); err == nil {
+			Reply(st, p.cfg.Lease(r).Append(nil))
+			return
+		}
+	}
 	ask, err := wire.ParseRequest(req.URL.Path)
 	off := int64(0)
 	if r := req.Header.Get("Range"); r != "" && err == nil {
@@ -325,5 +333,17 @@ func (p *Peer) answer(st network.Stream) {
 	if err == nil && p.cfg.Answer != nil && p.cfg.Answer(ask, off, req.Method == http.MethodHead, st) {
 		return
 	}
-	_, _ = io.WriteString(st, "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+	Refuse(st)
+}
+
+// record keeps the text of a request.
+func (p *Peer) record(req *http.Request) {
+	body, _ := io.ReadAll(io.LimitReader(req.Body, lease.MaxMessage))
+	var text strings.Builder
+	req.Body = io.NopCloser(bytes.NewReader(body))
+	_ = req.Write(&text)
+	req.Body = io.NopCloser(bytes.NewReader(body))
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.asked = append(p.asked, text.String())
 }

@@ -15,7 +15,7 @@ func doctorCommand(u *ui) *cobra.Command {
 		Use: "doctor", Short: "find out why nothing is substituted, and what to do",
 		Long: `Asks the running daemon, looks at Nix's settings and memory, at the disk, the clock and the
 network, and says of each whether it is fine, and what to do if not. It changes nothing and takes
-some seconds at most. As root it sees more: what the Nix daemon remembers, and the firewall.
+some seconds at most. As root it also sees what the Nix daemon remembers.
 
 The exit code is 1 if there is a failure; warnings do not count.`,
 	}
@@ -44,8 +44,8 @@ func doctorConfig(cfg *config.Config) doctor.Config {
 	url, _ := substituterURL(cfg.Listen) // "" is a finding
 	return doctor.Config{
 		Listen: cfg.Listen, URL: url, AdminListen: cfg.AdminListen, Priority: cfg.Priority, Upstreams: cfg.Upstreams,
-		TrustedKeys: cfg.TrustedPublicKeys, ShareKeys: cfg.ShareKeys, StateDir: cfg.StateDir, CacheDir: cfg.CacheDir,
-		CacheSize: cfg.CacheSize, StoreRoot: cfg.StoreRoot, P2P: cfg.P2P, P2PListen: cfg.P2PListen, MDNS: cfg.MDNS,
+		TrustedKeys: cfg.TrustedPublicKeys, StateDir: cfg.StateDir, CacheDir: cfg.CacheDir,
+		CacheSize: cfg.CacheSize, StoreRoot: cfg.StoreRoot, P2P: cfg.P2P, P2PListen: cfg.P2PListen,
 		Closed: cfg.SwarmKeyFile != "", Getenv: os.Getenv,
 	}
 }

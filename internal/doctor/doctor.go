@@ -57,7 +57,6 @@ type Config struct {
 	Priority    int
 	Upstreams   []string // URLs
 	TrustedKeys []string // "name:base64"
-	ShareKeys   []string // names
 	StateDir    string
 	CacheDir    string
 	CacheSize   int64
@@ -65,8 +64,7 @@ type Config struct {
 
 	P2P       bool
 	P2PListen []string // multiaddrs
-	MDNS      bool
-	Closed    bool // there is a swarm key
+	Closed    bool     // there is a swarm key
 
 	Getenv func(string) string // the environment of the user
 	Sys    string              // "" means /sys
@@ -106,7 +104,6 @@ func checks() []check {
 		{"clock", checkClock},
 		{"online", checkOnline},
 		{"port", checkPort},
-		{"firewall", checkFirewall},
 		{"peers", checkPeers},
 		{"wifi", checkWifi},
 	}
@@ -142,27 +139,21 @@ func run(ctx context.Context, cfg Config, checks []check, limit time.Duration) R
 	defer stop()
 	var r Report
 	for i, l := range checks {
-		for _, f := range await(late, found[i], limit) {
+		all := unknown("no answer within %s", limit)
+		select {
+		case all = <-found[i]:
+		case <-late.Done():
+			select {
+			case all = <-found[i]: // in time, while another one was waited for
+			default:
+			}
+		}
+		for _, f := range all {
 			f.Check = l.name
 			r.Add(f)
 		}
 	}
 	return r
-}
-
-// await returns what a look has found, if that comes in time.
-func await(late context.Context, found <-chan []Finding, limit time.Duration) []Finding {
-	select {
-	case all := <-found:
-		return all
-	case <-late.Done():
-	}
-	select {
-	case all := <-found: // in time, while another one was waited for
-		return all
-	default:
-		return unknown("no answer within %s", limit)
-	}
 }
 
 // ok, unknown, warn and fail make findings of one look; the last argument but one of warn and

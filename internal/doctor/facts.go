@@ -47,7 +47,12 @@ func (p *facts) gather(ctx context.Context) {
 	defer cancel()
 	var wg sync.WaitGroup
 	wg.Go(func() { p.askNode(ctx) })
-	wg.Go(func() { p.front, p.frontErr = askCacheInfo(ctx, frontClient(p.Listen), "http://"+frontHost(p.Listen)) })
+	wg.Go(func() {
+		text, err := p.askFront(ctx, "/nix-cache-info", nix.MaxCacheInfo)
+		if p.frontErr = err; err == nil {
+			p.front, p.frontErr = parseCacheInfo(text)
+		}
+	})
 	wg.Go(func() { p.askNix(ctx) })
 	wg.Go(func() { p.probeUpstreams(ctx) })
 	wg.Wait()
@@ -61,19 +66,16 @@ func (p *facts) askNode(ctx context.Context) {
 	defer cancel()
 	c := admin.Client{Addr: p.AdminListen}
 	status, err := c.Status(ctx)
-	if err == nil && (status.Version == "" || status.Upstreams == nil) {
-		err = errOther
-	}
-	if err != nil {
+	switch {
+	case err != nil:
 		p.statusErr = err
-		return
+	case status.Version == "" || status.Upstreams == nil:
+		p.statusErr = errors.New("what answers is not nixp2p")
+	default:
+		p.status = &status
+		p.peers, _ = c.Peers(ctx) // the number of peers is in the status, too
 	}
-	p.status = &status
-	p.peers, _ = c.Peers(ctx) // the number of peers is in the status, too
 }
-
-// errOther is an answer that no nixp2p gives.
-var errOther = errors.New("what answers is not nixp2p")
 
 // askNix finds out what Nix goes by: Nix itself says it best.
 func (p *facts) askNix(ctx context.Context) {
@@ -91,38 +93,18 @@ func (p *facts) askNix(ctx context.Context) {
 	p.settings, p.settingsErr = p.places.Read()
 }
 
-// frontHost is the host to ask for, frontClient the way there.
-func frontHost(listen string) string {
-	if strings.HasPrefix(listen, "unix:") {
-		return "nixp2p"
-	}
-	return reachable(listen)
-}
-
-func frontClient(listen string) *http.Client {
-	path, unix := strings.CutPrefix(listen, "unix:")
-	if !unix {
-		return &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
-	}
-	return &http.Client{Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+// askFront asks the substituter for a small text.
+func (p *facts) askFront(ctx context.Context, path string, most int64) ([]byte, error) {
+	client, url := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}, p.URL
+	if socket, unix := strings.CutPrefix(p.Listen, "unix:"); unix {
+		url = "http://nixp2p"
+		client.Transport = &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			var d net.Dialer
-			return d.DialContext(ctx, "unix", path)
-		},
-	}}
-}
-
-// reachable replaces an address that stands for all by loopback.
-func reachable(listen string) string {
-	host, port, err := net.SplitHostPort(listen)
-	if err != nil {
-		return listen
+			return d.DialContext(ctx, "unix", socket)
+		}}
 	}
-	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
-		host = "127.0.0.1"
-	}
-	return net.JoinHostPort(host, port)
+	text, _, err := fetch(ctx, client, url+path, most)
+	return text, err
 }
 
 // answerError is an HTTP answer that is not 200.
@@ -153,15 +135,6 @@ func fetch(ctx context.Context, c *http.Client, url string, most int64) ([]byte,
 // errWebPage is what a hotel's network answers before one has logged in.
 var errWebPage = errors.New("answers with a web page (a login page?)")
 
-// askCacheInfo asks a cache what it says of itself.
-func askCacheInfo(ctx context.Context, c *http.Client, url string) (*nix.CacheInfo, error) {
-	text, _, err := fetch(ctx, c, strings.TrimRight(url, "/")+"/nix-cache-info", nix.MaxCacheInfo)
-	if err != nil {
-		return nil, err
-	}
-	return parseCacheInfo(text)
-}
-
 func parseCacheInfo(text []byte) (*nix.CacheInfo, error) {
 	if strings.Contains(strings.ToLower(string(text)), "<html") {
 		return nil, errWebPage
@@ -186,23 +159,18 @@ func (p *facts) multiUser() bool {
 // listed reports whether this user is in a list such as trusted-users: by name, by @GROUP, or
 // by *.
 func listed(users []string) bool {
-	if slices.Contains(users, "*") {
-		return true
-	}
 	me, err := user.Current()
 	if err != nil {
-		return false
+		return slices.Contains(users, "*")
 	}
-	if slices.Contains(users, me.Username) {
-		return true
-	}
+	names := []string{"*", me.Username}
 	ids, _ := me.GroupIds()
 	for _, id := range ids {
-		if g, err := user.LookupGroupId(id); err == nil && slices.Contains(users, "@"+g.Name) {
-			return true
+		if g, err := user.LookupGroupId(id); err == nil {
+			names = append(names, "@"+g.Name)
 		}
 	}
-	return false
+	return slices.ContainsFunc(users, func(u string) bool { return slices.Contains(names, u) })
 }
 
 // noNix reports whether there is no Nix here, and nothing of its configuration to look at.

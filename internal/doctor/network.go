@@ -1,12 +1,13 @@
 package doctor
 
 import (
+	"cmp"
 	"context"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strconv"
+	"regexp"
 	"strings"
 	"time"
 )
@@ -41,19 +42,18 @@ func online() string {
 	return ""
 }
 
+// tcpAddr is the part of a multiaddr that names an address and a fixed port.
+var tcpAddr = regexp.MustCompile(`/ip[46]/([^/]+)/tcp/([1-9]\d*)$`)
+
 // peerPorts returns where the node listens for peers.
 func (p *facts) peerPorts() (at []netip.AddrPort) {
 	for _, m := range p.P2PListen {
-		part := strings.Split(m, "/")
-		for i := 0; i+3 < len(part); i++ {
-			if part[i] != "ip4" && part[i] != "ip6" || part[i+2] != "tcp" {
-				continue
-			}
-			ip, err := netip.ParseAddr(part[i+1])
-			port, e := strconv.ParseUint(part[i+3], 10, 16)
-			if err == nil && e == nil && port != 0 {
-				at = append(at, netip.AddrPortFrom(ip, uint16(port)))
-			}
+		part := tcpAddr.FindStringSubmatch(m)
+		if part == nil {
+			continue
+		}
+		if a, err := netip.ParseAddrPort(net.JoinHostPort(part[1], part[2])); err == nil {
+			at = append(at, a)
 		}
 	}
 	return at
@@ -76,36 +76,26 @@ func checkPort(ctx context.Context, p *facts) []Finding {
 			return fail(portHint+"--p2p-listen", "%s", d)
 		}
 	}
-	var open, shut []string
+	var open []string
 	for _, a := range at {
 		if connects(ctx, a) {
 			open = append(open, a.String())
-		} else {
-			shut = append(shut, a.String())
 		}
 	}
 	if len(open) == 0 {
 		return fail("`journalctl -u nixp2p` says why; `ss -ltnp` shows which program has the port",
-			"nothing listens on %s: no peer can reach this machine", strings.Join(shut, ", "))
+			"nothing listens on %s: no peer can reach this machine", strings.Join(p.P2PListen, ", "))
 	}
 	return ok("listening for peers on %s", strings.Join(open, ", "))
 }
 
-// connectTime bounds a connection within this machine.
-const connectTime = time.Second
-
+// connects tries a connection within this machine. An address that stands for all is dialled
+// as loopback.
 func connects(ctx context.Context, at netip.AddrPort) bool {
-	ip := at.Addr()
-	switch {
-	case ip.IsUnspecified() && ip.Is4():
-		ip = netip.AddrFrom4([4]byte{127, 0, 0, 1})
-	case ip.IsUnspecified():
-		ip = netip.IPv6Loopback()
-	}
-	ctx, cancel := context.WithTimeout(ctx, connectTime)
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	var d net.Dialer
-	conn, err := d.DialContext(ctx, "tcp", netip.AddrPortFrom(ip, at.Port()).String())
+	conn, err := d.DialContext(ctx, "tcp", at.String())
 	if err != nil {
 		return false
 	}
@@ -117,14 +107,7 @@ func checkWifi(_ context.Context, p *facts) []Finding {
 	if !p.P2P || p.Closed {
 		return ok("only machines with the swarm key can be peers")
 	}
-	sys := p.Sys
-	if sys == "" {
-		sys = "/sys"
-	}
-	if _, err := os.Stat(filepath.Join(sys, "class/net")); err != nil {
-		return unknown("%v", err)
-	}
-	names, _ := filepath.Glob(filepath.Join(sys, "class/net/*/wireless"))
+	names, _ := filepath.Glob(filepath.Join(cmp.Or(p.Sys, "/sys"), "class/net/*/wireless"))
 	var up []string
 	for _, n := range names {
 		dir := filepath.Dir(n)

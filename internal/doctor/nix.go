@@ -9,7 +9,6 @@ import (
 	"net/url"
 	"os"
 	"slices"
-	"sort"
 	"strconv"
 	"strings"
 	"sync"
@@ -98,76 +97,56 @@ func (p *facts) used() (string, bool) {
 	return "", false
 }
 
-// rank is where a substituter stands: Nix goes by priority, then by the order of the list.
-type rank struct {
-	url      string
-	priority int
-	err      error
-}
-
-// checkOrder asks every substituter for its priority, as Nix does.
+// checkOrder asks every substituter for its priority, as Nix does: it goes by them, then by the
+// order of the list.
 func checkOrder(ctx context.Context, p *facts) []Finding {
 	as, used := p.used()
 	if !used || p.front == nil {
 		return unknown("the node is not asked, or does not answer")
 	}
-	ranks := make([]rank, len(p.settings.Substituters))
+	list := p.settings.Substituters
+	priorities := make([]int, len(list))
 	var wg sync.WaitGroup
-	for i, s := range p.settings.Substituters {
-		wg.Go(func() { ranks[i] = p.rank(ctx, s, as) })
+	for i, s := range list {
+		wg.Go(func() { priorities[i] = p.priority(ctx, s, as) })
 	}
 	wg.Wait()
-	sort.SliceStable(ranks, func(i, j int) bool { return ranks[i].priority < ranks[j].priority })
-	var found []Finding
-	var before, dark []string
-	own := 0
-	for _, r := range ranks {
+	own := slices.Index(list, as)
+	var before, silent []string
+	for i, n := range priorities {
 		switch {
-		case r.url == as:
-			own = r.priority
-		case r.err != nil:
-			dark = append(dark, r.url)
+		case n < 0:
+			silent = append(silent, list[i])
+		case n < priorities[own], n == priorities[own] && i < own:
+			before = append(before, fmt.Sprintf("%s (%d)", list[i], n))
 		}
 	}
-	for _, r := range ranks {
-		if r.url == as {
-			break
-		}
-		if r.err == nil {
-			before = append(before, fmt.Sprintf("%s (%d)", r.url, r.priority))
-		}
-	}
+	found := ok("asked first, with priority %d", priorities[own])
 	if len(before) > 0 {
 		found = warn("give nixp2p a lower --priority, or write ?priority=50 behind the other one's URL in nix.conf",
-			"asked before nixp2p (%d): %s", own, strings.Join(before, ", "))
-	} else {
-		found = ok("asked first, with priority %d", own)
+			"asked before nixp2p (%d): %s", priorities[own], strings.Join(before, ", "))
 	}
-	if len(dark) > 0 {
-		found = append(found, unknown("no priority from %s", strings.Join(dark, ", "))...)
+	if len(silent) > 0 {
+		found = append(found, unknown("no priority from %s", strings.Join(silent, ", "))...)
 	}
 	return found
 }
 
-// rank finds a substituter's priority. Parameters in its URL win over what it says.
-func (p *facts) rank(ctx context.Context, url, own string) rank {
-	r := rank{url: url, priority: 1 << 30}
+// priority finds a substituter's priority, -1 if it cannot. A parameter in its URL wins over what
+// it says.
+func (p *facts) priority(ctx context.Context, url, own string) int {
 	at, given, ok := withPriority(url)
-	if ok {
-		r.priority = given
-		return r
+	switch {
+	case ok:
+		return given
+	case url == own:
+		return p.front.Priority
 	}
-	if url == own {
-		r.priority = p.front.Priority
-		return r
-	}
-	info, err := cacheInfo(ctx, at)
+	info, _, err := cacheInfo(ctx, at)
 	if err != nil {
-		r.err = err
-		return r
+		return -1
 	}
-	r.priority = info.Priority
-	return r
+	return info.Priority
 }
 
 // withPriority splits a substituter's URL from the priority given in it.
@@ -181,25 +160,20 @@ func withPriority(s string) (at string, priority int, ok bool) {
 	return at, priority, err == nil
 }
 
-// cacheInfo reads what a cache says of itself, by HTTP or from a directory.
-func cacheInfo(ctx context.Context, at string) (*nix.CacheInfo, error) {
-	dir, file := strings.CutPrefix(at, "file://")
-	switch {
-	case file:
-		text, err := os.ReadFile(dir + "/nix-cache-info")
-		if err != nil {
-			return nil, err
-		}
-		return parseCacheInfo(text)
-	case strings.HasPrefix(at, "http://"), strings.HasPrefix(at, "https://"):
-		return askCacheInfo(ctx, outside(), at)
+// cacheInfo reads what a cache says of itself, by HTTP or from a directory. Other machines are
+// asked through the proxy of the environment, as Nix does.
+func cacheInfo(ctx context.Context, at string) (info *nix.CacheInfo, head http.Header, err error) {
+	var text []byte
+	if dir, file := strings.CutPrefix(at, "file://"); file {
+		text, err = os.ReadFile(dir + "/nix-cache-info")
+	} else {
+		client := &http.Client{Transport: &http.Transport{Proxy: http.ProxyFromEnvironment, DisableKeepAlives: true}}
+		text, head, err = fetch(ctx, client, strings.TrimRight(at, "/")+"/nix-cache-info", nix.MaxCacheInfo)
 	}
-	return nil, errors.New("only http, https and file can be asked from here")
-}
-
-// outside is the way to other machines: through the proxy of the environment, as Nix goes.
-func outside() *http.Client {
-	return &http.Client{Transport: &http.Transport{Proxy: http.ProxyFromEnvironment, DisableKeepAlives: true}}
+	if err == nil {
+		info, err = parseCacheInfo(text)
+	}
+	return info, head, err
 }
 
 // checkKeys compares whose word counts here and there: Nix takes nothing that is not signed by
@@ -259,7 +233,7 @@ func checkSignatures(ctx context.Context, p *facts) []Finding {
 	if err != nil {
 		return fail("fix trusted-public-keys in nix.conf", "the keys of Nix cannot be read: %v", err)
 	}
-	text, _, err := fetch(ctx, frontClient(p.Listen), "http://"+frontHost(p.Listen)+"/"+hash.String()+".narinfo", maxNarinfo)
+	text, err := p.askFront(ctx, "/"+hash.String()+".narinfo", maxNarinfo)
 	if err != nil {
 		return warn("`nixp2p why "+hash.String()+"` asks every source", "%s is shared, but asked for it the node %v", hash, err)
 	}

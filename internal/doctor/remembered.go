@@ -4,14 +4,12 @@ import (
 	"context"
 	"database/sql"
 	"errors"
-	"fmt"
-	"io"
 	"io/fs"
-	"net/http"
 	"net/url"
 	"os"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -61,26 +59,19 @@ func checkRemembered(ctx context.Context, p *facts) []Finding {
 
 // memories are the directories where this user's Nix and root's remember.
 func (p *facts) memories() (dirs []string) {
-	add := func(dir string) {
-		for _, d := range dirs {
-			if d == dir {
-				return
-			}
-		}
-		dirs = append(dirs, dir)
-	}
 	if d := p.Getenv("NIX_CACHE_HOME"); d != "" {
-		add(d)
+		dirs = append(dirs, d)
 	}
 	if d := p.Getenv("XDG_CACHE_HOME"); d != "" {
-		add(filepath.Join(d, "nix"))
+		dirs = append(dirs, filepath.Join(d, "nix"))
 	} else if d := p.Getenv("HOME"); d != "" {
-		add(filepath.Join(d, ".cache/nix"))
+		dirs = append(dirs, filepath.Join(d, ".cache/nix"))
 	}
 	if root, err := user.LookupId("0"); err == nil {
-		add(filepath.Join(root.HomeDir, ".cache/nix"))
+		dirs = append(dirs, filepath.Join(root.HomeDir, ".cache/nix"))
 	}
-	return dirs
+	slices.Sort(dirs)
+	return slices.Compact(dirs)
 }
 
 // memory is what one file says of the node.
@@ -131,11 +122,12 @@ func (p *facts) goesBy(then time.Time) bool {
 // readMemory reads a file without changing anything in it or beside it. It returns nil if the
 // node is not in it.
 func readMemory(ctx context.Context, name, as string, fresh time.Time) (*memory, error) {
-	how, err := openMode(name)
-	if err != nil {
+	// With write-ahead logging even a reader would make files beside it, unless the file is
+	// taken as it is.
+	if _, err := os.Stat(name); err != nil {
 		return nil, err
 	}
-	db, err := sql.Open("sqlite", (&url.URL{Scheme: "file", Path: name, RawQuery: how}).String())
+	db, err := sql.Open("sqlite", (&url.URL{Scheme: "file", Path: name, RawQuery: "mode=ro&immutable=1"}).String())
 	if err != nil {
 		return nil, err
 	}
@@ -172,25 +164,6 @@ func readMemory(ctx context.Context, name, as string, fresh time.Time) (*memory,
 	return m, rows.Err()
 }
 
-// openMode says how a database is opened so that nothing is written. With write-ahead
-// logging even a reader would make files beside it, unless the file is taken as it is.
-func openMode(name string) (string, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	var head [20]byte
-	if _, err := io.ReadFull(f, head[:]); err != nil {
-		return "", fmt.Errorf("no database: %w", err)
-	}
-	const wal = 2 // format of reading in the header of a database with write-ahead logging
-	if head[19] == wal {
-		return "mode=ro&immutable=1", nil
-	}
-	return "mode=ro&_pragma=busy_timeout(200)", nil
-}
-
 // hereNow asks the node for paths that Nix thinks absent, and returns how many it has, of how
 // many it could say.
 func (p *facts) hereNow(ctx context.Context, hashes []nix.StoreHash) (here, asked int) {
@@ -203,13 +176,12 @@ func (p *facts) hereNow(ctx context.Context, hashes []nix.StoreHash) (here, aske
 	var wg sync.WaitGroup
 	for _, h := range hashes {
 		wg.Go(func() {
-			_, _, err := fetch(ctx, frontClient(p.Listen), "http://"+frontHost(p.Listen)+"/"+h.String()+".narinfo", maxNarinfo)
+			_, err := p.askFront(ctx, "/"+h.String()+".narinfo", maxNarinfo)
 			var no *answerError
-			switch {
-			case err == nil:
+			if err == nil {
 				has.Add(1)
-				said.Add(1)
-			case errors.As(err, &no) && strings.HasPrefix(no.status, fmt.Sprint(http.StatusNotFound)):
+			}
+			if err == nil || errors.As(err, &no) && strings.HasPrefix(no.status, "404") {
 				said.Add(1)
 			}
 		})

@@ -15,14 +15,12 @@ import (
 	"time"
 
 	"github.com/nixp2p/nixp2p/internal/admin"
-	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/internal/nixconf"
 )
 
 // probe is one question to an upstream, past the node.
 type probe struct {
 	url  string // without a password
-	http bool
 	err  error
 	date time.Time     // by the upstream's clock; zero when it did not say
 	off  time.Duration // of this machine's clock, ahead when positive
@@ -39,16 +37,12 @@ func (p *facts) probeUpstreams(ctx context.Context) {
 
 func probeOne(ctx context.Context, upstream string) probe {
 	at, _, _ := strings.Cut(upstream, "?")
-	pr := probe{url: at, http: strings.HasPrefix(at, "http")}
+	pr := probe{url: at}
 	if u, err := url.Parse(at); err == nil {
 		pr.url = u.Redacted()
 	}
-	if !pr.http {
-		_, pr.err = cacheInfo(ctx, at)
-		return pr
-	}
 	start := time.Now()
-	text, head, err := fetch(ctx, outside(), at+"/nix-cache-info", nix.MaxCacheInfo)
+	_, head, err := cacheInfo(ctx, at)
 	pr.err = err
 	if date, err := http.ParseTime(head.Get("Date")); err == nil {
 		pr.date = date
@@ -56,10 +50,7 @@ func probeOne(ctx context.Context, upstream string) probe {
 		pr.off = start.Add(time.Since(start) / 2).Sub(date)
 	}
 	var answer *answerError
-	switch {
-	case err == nil:
-		_, pr.err = parseCacheInfo(text)
-	case errors.As(err, &answer) && (strings.HasPrefix(answer.status, "401") || strings.HasPrefix(answer.status, "403")):
+	if errors.As(err, &answer) && (strings.HasPrefix(answer.status, "401") || strings.HasPrefix(answer.status, "403")) {
 		pr.err = nil // it wants credentials that the node may have
 	}
 	return pr
@@ -85,7 +76,7 @@ func checkUpstream(_ context.Context, p *facts) []Finding {
 		}
 	}
 	if len(found) == 0 {
-		return ok("%s answering: %s", count(fine, "cache"), p.probes[0].url+more(len(p.probes)-1))
+		return ok("%s answering, %s first", count(fine, "cache"), p.probes[0].url)
 	}
 	return found
 }
@@ -130,13 +121,6 @@ func describe(err error) string {
 	return err.Error()
 }
 
-func more(n int) string {
-	if n == 0 {
-		return ""
-	}
-	return fmt.Sprintf(" and %d more", n)
-}
-
 // upstream returns what the node says about an upstream, nil if it does not.
 func (p *facts) upstream(url string) *admin.Upstream {
 	if p.status == nil || !p.status.Ready {
@@ -160,16 +144,12 @@ func hintFor(err error) string {
 		return "names are not resolved: is there a network, and a name server that answers?"
 	case errors.As(err, &expired) && expired.Reason == x509.Expired:
 		return "is this machine's clock right?"
-	case certificate(err):
+	case errors.As(err, new(x509.UnknownAuthorityError)), errors.As(err, new(x509.HostnameError)), errors.As(err, &expired):
 		return "a proxy between here and there? its certificate has to be in $NIX_SSL_CERT_FILE or the system's"
 	case errors.As(err, new(*answerError)):
 		return "is the URL in --upstream right?"
 	}
 	return "is the URL in --upstream right, is there a network, does it need a proxy ($https_proxy)? meanwhile peers and this machine's store still serve"
-}
-
-func certificate(err error) bool {
-	return errors.As(err, new(x509.UnknownAuthorityError)) || errors.As(err, new(x509.HostnameError)) || errors.As(err, new(x509.CertificateInvalidError))
 }
 
 // maxOff is how wrong a clock may be: certificates and the ages of remembered answers are in
@@ -184,26 +164,17 @@ func checkClock(_ context.Context, p *facts) []Finding {
 			return fail(hint, "the certificate of %s is not valid at %s, by this machine's clock", pr.url, time.Now().Format(time.DateTime))
 		}
 	}
-	var said []probe
-	for _, pr := range p.probes {
-		if !pr.date.IsZero() {
-			said = append(said, pr)
-		}
-	}
+	said := slices.DeleteFunc(slices.Clone(p.probes), func(pr probe) bool { return pr.date.IsZero() })
 	if len(said) == 0 {
 		return unknown("no upstream says what time it is")
 	}
-	wrong := 0
-	for _, pr := range said {
-		if pr.off.Abs() > maxOff {
-			wrong++
-		}
-	}
 	first := said[0]
+	right := slices.ContainsFunc(said, func(pr probe) bool { return pr.off.Abs() <= maxOff })
+	wrong := slices.ContainsFunc(said, func(pr probe) bool { return pr.off.Abs() > maxOff })
 	switch {
-	case wrong == 0:
+	case !wrong:
 		return ok("within %s of %s", max(first.off.Abs().Round(time.Second), time.Second), first.url)
-	case wrong < len(said):
+	case right:
 		return warn("compare with another clock", "upstreams do not agree on the time")
 	}
 	way := "ahead"

@@ -1,7 +1,6 @@
 package nixconf
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -168,9 +167,6 @@ func (p *Plan) Make() error {
 			return fmt.Errorf("change %s: %w", c.path, err)
 		}
 	}
-	if p.backup != "" {
-		_ = os.Remove(p.backup) // it holds what nix.conf is again
-	}
 	if p.conf.remove && p.created == createdDir {
 		_ = os.Remove(dir) // if nothing else is in it
 	}
@@ -184,8 +180,7 @@ func (c *change) make() error {
 	if c.remove {
 		return errors.Join(c.unchanged(), os.Remove(c.path))
 	}
-	dir := filepath.Dir(c.path)
-	f, err := os.CreateTemp(dir, "."+filepath.Base(c.path)+".*")
+	f, err := os.CreateTemp(filepath.Dir(c.path), "."+filepath.Base(c.path)+".*")
 	if err != nil {
 		return err
 	}
@@ -193,10 +188,7 @@ func (c *change) make() error {
 	if err := errors.Join(c.fill(f), f.Close(), c.unchanged()); err != nil {
 		return err
 	}
-	if err := os.Rename(f.Name(), c.path); err != nil {
-		return err
-	}
-	return syncDir(dir)
+	return os.Rename(f.Name(), c.path)
 }
 
 // unchanged makes sure that the file is still the one that was read.
@@ -230,65 +222,4 @@ func (c *change) fill(f *os.File) error {
 		return err
 	}
 	return f.Sync()
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	err = d.Sync()
-	if errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.ENOTSUP) {
-		err = nil // some file systems cannot
-	}
-	return errors.Join(err, d.Close())
-}
-
-// Version 0.1.0 of setup wrote a block into nix.conf.
-const (
-	legacyMark = "# nixp2p setup:"
-	legacyEnd  = "# nixp2p setup: end"
-)
-
-// legacyBlock is what such a block says about itself.
-type legacyBlock struct{ url, backup, created string }
-
-// removeLegacy removes such a block: our comments, and the settings in it that are still as we
-// wrote them. What was edited stays, without our URL.
-func removeLegacy(text string) (string, legacyBlock) {
-	var found legacyBlock
-	if !strings.Contains(text, legacyMark) {
-		return text, found
-	}
-	ours := []string{}
-	var kept strings.Builder
-	for line := range strings.Lines(text) {
-		bare := strings.TrimSpace(line)
-		switch {
-		case strings.HasPrefix(bare, legacyMark):
-			var m struct {
-				URL, Backup  string
-				Created, Dir bool
-			}
-			if json.Unmarshal([]byte(strings.TrimPrefix(bare, legacyMark)), &m) == nil && m.URL != "" {
-				found.url = m.URL
-				if m.Backup == filepath.Base(m.Backup) {
-					found.backup = m.Backup
-				}
-				if m.Created {
-					found.created = map[bool]string{true: createdDir, false: createdFile}[m.Dir]
-				}
-			}
-			// Each setting once, and only up to the end of the block.
-			ours = []string{"connect-timeout = 5", "fallback = true", "extra-substituters = " + found.url, "substituters = " + found.url + " " + DefaultSubstituter}
-			if bare == legacyEnd {
-				ours = nil
-			}
-		case slices.Contains(ours, bare):
-			ours = slices.DeleteFunc(ours, func(s string) bool { return s == bare })
-		default:
-			kept.WriteString(line)
-		}
-	}
-	return removeURLs(kept.String(), []string{found.url}), found
 }

@@ -322,42 +322,6 @@ func TestUndoAfterChange(t *testing.T) {
 	}
 }
 
-// The block that version 0.1.0 wrote goes, edited or not.
-func TestLegacyBlock(t *testing.T) {
-	const (
-		begin  = "# nixp2p setup: begin. `nixp2p setup --undo` takes this block out; change nothing in it.\n"
-		meta   = `# nixp2p setup: {"url":"` + node + `","edited":true,"backup":"nix.conf.before-nixp2p","sum":"01234567"}` + "\n"
-		bounds = "connect-timeout = 5\nfallback = true\n"
-		end    = "# nixp2p setup: end\n"
-	)
-	for _, tt := range []struct{ text, backup, want string }{
-		{"substituters = " + node + " https://a\n" + begin + meta + bounds + end, "substituters = https://a", "substituters = https://a"},
-		{begin + meta + "substituters = " + node + " " + DefaultSubstituter + "\n" + bounds + end + "cores = 2\n", "cores = 2\n", "cores = 2\n"},
-		{begin + meta + "substituters = " + node + " https://b " + DefaultSubstituter + "\n" + bounds + end, "", "substituters = https://b " + DefaultSubstituter + "\n"},
-		{begin + meta + "connect-timeout = 50\ncores = 1\n" + end + bounds, "", "connect-timeout = 50\ncores = 1\n" + bounds},
-	} {
-		for _, again := range []bool{false, true} {
-			name := write(t, "nix.conf", tt.text, "nix.conf.before-nixp2p", tt.backup)
-			if again {
-				makeIt(t, plan(t, name, want))
-				if s := settings(t, name); !s.Uses(node) || strings.Contains(read(t, name), legacyMark) {
-					t.Errorf("%+v: %s", s, read(t, name))
-				}
-				if err := os.Remove(filepath.Join(filepath.Dir(name), "nix.conf.before-nixp2p")); err != nil {
-					t.Fatal(err)
-				}
-			}
-			makeIt(t, undo(t, name))
-			if got := read(t, name); got != tt.want && strings.TrimRight(got, "\n") != strings.TrimRight(tt.want, "\n") {
-				t.Errorf("%q became %q, want %q", tt.text, got, tt.want)
-			}
-			if _, err := os.Stat(filepath.Join(filepath.Dir(name), "nix.conf.before-nixp2p")); (err == nil) != (tt.backup == "" && !again) {
-				t.Errorf("%q: backup %v", tt.text, err)
-			}
-		}
-	}
-}
-
 // Root runs no program that another user could have put there.
 func TestOwnedByRoot(t *testing.T) {
 	if os.Geteuid() != 0 {

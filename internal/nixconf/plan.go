@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -49,7 +50,6 @@ type Plan struct {
 
 	conf, own change
 	created   string // what setup created besides nixp2p.conf: see createdFile
-	backup    string // of an earlier version of setup, no longer needed
 }
 
 // Nothing reports whether everything is already as it should be.
@@ -78,7 +78,7 @@ func NewPlan(name string, want Want) (*Plan, error) {
 		return nil, err
 	}
 	old := string(p.conf.old)
-	base, legacy := removeLegacy(removeInclude(old))
+	base := removeInclude(old)
 	all, err := flatten(readFile, p.name(name), base, 0)
 	if err != nil {
 		return nil, err
@@ -95,12 +95,10 @@ func NewPlan(name string, want Want) (*Plan, error) {
 		if _, err := os.Stat(filepath.Dir(p.Own)); errors.Is(err, fs.ErrNotExist) {
 			p.created = createdDir
 		}
-	} else if legacy.created != "" {
-		p.created = legacy.created
 	}
 	p.own.new = []byte(ownHeader + p.created + strings.Join(settings, "\n") + "\n")
 	p.conf.new = []byte(addInclude(base))
-	if base == removeInclude(old) && p.effective(p.name(name), old, want) {
+	if p.effective(p.name(name), old, want) {
 		p.conf.new = p.conf.old // wherever the line is
 	}
 	p.finish()
@@ -115,29 +113,16 @@ func NewUndo(name, url, storeDir string) (*Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	text, legacy := removeLegacy(removeInclude(string(p.conf.old)))
-	urls := []string{url, legacy.url}
+	urls := []string{url}
 	own, _ := parse(p.Own, string(p.own.old)) // whatever is readable in it
 	for _, s := range own {
 		if s.name == "substituters" && p.own.was != nil {
 			urls = append(urls, s.values...)
 		}
 	}
-	text = removeURLs(text, urls)
 	p.own.remove = true
-	p.conf.new = []byte(text)
-	if p.created == "" {
-		p.created = legacy.created
-	}
-	p.conf.remove = text == "" && p.created != ""
-	if legacy.backup != "" {
-		p.backup = filepath.Join(filepath.Dir(p.File), legacy.backup)
-		if before, err := readFile(p.backup); err == nil && strings.TrimRight(string(before), "\r\n") == strings.TrimRight(text, "\r\n") {
-			p.conf.new = before
-		} else {
-			p.backup = ""
-		}
-	}
+	p.conf.new = []byte(removeURLs(removeInclude(string(p.conf.old)), urls))
+	p.conf.remove = len(p.conf.new) == 0 && p.created != ""
 	if all, err := flatten(readFile, p.name(name), string(p.conf.new), 0); err == nil {
 		var s Settings
 		s.apply(all)
@@ -249,26 +234,11 @@ func removeURLs(text string, urls []string) string {
 			}
 			for _, u := range w[2:] {
 				if ours(u) {
-					line = cutWord(line, u)
+					line = regexp.MustCompile(`[ \t]`+regexp.QuoteMeta(u)+`([\s#]|$)`).ReplaceAllString(line, "$1")
 				}
 			}
 		}
 		kept.WriteString(line)
 	}
 	return kept.String()
-}
-
-// cutWord removes the first whole word w, and the space before it.
-func cutWord(line, w string) string {
-	for at := 0; ; {
-		i := strings.Index(line[at:], w)
-		if i < 0 {
-			return line
-		}
-		from, to := at+i, at+i+len(w)
-		if strings.ContainsAny(line[from-1:from], " \t") && (to == len(line) || strings.ContainsAny(line[to:to+1], " \t\r\n#")) {
-			return line[:from-1] + line[to:]
-		}
-		at = to
-	}
 }

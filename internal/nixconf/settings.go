@@ -109,16 +109,13 @@ func parseShown(text []byte) (Settings, error) {
 
 // SameCache reports whether two URLs of substituters mean the same cache to Nix, which ignores
 // parameters and a slash at the end.
-func SameCache(a, b string) bool { return bare(a) == bare(b) }
-
-func bare(url string) string {
-	url, _, _ = strings.Cut(url, "?")
-	return strings.TrimRight(url, "/")
+func SameCache(a, b string) bool {
+	a, _, _ = strings.Cut(a, "?")
+	b, _, _ = strings.Cut(b, "?")
+	return strings.TrimRight(a, "/") == strings.TrimRight(b, "/")
 }
 
 // Uses reports whether the cache is among the substituters.
-func (s *Settings) Uses(url string) bool { return lists(s.Substituters, url) }
-
-func lists(urls []string, url string) bool {
-	return slices.ContainsFunc(urls, func(u string) bool { return SameCache(u, url) })
+func (s *Settings) Uses(url string) bool {
+	return slices.ContainsFunc(s.Substituters, func(u string) bool { return SameCache(u, url) })
 }

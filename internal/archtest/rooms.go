@@ -153,4 +153,8 @@ var tables = []string{"internal/metrics.Metrics", "internal/config.Config"}
 var realClock = []string{
 	"cmd/nixp2p/", "internal/nixtest/", "lab/", "systemd/", "nix/", "deploy/",
 	"p2p/help_test.go", "p2p/dht/dht_test.go",
+	// Real HTTP servers that stop and start, and a real resolver.
+	"internal/upstream/main_test.go", "internal/upstream/nar_test.go", "internal/upstream/names_test.go",
+	// All of it runs in bubbles that a helper makes.
+	"p2p/lease/client_test.go",
 }

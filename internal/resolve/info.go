@@ -184,6 +184,9 @@ func (l *lookup) remote(ctx context.Context) (*cached, error) {
 		l.fl.remember(func() { l.r.missesOf(l.scope).Add(l.hash, missLifetime) })
 		return nil, missing(nil)
 	}
+	if ctx.Err() != nil {
+		return nil, errors.Join(context.Cause(ctx), missing(l.errs))
+	}
 	return nil, missing(l.errs)
 }
 

@@ -321,7 +321,7 @@ func (s *session) openOne(ctx context.Context, p *site.Peer, form nix.Form, off 
 	if off > 0 {
 		header.Set("Range", httprange.From(off))
 	}
-	st := &stream{s: s, p: p, form: form, size: s.size[form], partial: partial}
+	st := &stream{s: s, p: p, form: form, size: s.size[form], offered: offered{partial: partial}}
 	release := func() {}
 	zip := form.IsRaw() && st.size-off >= largeNAR && p.Meter().Compress() && s.c.decoders.TryAcquire(1)
 	if zip {

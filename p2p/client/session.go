@@ -288,12 +288,12 @@ func (s *session) whole() bool {
 }
 
 // End ends the session, and draws the conclusions.
-func (s *session) End(_ context.Context, o source.Outcome) {
+func (s *session) End(ctx context.Context, o source.Outcome) {
 	if s.last != nil {
 		_ = s.last.Close()
 	}
 	if l := s.lease.Load(); l != nil {
-		l.End(o == source.Correct)
+		l.End(ctx, o == source.Correct)
 	}
 	peers, whole := s.sent(), s.whole()
 	switch {

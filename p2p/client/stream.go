@@ -31,14 +31,19 @@ var (
 	errTooSlow = errors.New("p2p: hardly any bytes for a while")
 )
 
+// offered says how it came that a peer was asked.
+type offered struct {
+	partial bool // the peer gets it itself at the moment
+	named   bool // by a coordinator
+}
+
 // stream is what one peer sends. Read is for one goroutine.
 type stream struct {
-	s       *session
-	p       *site.Peer
-	form    nix.Form
-	size    int64 // of the whole form
-	partial bool  // the peer gets it itself at the moment
-	named   bool  // by a coordinator
+	s    *session
+	p    *site.Peer
+	form nix.Form
+	size int64 // of the whole form
+	offered
 
 	wire    *wireReader
 	plain   io.Reader

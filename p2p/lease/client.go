@@ -205,7 +205,7 @@ func (l *Lease) Next(ctx context.Context, o Outcome) (Decision, error) {
 	for ctx.Err() == nil {
 		step := l.step()
 		if step.Kind != AskStep {
-			return l.begin(step, before != nil && before.yielded), nil
+			return l.begin(ctx, step, before != nil && before.yielded), nil
 		}
 		a, err := l.client.ask(ctx, step.Node, step.Addr, step.Request, step.Until)
 		l.reply(step.Node, a, err)
@@ -254,9 +254,13 @@ func (l *Lease) reply(node NodeID, a Answer, err error) {
 	}
 }
 
-func (l *Lease) begin(s Step, yielded bool) Decision {
+func (l *Lease) begin(ctx context.Context, s Step, yielded bool) Decision {
+	own := context.WithoutCancel(ctx)
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.timer == nil && !l.ended {
+		l.timer = time.AfterFunc(ReportEvery, func() { l.report(own) })
+	}
 	l.turn = &turn{fetch: s.Kind == FetchStep, over: make(chan struct{})}
 	l.from = ""
 	if !l.turn.fetch {
@@ -301,7 +305,7 @@ func (l *Lease) FetchAnyway() {
 
 // End says that the NAR is here, whole and verified, or that this node gives it up. The others
 // are told in the background.
-func (l *Lease) End(whole bool) {
+func (l *Lease) End(ctx context.Context, whole bool) {
 	verb := Release
 	l.mu.Lock()
 	if whole {
@@ -315,7 +319,8 @@ func (l *Lease) End(whole bool) {
 	l.turn, l.ended = nil, true
 	l.mu.Unlock()
 	if begun {
-		l.client.group.Go(func() { l.tell(context.Background(), verb) })
+		ctx = context.WithoutCancel(ctx)
+		l.client.group.Go(func() { l.tell(ctx, verb) })
 	}
 }
 
@@ -325,22 +330,20 @@ func (l *Lease) received() { l.session.Received(l.from, l.form, l.bytes, l.got) 
 // reportIn sets the time of the next report. It is for holders of mu.
 func (l *Lease) reportIn(d time.Duration) {
 	switch {
-	case l.ended:
-	case l.timer == nil:
-		l.timer = time.AfterFunc(d, l.report)
+	case l.ended || l.timer == nil: // before the first turn there is nothing to report
 	default:
 		l.timer.Reset(d)
 	}
 }
 
 // report sends a report, and another one later.
-func (l *Lease) report() {
+func (l *Lease) report(ctx context.Context) {
 	done, ok := l.client.group.Enter()
 	if !ok {
 		return
 	}
 	defer done()
-	l.tell(context.Background(), Progress)
+	l.tell(ctx, Progress)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.reportIn(ReportEvery)

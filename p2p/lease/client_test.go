@@ -101,7 +101,7 @@ var theNAR = nix.NarHash{7}
 
 func (c *citizen) begin(t *testing.T) *Lease {
 	l := c.client.Begin(Want{Nar: theNAR, Forms: []source.Sized{{Size: big}}})
-	t.Cleanup(func() { l.End(true) })
+	t.Cleanup(func() { l.End(t.Context(), true) })
 	return l
 }
 
@@ -160,7 +160,7 @@ func TestFetcherGivesUp(t *testing.T) {
 		if d := follower.mustNext(t, Outcome{}); len(d.Sources) != 1 || d.Sources[0].Node != all[1].id {
 			t.Fatalf("the second one is told %v", d.Sources)
 		}
-		fetcher.End(false)
+		fetcher.End(t.Context(), false)
 		synctest.Wait()
 		if d := follower.mustNext(t, Outcome{Failed: []NodeID{all[1].id}}); !d.Fetch() {
 			t.Errorf("nobody is left, and it follows %v", d.Sources)
@@ -174,7 +174,7 @@ func TestLastWord(t *testing.T) {
 		inTown(t, 3, func(t *testing.T, _ *town, all []*citizen) {
 			l := all[1].begin(t)
 			l.mustNext(t, Outcome{})
-			l.End(whole)
+			l.End(t.Context(), whole)
 			all[1].client.Close()
 			if m := all[0].coord.entries[theNAR].member(all[1].id); whole != (m != nil && m.whole()) {
 				t.Errorf("whole %t: the coordinator knows %+v", whole, m)
@@ -192,7 +192,7 @@ func TestUpstreamFails(t *testing.T) {
 		if d := a.mustNext(t, Outcome{}); !d.Fetch() {
 			t.Fatalf("it is told %v while nobody else fetches", d.Sources)
 		}
-		a.End(false)
+		a.End(t.Context(), false)
 		synctest.Wait()
 		if d := b.mustNext(t, Outcome{Failed: []NodeID{all[1].id}}); !d.Fetch() {
 			t.Errorf("the other one is told %v", d.Sources)
@@ -227,7 +227,7 @@ func TestSilentCoordinators(t *testing.T) {
 				if c.known {
 					l := all[3].begin(t)
 					l.mustNext(t, Outcome{})
-					l.End(false)
+					l.End(t.Context(), false)
 					synctest.Wait()
 				}
 				town.set(func() { c.change(all) })
@@ -243,7 +243,7 @@ func TestSilentCoordinators(t *testing.T) {
 					if n, _ := all[0].coord.Len(); i == 0 && (n == 1) != c.first {
 						t.Errorf("the first in rank knows of %d", n)
 					}
-					l.End(false)
+					l.End(t.Context(), false)
 					time.Sleep(10 * time.Second) // in the bubble: late answers are here
 				}
 			})
@@ -326,14 +326,14 @@ func TestEnds(t *testing.T) {
 		if _, err := l.Next(ctx, Outcome{}); err == nil || time.Since(start) != 10*time.Millisecond {
 			t.Errorf("ended after %v: %v", time.Since(start), err)
 		}
-		l.End(false)
+		l.End(t.Context(), false)
 		all[2].client.Close()
 		before := all[0].asked
 		l = all[2].begin(t)
 		if d := l.mustNext(t, Outcome{}); !d.Fetch() {
 			t.Error("it is told to follow")
 		}
-		l.End(true)
+		l.End(t.Context(), true)
 		time.Sleep(time.Minute)
 		if all[0].asked != before {
 			t.Error("somebody was told after Close")

@@ -77,7 +77,10 @@ func (o demoOptions) config() (cfg demo.Config, err error) {
 	if err != nil {
 		return cfg, err
 	}
-	cfg = demo.Config{Node: []string{self, "demo-node"}, Lie: o.lie, Paths: o.paths}
+	cfg = demo.Config{
+		Node: []string{self, "demo-node"}, Lie: o.lie, Paths: o.paths, Dir: os.TempDir(),
+		Tell: func(string) {}, Progress: func(demo.Progress) {},
+	}
 	for _, x := range []struct {
 		flag, text string
 		parse      func(string) (int64, error)
@@ -121,12 +124,12 @@ func (u *ui) demo(ctx context.Context, o demoOptions) error {
 	pipe := make(chan os.Signal, 1) // without this, SIGPIPE ends the process
 	signal.Notify(pipe, syscall.SIGPIPE)
 	defer signal.Stop(pipe)
-	show := newDemoShow(u, stop)
+	show := &demoShow{terminal: u.terminal(), u: u, unread: stop, began: time.Now(), bar: liveLine{out: u.err, live: onTerminal(u.out) && onTerminal(u.err)}}
 	if !o.asJSON {
 		cfg.Tell, cfg.Progress = show.tell, show.progress
 	}
 	result, err := demo.Run(ctx, cfg)
-	show.erase()
+	show.bar.erase()
 	switch {
 	case o.asJSON:
 		if jerr := u.json(result); jerr != nil {
@@ -159,50 +162,18 @@ func demoHint(err error) error {
 
 // demoShow prints the steps, and on a terminal one line that changes.
 type demoShow struct {
-	u        *ui
-	unread   func() // called when the reader of the output has ended
-	began    time.Time
-	live     bool // both outputs are terminals: the line that changes is shown
-	coloured bool
-	drawn    bool
-	last     time.Time // when the line changed
+	terminal
+	u      *ui
+	unread func() // called when the reader of the output has ended
+	began  time.Time
+	bar    liveLine
 }
-
-func newDemoShow(u *ui, unread func()) *demoShow {
-	terminal := onTerminal(u.out)
-	return &demoShow{u: u, unread: unread, began: time.Now(), live: terminal && onTerminal(u.err), coloured: terminal && os.Getenv("NO_COLOR") == ""}
-}
-
-// onTerminal reports whether w is a terminal that can move its cursor.
-func onTerminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	if !ok || os.Getenv("TERM") == "dumb" {
-		return false
-	}
-	info, err := f.Stat()
-	return err == nil && info.Mode()&fs.ModeCharDevice != 0
-}
-
-// in writes text in a colour of the terminal (ECMA-48, SGR).
-func (s *demoShow) in(sgr, text string) string {
-	if !s.coloured {
-		return text
-	}
-	return "\x1b[" + sgr + "m" + text + "\x1b[0m"
-}
-
-const (
-	sgrBold  = "1"
-	sgrFaint = "2"
-	sgrRed   = "1;31"
-	sgrGreen = "1;32"
-)
 
 func (s *demoShow) tell(text string) {
-	s.erase()
+	s.bar.erase()
 	at := fmt.Sprintf("%5.1f s", time.Since(s.began).Seconds())
 	for line := range strings.SplitSeq(text, "\n") {
-		if _, err := fmt.Fprintf(s.u.out, "%s  %s\n", s.in(sgrFaint, at), line); err != nil {
+		if _, err := fmt.Fprintf(s.u.out, "%s  %s\n", s.paint(dim, at), line); err != nil {
 			s.unread()
 		}
 		at = strings.Repeat(" ", len(at))
@@ -210,47 +181,42 @@ func (s *demoShow) tell(text string) {
 }
 
 func (s *demoShow) progress(p demo.Progress) {
-	if !s.live || time.Since(s.last) < barEvery {
-		return
-	}
-	s.last, s.drawn = time.Now(), true
-	fmt.Fprintf(s.u.err, "\r\x1b[K         %s  %5.1f s  %s from upstream, %s from peers", s.in(sgrBold, p.Node),
-		p.Elapsed.Seconds(), demo.FormatMB(p.FromUpstream), demo.FormatMB(p.FromPeers))
-}
-
-// erase removes the line that changes.
-func (s *demoShow) erase() {
-	if s.drawn {
-		fmt.Fprint(s.u.err, "\r\x1b[K")
-		s.drawn = false
+	if s.bar.live {
+		s.bar.show(fmt.Sprintf("         %s  %5.1f s  %s from upstream, %s from peers", s.paint(bold, p.Node),
+			p.Elapsed.Seconds(), demo.FormatMB(p.FromUpstream), demo.FormatMB(p.FromPeers)))
 	}
 }
 
 // table shows where the bytes came from.
 func (s *demoShow) table(r demo.Result) {
-	u := s.u
-	u.printf("\n%s\n", s.in(sgrBold, fmt.Sprintf("%-4s %7s %15s %12s %8s", "node", "paths", "from upstream", "from peers", "time")))
+	var rows [][]cell
 	for _, n := range r.Nodes {
-		u.printf("%-4s %3d/%-3d %15s %12s %6.1f s%s\n", n.Name, n.Paths, r.Paths, demo.FormatMB(n.FromUpstream), demo.FormatMB(n.FromPeers), n.Seconds, demoNote(r, n))
+		rows = append(rows, []cell{
+			{text: n.Name}, {text: fmt.Sprintf("%d/%d", n.Paths, r.Paths)}, {text: demo.FormatMB(n.FromUpstream)}, {text: demo.FormatMB(n.FromPeers)},
+			{text: fmt.Sprintf("%.1f s", n.Seconds)}, {text: demoNote(r, n)},
+		})
 	}
+	s.u.printf("\n")
+	s.u.lines(s.terminal.table([]string{"NODE", "PATHS", "FROM UPSTREAM", "FROM PEERS", "TIME", ""}, rows))
 	if !r.OK {
-		u.printf("\n%s\n", s.in(sgrRed, "It did not work."))
+		s.u.printf("\n%s\n", s.paint(red, "It did not work."))
 		return
 	}
-	u.printf("\nThe upstream sent %s. To three machines without nixp2p it would have sent %s (3 x %s).\n",
-		s.in(sgrBold, demo.FormatMB(r.UplinkBytes)), s.in(sgrBold, demo.FormatMB(r.UplinkWithout)), demo.FormatMB(r.Files))
-	u.printf("%s Every path arrived as it was signed. Nothing is left behind.\n", s.in(sgrGreen, "It worked."))
+	s.u.printf("\nThe upstream sent %s. To three machines without nixp2p it would have sent %s (3 x %s).\n",
+		s.paint(bold, demo.FormatMB(r.UplinkBytes)), s.paint(bold, demo.FormatMB(r.UplinkWithout)), demo.FormatMB(r.Files))
+	s.u.printf("%s Every path arrived as it was signed. Nothing is left behind.\n", s.paint(green, "It worked."))
 }
 
-func demoNote(r demo.Result, n demo.Node) (note string) {
+func demoNote(r demo.Result, n demo.Node) string {
+	var notes []string
 	if n.FromCache > 0 {
-		note += "  (and " + demo.FormatMB(n.FromCache) + " from its cache)"
+		notes = append(notes, "(and "+demo.FormatMB(n.FromCache)+" from its cache)")
 	}
 	if n.FromPeers > 0 && n.Paths == r.Paths && n.FromUpstream+n.FromPeers+n.FromCache < r.NarBytes {
-		note += "  (partly sent as zstd files)"
+		notes = append(notes, "(partly sent as zstd files)")
 	}
 	if n.Name == "C" && r.KilledAfter > 0 {
-		note += "  A was killed after " + demo.FormatMB(r.KilledAfter)
+		notes = append(notes, "A was killed after "+demo.FormatMB(r.KilledAfter))
 	}
-	return note
+	return strings.Join(notes, " ")
 }

@@ -10,7 +10,6 @@ import (
 	"os"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
@@ -51,9 +50,9 @@ there.`,
 		if err != nil {
 			return err
 		}
-		p := &prefetch{d: d, dry: dry, seen: map[nix.StoreHash]bool{}, bar: newBar(u, asJSON)}
+		p := &prefetch{d: d, dry: dry, seen: map[nix.StoreHash]bool{}, bar: liveLine{out: u.err, live: onTerminal(u.err)}, quiet: asJSON}
 		err = p.run(c.Context(), roots)
-		p.bar.end()
+		p.bar.erase()
 		if asJSON {
 			err = errors.Join(err, u.json(p.sum))
 		} else {
@@ -143,9 +142,10 @@ const maxFailed = 100
 
 // prefetch walks closures: each path's answer names its references.
 type prefetch struct {
-	d   *admin.Client
-	dry bool
-	bar *bar
+	d     *admin.Client
+	dry   bool
+	bar   liveLine
+	quiet bool // no progress is shown
 
 	mu    sync.Mutex
 	seen  map[nix.StoreHash]bool
@@ -225,7 +225,9 @@ func (p *prefetch) one(ctx context.Context, h nix.StoreHash) error {
 	p.add(refs)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.bar.show(p.sum, a.StorePath)
+	if s := p.sum; !p.quiet {
+		p.bar.show(fmt.Sprintf("%d of %d paths, %s fetched", s.AtHand+s.Fetched+s.Missing+s.Failed, s.Paths, humanSize(s.FetchBytes)))
+	}
 	return nil
 }
 
@@ -245,51 +247,5 @@ func (u *ui) prefetched(s prefetchSum, dry bool) {
 	u.printf("\n")
 	for _, h := range s.FailedPaths {
 		u.printf("  not fetched: %s\n", h)
-	}
-}
-
-// bar shows progress: one line that changes on a terminal, else a line every few seconds.
-type bar struct {
-	ui       *ui
-	quiet    bool
-	terminal bool
-	last     time.Time
-	drawn    bool
-}
-
-func newBar(u *ui, quiet bool) *bar {
-	return &bar{ui: u, quiet: quiet, terminal: onTerminal(u.err), last: time.Now()}
-}
-
-const (
-	barEvery  = 100 * time.Millisecond
-	lineEvery = 5 * time.Second
-	barWidth  = 30
-)
-
-func (b *bar) show(s prefetchSum, path string) {
-	every := lineEvery
-	if b.terminal {
-		every = barEvery
-	}
-	if b.quiet || time.Since(b.last) < every {
-		return
-	}
-	b.last = time.Now()
-	done := s.AtHand + s.Fetched + s.Missing + s.Failed
-	if !b.terminal {
-		fmt.Fprintf(b.ui.err, "%d of %d paths, %s fetched\n", done, s.Paths, humanSize(s.FetchBytes))
-		return
-	}
-	filled := barWidth * done / max(s.Paths, 1)
-	name := strings.TrimPrefix(path, nix.StoreDir+"/")
-	fmt.Fprintf(b.ui.err, "\r\x1b[K[%s%s] %d/%d %s %.40s", strings.Repeat("#", filled), strings.Repeat(".", barWidth-filled),
-		done, s.Paths, humanSize(s.FetchBytes), name)
-	b.drawn = true
-}
-
-func (b *bar) end() {
-	if b.drawn {
-		fmt.Fprint(b.ui.err, "\r\x1b[K")
 	}
 }

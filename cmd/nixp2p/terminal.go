@@ -2,10 +2,13 @@ package main
 
 import (
 	"fmt"
+	"io"
+	"io/fs"
 	"os"
 	"regexp"
 	"strings"
 	"text/tabwriter"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -109,4 +112,44 @@ func (p terminal) table(heads []string, rows [][]cell) []string {
 		lines[i] = strings.TrimRight(l, " ")
 	}
 	return lines
+}
+
+// onTerminal reports whether w is a terminal that can move its cursor.
+func onTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok || os.Getenv("TERM") == "dumb" {
+		return false
+	}
+	info, err := f.Stat()
+	return err == nil && info.Mode()&fs.ModeCharDevice != 0
+}
+
+// liveLine is a line that changes. Where the cursor does not move, it is printed every few seconds.
+type liveLine struct {
+	out         io.Writer
+	live, drawn bool
+	last        time.Time
+}
+
+func (l *liveLine) show(text string) {
+	every := 5 * time.Second
+	if l.live {
+		every = 100 * time.Millisecond
+	}
+	if time.Since(l.last) < every {
+		return
+	}
+	l.erase()
+	l.last, l.drawn = time.Now(), l.live
+	if !l.live {
+		text += "\n"
+	}
+	fmt.Fprint(l.out, text)
+}
+
+func (l *liveLine) erase() {
+	if l.drawn {
+		fmt.Fprint(l.out, "\r\x1b[K")
+		l.drawn = false
+	}
 }

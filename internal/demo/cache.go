@@ -50,7 +50,7 @@ type upstream struct {
 	srv     *http.Server
 	done    chan struct{}
 
-	narinfoRequests, narRequests, sent atomic.Int64
+	narRequests, sent atomic.Int64
 }
 
 // startUpstream makes up signed paths of about size bytes and serves them at bytesPerSecond
@@ -82,7 +82,7 @@ func startUpstream(ctx context.Context, paths int, size, bytesPerSecond int64, l
 		_ = u.srv.Serve(l)
 	}()
 	// Where connections to loopback are filtered, say so before the nodes are started.
-	if err := get(ctx, newHTTPClient(), u.url+"/nix-cache-info", func(r io.Reader) error { _, err := io.ReadAll(r); return err }); err != nil {
+	if err := get(ctx, &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}, u.url+"/nix-cache-info", func(io.Reader) error { return nil }); err != nil {
 		u.stop()
 		return nil, fmt.Errorf("%w: %w", ErrLoopback, err)
 	}
@@ -186,8 +186,6 @@ func (u *upstream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if strings.HasPrefix(r.URL.Path, "/nar/") {
 		u.narRequests.Add(1)
 		w = &paced{w, func(n int) error { return u.line.WaitN(r.Context(), n) }, &u.sent}
-	} else if strings.HasSuffix(r.URL.Path, ".narinfo") {
-		u.narinfoRequests.Add(1)
 	}
 	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(b))
 }
@@ -211,11 +209,6 @@ func (p *paced) Write(b []byte) (written int, err error) {
 		}
 	}
 	return written, nil
-}
-
-// newHTTPClient returns a client without proxies and kept connections: all is on this machine.
-func newHTTPClient() *http.Client {
-	return &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DisableCompression: true}}
 }
 
 // get passes the body of a successful answer to use.

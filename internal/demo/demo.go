@@ -15,7 +15,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/nixp2p/nixp2p/internal/admin"
 	"github.com/nixp2p/nixp2p/internal/atomicfile"
 )
 
@@ -26,21 +25,21 @@ var (
 	ErrUpstream = errors.New("although A has them")
 )
 
-// Config says what is shown. Of numbers, zero means the default beside it.
+// Config says what is shown.
 type Config struct {
 	// Node is the command, with its first arguments, that runs a daemon with the flags of
 	// `serve` until its standard input ends. Required.
 	Node []string
 
-	Paths  int    // 80
-	Size   int64  // bytes of all NARs together; 80 MB
-	Uplink int64  // bytes a second that the upstream sends; 50 Mbit/s
-	LAN    int64  // bytes a second that a node sends to others; 1 Gbit/s
+	Paths  int
+	Size   int64  // bytes of all NARs together
+	Uplink int64  // bytes a second that the upstream sends
+	LAN    int64  // bytes a second that a node sends to others
 	Lie    bool   // the upstream sends wrong bytes for one path: then the demo fails
-	Dir    string // the parent of the temporary directory; os.TempDir()
+	Dir    string // the parent of the temporary directory
 
-	// Tell is called as each step begins and ends, Progress some times a second, never both
-	// at the same time. Either may be nil.
+	// Tell is called as each step begins and ends, Progress many times a second, never both
+	// at the same time.
 	Tell     func(text string)
 	Progress func(Progress)
 }
@@ -75,11 +74,9 @@ type Result struct {
 	// KilledAfter is how many bytes C had when A was killed; 0: A was not killed.
 	KilledAfter int64 `json:"killed_after"`
 
-	UplinkBytes     int64   `json:"uplink_bytes"`         // NAR bytes that the upstream sent,
-	UplinkWithout   int64   `json:"uplink_bytes_without"` // and would have sent to three machines without nodes
-	NarinfoRequests int64   `json:"narinfo_requests"`
-	NarRequests     int64   `json:"nar_requests"`
-	Seconds         float64 `json:"seconds"`
+	UplinkBytes   int64   `json:"uplink_bytes"`         // NAR bytes that the upstream sent,
+	UplinkWithout int64   `json:"uplink_bytes_without"` // and would have sent to three machines without nodes
+	Seconds       float64 `json:"seconds"`
 }
 
 // run is one run. died ends it.
@@ -97,20 +94,6 @@ type run struct {
 // all paths arrived as they were signed, the second node needed nothing from the upstream, and
 // the third finished although the first was killed.
 func Run(ctx context.Context, cfg Config) (res Result, err error) {
-	for _, d := range []struct {
-		to    *int64
-		value int64
-	}{{&cfg.Size, 80e6}, {&cfg.Uplink, 50e6 / 8}, {&cfg.LAN, 1e9 / 8}} {
-		if *d.to <= 0 {
-			*d.to = d.value
-		}
-	}
-	if cfg.Paths <= 0 {
-		cfg.Paths = 80
-	}
-	if cfg.Dir == "" {
-		cfg.Dir = os.TempDir()
-	}
 	began := time.Now()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -151,11 +134,7 @@ func (r *run) clean() error {
 	return err
 }
 
-func (r *run) tell(format string, args ...any) {
-	if r.cfg.Tell != nil {
-		r.cfg.Tell(fmt.Sprintf(format, args...))
-	}
-}
+func (r *run) tell(format string, args ...any) { r.cfg.Tell(fmt.Sprintf(format, args...)) }
 
 // dirPrefix begins the names of the temporary directories.
 const dirPrefix = "nixp2p-demo-"
@@ -284,7 +263,6 @@ func (r *run) fetch(ctx context.Context, i int) error {
 	did.FromUpstream, did.FromPeers, did.FromCache = status.Bytes.Upstream, status.Bytes.Peer, status.Bytes.Cache
 	r.res.Nodes = append(r.res.Nodes, did)
 	r.res.UplinkBytes = r.up.sent.Load()
-	r.res.NarRequests, r.res.NarinfoRequests = r.up.narRequests.Load(), r.up.narinfoRequests.Load()
 	if err != nil {
 		if w := n.lastWarning(); w != "" {
 			err = fmt.Errorf("%w (node %s logged: %s)", err, n.name, w)
@@ -314,20 +292,13 @@ func (r *run) watch(ctx context.Context, i int, began time.Time, done <-chan str
 		if err != nil {
 			continue // the fetch will fail
 		}
-		if got := sum(s); i == 2 && r.res.KilledAfter == 0 && got >= r.up.narBytes/3 {
+		if got := s.Bytes.Upstream + s.Bytes.Peer + s.Bytes.Cache + s.Bytes.Store; i == 2 && r.res.KilledAfter == 0 && got >= r.up.narBytes/3 {
 			r.nodes[0].kill()
 			r.res.KilledAfter = got
 			r.tell("A is killed: C has %s of %s.", FormatMB(got), FormatMB(r.up.narBytes))
 		}
-		if r.cfg.Progress != nil {
-			r.cfg.Progress(Progress{r.nodes[i].name, s.Bytes.Upstream, s.Bytes.Peer, time.Since(began)})
-		}
+		r.cfg.Progress(Progress{r.nodes[i].name, s.Bytes.Upstream, s.Bytes.Peer, time.Since(began)})
 	}
-}
-
-// sum returns how many NAR bytes a node has sent to its client.
-func sum(s admin.Status) int64 {
-	return s.Bytes.Upstream + s.Bytes.Peer + s.Bytes.Cache + s.Bytes.Store
 }
 
 // FormatMB writes bytes in the units in which lines are sold.

@@ -3,6 +3,7 @@ package demo
 import (
 	"errors"
 	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -44,7 +45,7 @@ func TestFetch(t *testing.T) {
 	if got, err := (&node{url: u.url}).fetch(t.Context(), lies); err == nil || got != 0 {
 		t.Errorf("another key: %d paths, %v", got, err)
 	}
-	if err := get(t.Context(), newHTTPClient(), u.url+"/nar/x", func(io.Reader) error { return nil }); err == nil || !strings.Contains(err.Error(), "404") {
+	if err := get(t.Context(), http.DefaultClient, u.url+"/nar/x", func(io.Reader) error { return nil }); err == nil || !strings.Contains(err.Error(), "404") {
 		t.Errorf("a file that is not there: %v", err)
 	}
 }
@@ -110,6 +111,7 @@ func TestRunFails(t *testing.T) {
 			if c.cfg.Dir == "" {
 				c.cfg.Dir = t.TempDir()
 			}
+			c.cfg.Paths, c.cfg.Uplink, c.cfg.LAN, c.cfg.Tell = 8, 1e7, 1e7, func(string) {}
 			res, err := Run(t.Context(), c.cfg)
 			if err == nil || res.OK || !strings.Contains(err.Error(), c.want) || c.is != nil && !errors.Is(err, c.is) {
 				t.Errorf("%+v: %v, want %q", res, err, c.want)

@@ -90,7 +90,6 @@ func (r *run) startNode(ctx context.Context, name string, peers []string) (*node
 	defer late.Stop()
 	select {
 	case <-ready:
-		n.admin.HTTP = newHTTPClient()
 		return n, nil
 	case <-n.done:
 		err = n.err

@@ -4,6 +4,7 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"regexp"
 	"strconv"
 	"strings"
 )
@@ -27,7 +28,7 @@ func parseAddr(s string) (string, error) {
 	if err != nil {
 		return "", wrong(hint, "%q is not HOST:PORT", s)
 	}
-	if _, err := parsePort(port); err != nil {
+	if err := checkPort(port); err != nil {
 		return "", err
 	}
 	if _, err := netip.ParseAddr(host); err != nil && host != "" && !hostname(host) {
@@ -36,33 +37,20 @@ func parseAddr(s string) (string, error) {
 	return net.JoinHostPort(host, port), nil
 }
 
-func parsePort(s string) (uint16, error) {
-	n, err := strconv.ParseUint(s, 10, 16)
-	if err != nil || s != strconv.FormatUint(n, 10) {
-		return 0, wrong("ports go from 0 to 65535, 0 picks a free one", "%q is not a port", s)
+func checkPort(s string) error {
+	if n, err := strconv.ParseUint(s, 10, 16); err != nil || s != strconv.FormatUint(n, 10) {
+		return wrong("ports go from 0 to 65535, 0 picks a free one", "%q is not a port", s)
 	}
-	return uint16(n), nil
+	return nil
 }
 
 // hostname reports whether s may be a DNS name. An underscore is allowed: names of services
 // have it.
 func hostname(s string) bool {
-	s = strings.TrimSuffix(s, ".")
-	if s == "" || len(s) > 253 {
-		return false
-	}
-	for label := range strings.SplitSeq(s, ".") {
-		if label == "" || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' {
-			return false
-		}
-		for _, c := range []byte(label) {
-			if c != '-' && c != '_' && (c < '0' || c > '9') && (c|0x20 < 'a' || c|0x20 > 'z') {
-				return false
-			}
-		}
-	}
-	return true
+	return len(s) < 255 && name.MatchString(s)
 }
+
+var name = regexp.MustCompile(`^[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?)*\.?$`)
 
 // parseServerName reads a host name.
 func parseServerName(s string) (string, error) {
@@ -116,8 +104,7 @@ func checkHost(u *url.URL) error {
 		return wrong("it looks like https://cache.nixos.org", "%q has no host", u.Redacted())
 	}
 	if u.Port() != "" {
-		_, err := parsePort(u.Port())
-		return err
+		return checkPort(u.Port())
 	}
 	return nil
 }
@@ -126,24 +113,14 @@ const bootstrapHint = "it looks like /ip4/10.0.0.5/tcp/7656, dns:nixp2p.example.
 
 // parseBootstrap reads one place where peers' addresses are found.
 func parseBootstrap(s string) (string, error) {
-	switch scheme, rest, _ := strings.Cut(s, ":"); {
+	scheme, rest, _ := strings.Cut(s, ":")
+	switch {
 	case strings.HasPrefix(s, "/"):
-		_, err := parseMultiaddr(s)
-		return s, err
-	case scheme == "dns":
-		name, port, given := strings.Cut(rest, ":")
-		if !hostname(name) {
-			return "", wrong(bootstrapHint, "%q has no name", s)
-		}
-		if given {
-			if _, err := parsePort(port); err != nil {
-				return "", err
-			}
-		}
-		return s, nil
-	case scheme == "srv":
-		if !hostname(rest) {
-			return "", wrong(bootstrapHint, "%q has no name", s)
+		return parseMultiaddr(s, false)
+	case scheme == "dns", scheme == "srv":
+		host, port, given := strings.Cut(rest, ":")
+		if !hostname(host) || given && (scheme == "srv" || checkPort(port) != nil) {
+			return "", wrong(bootstrapHint, "%q does not name a host", s)
 		}
 		return s, nil
 	case scheme == "http" || scheme == "https":
@@ -159,86 +136,28 @@ func parseBootstrap(s string) (string, error) {
 	return "", wrong(bootstrapHint, "%q is not a place where peers can be found", s)
 }
 
-// multiaddr is the part of a multiaddr (https://multiformats.io/multiaddr/) that this
-// program can use: an address or a name, a TCP port, perhaps a peer ID.
-type multiaddr struct {
-	ip   netip.Addr // invalid when host is a name
-	host string
-	port uint16
-	peer string
-}
-
 const multiaddrHint = "it looks like /ip4/10.0.0.5/tcp/7656 or /ip6/fd00::5/tcp/7656, with or without /p2p/ID"
 
-func parseMultiaddr(s string) (m multiaddr, err error) {
-	bad := func(format string, args ...any) (multiaddr, error) {
-		return m, wrong(multiaddrHint, "%q: "+format, append([]any{s}, args...)...)
-	}
-	part := strings.Split(s, "/")
-	if len(part) < 5 || part[0] != "" {
-		return bad("not a multiaddr with an address and a port")
-	}
-	part = part[1:]
-	zone := part[0] == "ip6zone" // only link-local addresses need it
-	if zone {
-		if len(part) < 6 || part[1] == "" || part[2] != "ip6" {
-			return bad("a zone is followed by /ip6/")
-		}
-		part = part[2:]
-	}
-	m.host = part[1]
-	switch part[0] {
-	case "ip4", "ip6":
-		m.ip, err = netip.ParseAddr(m.host)
-		if err != nil || m.ip.Zone() != "" || m.ip.Is4() != (part[0] == "ip4") {
-			return bad("%q is not an %s address", m.host, part[0])
-		}
-	case "dns", "dns4", "dns6":
-		if !hostname(m.host) {
-			return bad("%q is not a name", m.host)
-		}
-	default:
-		return bad("/%s/ cannot be used", part[0])
-	}
-	if part[2] != "tcp" {
-		return bad("only TCP is spoken, not %s", part[2])
-	}
-	if m.port, err = parsePort(part[3]); err != nil {
-		return m, err
-	}
-	switch part = part[4:]; {
-	case len(part) == 0:
-	case len(part) == 2 && part[0] == "p2p" && peerID(part[1]):
-		m.peer = part[1]
-	default:
-		return bad("%q is not /p2p/ and a peer ID", "/"+strings.Join(part, "/"))
-	}
-	return m, nil
-}
+// multiaddr matches what this program can use of multiaddrs (https://multiformats.io/multiaddr/).
+// Whether the text behind /p2p/ is a peer ID shows when it is dialled.
+var multiaddr = regexp.MustCompile(`^(/ip6zone/[^/]+)?/(ip4|ip6|dns|dns4|dns6)/([^/]+)/tcp/(\d+)(/p2p/[0-9A-Za-z]{40,80})?$`)
 
-// peerID reports whether s looks like a peer ID: base58 (Qm…, 12D3Koo…), or a CID in base 32
-// or 36 (b…, k…). Whether it is one shows when it is dialled.
-func peerID(s string) bool {
-	const base58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
-	const lower = "abcdefghijklmnopqrstuvwxyz0123456789"
-	if len(s) < 40 || len(s) > 80 {
-		return false
+// parseMultiaddr reads where peers are dialled, or where this node listens.
+func parseMultiaddr(s string, listen bool) (string, error) {
+	m := multiaddr.FindStringSubmatch(s)
+	if m == nil {
+		return "", wrong(multiaddrHint, "%q is not a multiaddr with an address and a TCP port", s)
 	}
-	if s[0] == 'b' || s[0] == 'k' {
-		return strings.Trim(s, lower) == ""
-	}
-	return strings.Trim(s, base58) == ""
-}
-
-func parseP2PListen(s string) (string, error) {
-	m, err := parseMultiaddr(s)
+	zone, kind, host, port, peer := m[1], m[2], m[3], m[4], m[5]
+	name := strings.HasPrefix(kind, "dns")
+	ip, err := netip.ParseAddr(host)
 	switch {
-	case err != nil:
-		return "", err
-	case !m.ip.IsValid():
-		return "", wrong(multiaddrHint, "%q: to listen, an address is needed, not a name", s)
-	case m.peer != "":
-		return "", wrong("leave out /p2p/…", "%q: the ID is this node's own", s)
+	case zone != "" && kind != "ip6", name && !hostname(host), !name && (err != nil || ip.Zone() != "" || ip.Is4() != (kind == "ip4")):
+		return "", wrong(multiaddrHint, "%q: %q is not what follows %s/%s/", s, host, zone, kind)
+	case listen && (name || peer != ""):
+		return "", wrong("leave out /p2p/…", "%q: to listen, an address of this machine is needed, without a name or peer ID", s)
 	}
-	return s, nil
+	return s, checkPort(port)
 }
+
+func parseP2PListen(s string) (string, error) { return parseMultiaddr(s, true) }

@@ -52,7 +52,7 @@ type Config struct {
 	// File is the configuration file that was read, "" for none.
 	File string
 
-	origins map[string]origin
+	origins map[string]string // by key: "file:line" or "--flag"
 }
 
 // Problem is one mistake in the configuration.
@@ -70,25 +70,18 @@ func (p *Problem) Error() string {
 	return p.Where + ": " + p.Key + ": " + p.Msg
 }
 
-// Hint says what to do.
-func (p *Problem) Hint() string { return p.Help }
-
 // Problems returns the mistakes that an error of Load consists of, in the order of the
 // table. It is empty for other errors.
-func Problems(err error) []*Problem {
-	var many interface{ Unwrap() []error }
-	if errors.As(err, &many) {
-		var all []*Problem
-		for _, e := range many.Unwrap() {
-			all = append(all, Problems(e)...)
+func Problems(err error) (all []*Problem) {
+	switch e := err.(type) {
+	case *Problem:
+		return []*Problem{e}
+	case interface{ Unwrap() []error }:
+		for _, part := range e.Unwrap() {
+			all = append(all, Problems(part)...)
 		}
-		return all
 	}
-	var p *Problem
-	if errors.As(err, &p) {
-		return []*Problem{p}
-	}
-	return nil
+	return all
 }
 
 // mistake is an error of the check of a value; Load adds where the value came from.
@@ -100,34 +93,16 @@ func wrong(hint, format string, args ...any) error {
 	return &mistake{fmt.Sprintf(format, args...), hint}
 }
 
-// origin is where a value came from.
-type origin struct {
-	file string
-	line int
-	flag bool
-}
-
-func (o origin) where(key string) string {
-	switch {
-	case o.flag:
-		return "--" + key
-	case o.file != "":
-		return fmt.Sprintf("%s:%d", o.file, o.line)
-	}
-	return "default"
-}
-
 // build makes a Config of the values of all options, each a list of texts. Where values
 // are wrong it uses the default instead, and returns the mistakes along with the result.
-func build(env Env, values map[string][]string, origins map[string]origin) (*Config, error) {
-	c := &Config{origins: map[string]origin{}}
+func build(env Env, values map[string][]string, origins map[string]string) (*Config, error) {
+	c := &Config{origins: map[string]string{}}
 	var bad []error
 	for _, o := range options {
-		v, given := values[o.name]
-		if given {
-			err := encoding(v)
-			if err == nil {
-				err = o.set(c, v)
+		if v, given := values[o.name]; given {
+			err := o.set(c, v)
+			if text := strings.Join(v, " "); !utf8.ValidString(text) { // it could not be written into a file again
+				err = wrong("", "%q is not UTF-8", text)
 			}
 			if err == nil {
 				c.origins[o.name] = origins[o.name]
@@ -140,25 +115,15 @@ func build(env Env, values map[string][]string, origins map[string]origin) (*Con
 			err = o.set(c, def)
 		}
 		if err != nil {
-			bad = append(bad, problem(origin{}, o.name, err))
+			bad = append(bad, problem("default", o.name, err))
 		}
 	}
 	bad = append(bad, c.checkTogether()...)
 	return c, errors.Join(bad...)
 }
 
-// encoding refuses what could not be written into a file again.
-func encoding(v []string) error {
-	for _, s := range v {
-		if !utf8.ValidString(s) {
-			return wrong("", "%q is not UTF-8", s)
-		}
-	}
-	return nil
-}
-
-func problem(o origin, key string, err error) error {
-	p := &Problem{Where: o.where(key), Key: key, Msg: err.Error()}
+func problem(where, key string, err error) error {
+	p := &Problem{Where: where, Key: key, Msg: err.Error()}
 	var m *mistake
 	if errors.As(err, &m) {
 		p.Help = m.hint

@@ -91,7 +91,7 @@ func TestDirectories(t *testing.T) {
 		})
 	}
 	homeless := user("HOME=")
-	if _, err := load(t, homeless); len(Problems(err)) != 2 || !strings.Contains(Problems(err)[0].Hint(), "--state-dir") {
+	if _, err := load(t, homeless); len(Problems(err)) != 2 || !strings.Contains(Problems(err)[0].Help, "--state-dir") {
 		t.Errorf("without a home: %v", err)
 	}
 	if c, err := load(t, homeless, "--state-dir", "/a", "--cache-dir", "/b"); err != nil || c.StateDir != "/a" {
@@ -193,7 +193,7 @@ func TestMistakesInFile(t *testing.T) {
 			name := file(t, c.text)
 			got, err := load(t, user(), "--config", name)
 			all := Problems(err)
-			if len(all) != 1 || !strings.Contains(all[0].Error(), name+c.want) || !strings.Contains(all[0].Hint(), c.hint) {
+			if len(all) != 1 || !strings.Contains(all[0].Error(), name+c.want) || !strings.Contains(all[0].Help, c.hint) {
 				t.Fatalf("got %v, want %s%s", err, name, c.want)
 			}
 			if got == nil || got.AdminListen != "127.0.0.1:7655" {
@@ -380,12 +380,5 @@ func TestHelp(t *testing.T) {
 	}
 	if len(Rows()) != 22 {
 		t.Errorf("%d flags", len(Rows()))
-	}
-}
-
-func TestMultiaddr(t *testing.T) {
-	m, err := parseMultiaddr("/ip6/fd00::1/tcp/7656")
-	if err != nil || m.ip != netip.MustParseAddr("fd00::1") || m.port != 7656 {
-		t.Errorf("%+v, %v", m, err)
 	}
 }

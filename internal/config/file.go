@@ -5,9 +5,10 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"math"
 	"os"
-	"sort"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -23,24 +24,23 @@ const maxFile = 1 << 20
 
 // readFile reads the values of a file. A file that is not TOML has none.
 func readFile(name string) (values map[string][]string, lines map[string]int, err error) {
+	var text []byte
 	f, err := os.Open(name)
-	if err != nil {
-		p := &Problem{Where: name, Msg: err.Error()}
-		if pe := (*fs.PathError)(nil); errors.As(err, &pe) {
-			p.Msg = pe.Err.Error()
-		}
-		if errors.Is(err, fs.ErrPermission) {
-			p.Help = "let the user of the service read it"
-		}
-		return nil, nil, p
+	if err == nil {
+		defer f.Close()
+		text, err = io.ReadAll(io.LimitReader(f, maxFile+1))
 	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, maxFile+1))
-	if err != nil {
-		return nil, nil, &Problem{Where: name, Msg: err.Error()}
+	var pe *fs.PathError
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		err = wrong("let the user of the service read it", "%v", fs.ErrPermission)
+	case errors.As(err, &pe):
+		err = pe.Err // without the name again
+	case len(text) > maxFile:
+		err = wrong("name a configuration file", "is larger than 1 MiB")
 	}
-	if len(text) > maxFile {
-		return nil, nil, &Problem{Where: name, Msg: "is larger than 1 MiB", Help: "name a configuration file"}
+	if err != nil {
+		return nil, nil, problem(name, "", err)
 	}
 	return decode(name, string(text))
 }
@@ -63,25 +63,22 @@ func decode(name, text string) (values map[string][]string, lines map[string]int
 	}
 	lines = keyLines(text)
 	values = map[string][]string{}
-	var bad []*Problem
+	bad := map[int]error{} // by line
 	for key, v := range all {
-		where := origin{file: name, line: lines[key]}.where(key)
-		o := find(key)
-		if o == nil {
-			bad = append(bad, &Problem{Where: where, Key: key, Msg: "no such key", Help: suggest(key, v)})
-			continue
+		where := fmt.Sprintf("%s:%d", name, lines[key])
+		list, err := []string(nil), wrong(suggest(key, v), "no such key")
+		if o := find(key); o != nil {
+			list, err = texts(o, v)
 		}
-		if values[key], err = texts(o, v); err != nil {
-			delete(values, key)
-			var m *mistake
-			errors.As(err, &m)
-			bad = append(bad, &Problem{Where: where, Key: key, Msg: m.msg, Help: m.hint})
+		if err == nil {
+			values[key] = list
+		} else {
+			bad[lines[key]] = problem(where, key, err)
 		}
 	}
-	sort.Slice(bad, func(i, j int) bool { return lines[bad[i].Key] < lines[bad[j].Key] })
 	var errs []error
-	for _, p := range bad {
-		errs = append(errs, p)
+	for _, n := range slices.Sorted(maps.Keys(bad)) {
+		errs = append(errs, bad[n])
 	}
 	return values, lines, errors.Join(errs...)
 }

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 )
@@ -42,12 +43,12 @@ func FuzzFile(f *testing.F) {
 			}
 			return
 		}
-		origins := map[string]origin{}
+		origins := map[string]string{}
 		for k := range values {
 			if lines[k] < 1 || lines[k] > strings.Count(text, "\n")+1 {
 				t.Fatalf("%s is on line %d", k, lines[k])
 			}
-			origins[k] = origin{file: "f", line: lines[k]}
+			origins[k] = fmt.Sprintf("f:%d", lines[k])
 		}
 		a, err := build(user(), values, origins)
 		if err != nil {

@@ -2,6 +2,7 @@ package config
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -45,30 +46,24 @@ func (e Env) root() bool {
 	return e.Root()
 }
 
-func (e Env) stateDir() ([]string, error) {
-	return e.dir("STATE_DIRECTORY", "/var/lib/nixp2p", "XDG_STATE_HOME", ".local/state", "state-dir")
-}
-
-func (e Env) cacheDir() ([]string, error) {
-	return e.dir("CACHE_DIRECTORY", "/var/cache/nixp2p", "XDG_CACHE_HOME", ".cache", "cache-dir")
-}
-
 // dir picks a directory: systemd's (systemd.exec(5); the first of several), the system's
 // for root, else the user's (XDG base directory specification: relative values are ignored).
-func (e Env) dir(unit, system, xdg, home, flag string) ([]string, error) {
-	if d, _, _ := strings.Cut(e.get(unit), ":"); filepath.IsAbs(d) {
-		return []string{d}, nil
+func dir(unit, system, xdg, home, flag string) func(*Config, Env) ([]string, error) {
+	return func(_ *Config, e Env) ([]string, error) {
+		if d, _, _ := strings.Cut(e.get(unit), ":"); filepath.IsAbs(d) {
+			return []string{d}, nil
+		}
+		if e.root() {
+			return []string{system}, nil
+		}
+		if d := e.get(xdg); filepath.IsAbs(d) {
+			return []string{filepath.Join(d, "nixp2p")}, nil
+		}
+		if d := e.get("HOME"); filepath.IsAbs(d) {
+			return []string{filepath.Join(d, home, "nixp2p")}, nil
+		}
+		return nil, wrong("set $HOME, or give --"+flag, "this user has no home directory")
 	}
-	if e.root() {
-		return []string{system}, nil
-	}
-	if d := e.get(xdg); filepath.IsAbs(d) {
-		return []string{filepath.Join(d, "nixp2p")}, nil
-	}
-	if d := e.get("HOME"); filepath.IsAbs(d) {
-		return []string{filepath.Join(d, home, "nixp2p")}, nil
-	}
-	return nil, wrong("set $HOME, or give --"+flag, "this user has no home directory")
 }
 
 // Flags are the flags of one command.
@@ -147,28 +142,27 @@ func (v *value) Set(s string) error {
 // is wrong, so that a node can tell on its usual address that it is not well.
 func (f *Flags) Load(env Env) (*Config, error) {
 	values := map[string][]string{}
-	origins := map[string]origin{}
+	origins := map[string]string{}
 	file := f.file
 	if file == DefaultFile && env.DefaultFile != "" {
 		file = env.DefaultFile
 	}
-	var fromFile map[string][]string
-	var lines map[string]int
 	var err error
-	if !f.set.Changed("config") {
-		if _, e := os.Stat(file); errors.Is(e, os.ErrNotExist) {
-			file = ""
-		}
+	if _, e := os.Stat(file); errors.Is(e, os.ErrNotExist) && !f.set.Changed("config") {
+		file = ""
 	}
 	if file != "" {
-		fromFile, lines, err = readFile(file)
-	}
-	for key, v := range fromFile {
-		values[key], origins[key] = v, origin{file: file, line: lines[key]}
+		var lines map[string]int
+		if values, lines, err = readFile(file); values == nil {
+			values = map[string][]string{}
+		}
+		for key := range values {
+			origins[key] = fmt.Sprintf("%s:%d", file, lines[key])
+		}
 	}
 	for key, v := range f.values {
 		if v.given {
-			values[key], origins[key] = v.absolute(), origin{flag: true}
+			values[key], origins[key] = v.absolute(), "--"+key
 		}
 	}
 	c, more := build(env, values, origins)

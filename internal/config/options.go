@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -63,13 +64,13 @@ var options = []option{
 		set:     many(func(c *Config) *[]string { return &c.ServerNames }, parseServerName),
 		get:     func(c *Config) any { return c.ServerNames },
 	}, {
-		name: "state-dir", arg: "DIR", defFor: func(_ *Config, env Env) ([]string, error) { return env.stateDir() },
+		name: "state-dir", arg: "DIR", defFor: dir("STATE_DIRECTORY", "/var/lib/nixp2p", "XDG_STATE_HOME", ".local/state", "state-dir"),
 		defText: "systemd's `$STATE_DIRECTORY`, else `/var/lib/nixp2p`; `~/.local/state/nixp2p` for an ordinary user",
 		meaning: "identity, peers, narinfos",
 		set:     one(func(c *Config) *string { return &c.StateDir }, parseDir),
 		get:     func(c *Config) any { return c.StateDir },
 	}, {
-		name: "cache-dir", arg: "DIR", defFor: func(_ *Config, env Env) ([]string, error) { return env.cacheDir() },
+		name: "cache-dir", arg: "DIR", defFor: dir("CACHE_DIRECTORY", "/var/cache/nixp2p", "XDG_CACHE_HOME", ".cache", "cache-dir"),
 		defText: "systemd's `$CACHE_DIRECTORY`, else `/var/cache/nixp2p`; `~/.cache/nixp2p` for an ordinary user",
 		meaning: "NAR files",
 		set:     one(func(c *Config) *string { return &c.CacheDir }, parseDir),
@@ -173,11 +174,10 @@ var options = []option{
 func one[T any](field func(*Config) *T, parse func(string) (T, error)) func(*Config, []string) error {
 	return func(c *Config, v []string) error {
 		x, err := parse(v[0])
-		if err != nil {
-			return err
+		if err == nil {
+			*field(c) = x
 		}
-		*field(c) = x
-		return nil
+		return err
 	}
 }
 
@@ -185,16 +185,14 @@ func one[T any](field func(*Config) *T, parse func(string) (T, error)) func(*Con
 func many(field func(*Config) *[]string, parse func(string) (string, error)) func(*Config, []string) error {
 	return func(c *Config, v []string) error {
 		all := []string{}
-		seen := map[string]bool{}
 		for _, s := range v {
 			x, err := parse(s)
 			if err != nil {
 				return err
 			}
-			if !seen[x] {
+			if !slices.Contains(all, x) {
 				all = append(all, x)
 			}
-			seen[x] = true
 		}
 		*field(c) = all
 		return nil
@@ -222,13 +220,10 @@ func whole(lo, hi int) func(string) (int, error) {
 }
 
 func parseBool(s string) (bool, error) {
-	switch s {
-	case "true":
-		return true, nil
-	case "false":
-		return false, nil
+	if s != "true" && s != "false" {
+		return false, wrong("", "%q is neither true nor false", s)
 	}
-	return false, wrong("", "%q is neither true nor false", s)
+	return s == "true", nil
 }
 
 func parseLevel(s string) (slog.Level, error) {
@@ -295,7 +290,7 @@ const onLink = "on-link"
 func defaultCIDRs(c *Config, _ Env) ([]string, error) {
 	all := []string{"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16", "fc00::/7", "fe80::/10", onLink}
 	for _, a := range c.P2PListen {
-		if m, err := parseMultiaddr(a); err == nil && m.ip.IsLoopback() {
+		if ip, err := netip.ParseAddr(strings.Split(a+"//", "/")[2]); err == nil && ip.IsLoopback() {
 			return append(all, "127.0.0.0/8", "::1/128"), nil
 		}
 	}

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"fmt"
 	"strconv"
 	"strings"
@@ -11,11 +12,8 @@ import (
 func (c *Config) TOML() string {
 	var b strings.Builder
 	for _, o := range options {
-		from := "default"
-		if at, ok := c.origins[o.name]; ok {
-			from = at.where(o.name)
-		}
-		fmt.Fprintf(&b, "%s = %s # %s\n", o.name, render(o.get(c)), strings.Map(printable, from))
+		from := cmp.Or(c.origins[o.name], "default")
+		fmt.Fprintf(&b, "%s = %s # %s\n", o.name, render(o.get(c)), strings.Trim(quote(from), `"`))
 	}
 	return b.String()
 }
@@ -39,20 +37,16 @@ func render(v any) string {
 	case string:
 		return quote(v)
 	case []string:
-		if len(v) < 2 {
-			return "[" + strings.Join(mapped(v, quote), "") + "]"
+		all := make([]string, len(v))
+		for i, s := range v {
+			all[i] = quote(s)
 		}
-		return "[\n  " + strings.Join(mapped(v, quote), ",\n  ") + ",\n]"
+		if len(all) < 2 {
+			return "[" + strings.Join(all, "") + "]"
+		}
+		return "[\n  " + strings.Join(all, ",\n  ") + ",\n]"
 	}
 	panic(fmt.Sprintf("a value of type %T", v))
-}
-
-func mapped(in []string, f func(string) string) []string {
-	out := make([]string, len(in))
-	for i, s := range in {
-		out[i] = f(s)
-	}
-	return out
 }
 
 // quote writes a TOML basic string. A file has only UTF-8 in it; flags may have anything.
@@ -72,14 +66,6 @@ func quote(s string) string {
 	}
 	b.WriteByte('"')
 	return b.String()
-}
-
-// printable keeps a file name from ending the comment that it stands in.
-func printable(r rune) rune {
-	if r < ' ' || r == 0x7f {
-		return '?'
-	}
-	return r
 }
 
 // Row is a flag as documents name it.

@@ -1,7 +1,7 @@
 package config
 
 import (
-	"math/bits"
+	"math/big"
 	"strconv"
 	"strings"
 )
@@ -59,39 +59,17 @@ func scaled(s string, units map[string]uint64) (int64, bool) {
 	if !ok {
 		return 0, false
 	}
-	before, after, point := strings.Cut(s[:end], ".")
-	n, ok := digits(before, 19)
-	if !ok || point && after == "" {
+	number := s[:end]
+	if len(number) > 40 || strings.Trim(number, "0123456789.") != "" || strings.Trim(number, ".") != number {
 		return 0, false
 	}
-	hi, total := bits.Mul64(n, unit)
-	if hi != 0 || total > maxSize {
+	n, ok := new(big.Rat).SetString(number)
+	if !ok {
 		return 0, false
 	}
-	if point {
-		// Nine digits are finer than any unit in use; both factors stay below 2^51.
-		part, ok := digits(after, 9)
-		if !ok {
-			return 0, false
-		}
-		scale := uint64(1)
-		for range after {
-			scale *= 10
-		}
-		hi, lo := bits.Mul64(part, unit)
-		q, _ := bits.Div64(hi, lo, scale)
-		total += q
-	}
-	return int64(total), total <= maxSize
-}
-
-// digits reads 1 to most decimal digits, and nothing else.
-func digits(s string, most int) (uint64, bool) {
-	if s == "" || len(s) > most || strings.Trim(s, "0123456789") != "" {
-		return 0, false
-	}
-	n, err := strconv.ParseUint(s, 10, 64)
-	return n, err == nil
+	n.Mul(n, new(big.Rat).SetUint64(unit))
+	whole := new(big.Int).Quo(n.Num(), n.Denom())
+	return whole.Int64(), whole.IsInt64() && whole.Int64() <= maxSize
 }
 
 // FormatSize writes n bytes exactly, in the largest unit that divides it; ParseSize reads

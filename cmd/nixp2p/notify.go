@@ -42,13 +42,7 @@ func feedWatchdog(ctx context.Context, front net.Listener) error {
 
 // selfClient returns a client whose every request goes to the listener.
 func selfClient(front net.Listener, timeout time.Duration) *http.Client {
-	addr := front.Addr()
-	if tcp, ok := addr.(*net.TCPAddr); ok && tcp.IP.IsUnspecified() {
-		addr = &net.TCPAddr{IP: net.IPv6loopback, Port: tcp.Port}
-		if tcp.IP.To4() != nil {
-			addr = &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: tcp.Port}
-		}
-	}
+	addr := front.Addr() // one that stands for all is dialled as loopback
 	return &http.Client{Timeout: timeout, Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			var d net.Dialer

@@ -154,13 +154,13 @@ type prefetch struct {
 }
 
 func (p *prefetch) run(ctx context.Context, roots []nix.StoreHash) error {
-	p.add(roots)
+	for _, h := range roots {
+		p.add(h)
+	}
 	for {
 		// One generation after the other: a closure is wide and not deep.
-		p.mu.Lock()
 		batch := p.queue
 		p.queue = nil
-		p.mu.Unlock()
 		if len(batch) == 0 || ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -175,15 +175,12 @@ func (p *prefetch) run(ctx context.Context, roots []nix.StoreHash) error {
 	}
 }
 
-func (p *prefetch) add(hashes []nix.StoreHash) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, h := range hashes {
-		if !p.seen[h] {
-			p.seen[h] = true
-			p.queue = append(p.queue, h)
-			p.sum.Paths++
-		}
+// add puts a path into the queue unless it was there. The caller holds mu, or is alone.
+func (p *prefetch) add(h nix.StoreHash) {
+	if !p.seen[h] {
+		p.seen[h] = true
+		p.queue = append(p.queue, h)
+		p.sum.Paths++
 	}
 }
 
@@ -197,6 +194,7 @@ func (p *prefetch) one(ctx context.Context, h nix.StoreHash) error {
 		return err
 	}
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		p.sum.Missing++
@@ -215,16 +213,11 @@ func (p *prefetch) one(ctx context.Context, h nix.StoreHash) error {
 		p.sum.FailedPaths = append(p.sum.FailedPaths, h.String())
 	}
 	p.sum.NarBytes += a.NarSize
-	p.mu.Unlock()
-	var refs []nix.StoreHash
 	for _, r := range a.References {
 		if ref, err := nix.ParseStoreHash(r); err == nil {
-			refs = append(refs, ref)
+			p.add(ref)
 		}
 	}
-	p.add(refs)
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	if s := p.sum; !p.quiet {
 		p.bar.show(fmt.Sprintf("%d of %d paths, %s fetched", s.AtHand+s.Fetched+s.Missing+s.Failed, s.Paths, humanSize(s.FetchBytes)))
 	}

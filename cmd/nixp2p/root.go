@@ -267,7 +267,7 @@ func unreadableByService(cfg *config.Config) (warnings []string) {
 	for key, file := range map[string]string{"config": cfg.File, "swarm-key-file": cfg.SwarmKeyFile} {
 		info, err := os.Stat(file)
 		if file != "" && err == nil && info.Mode().Perm()&0o004 == 0 {
-			warnings = append(warnings, fmt.Sprintf("%s: the user of the service cannot read %s (mode %o): store secrets in /etc/nixp2p/credentials, see docs/office.md", key, file, info.Mode().Perm()))
+			warnings = append(warnings, fmt.Sprintf("%s: the user of the service cannot read %s (mode %o): put secrets into /etc/credstore, see docs/office.md", key, file, info.Mode().Perm()))
 		}
 	}
 	return warnings

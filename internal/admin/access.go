@@ -17,31 +17,25 @@ import (
 	"github.com/nixp2p/nixp2p/internal/origin"
 )
 
-// refusal is an answer to a request that is not followed.
-type refusal struct {
-	status int
-	reason string
-}
-
-// refuse returns why a request is not followed, nil if it is.
-func (h *Handler) refuse(r *http.Request) *refusal {
+// refuse returns why a request is not followed, "" if it is.
+func (h *Handler) refuse(r *http.Request) (status int, reason string) {
 	if err := h.check.Refuse(r); err != nil {
-		return &refusal{http.StatusNotFound, err.Error()}
+		return http.StatusNotFound, err.Error()
 	}
 	switch r.Method {
 	case http.MethodGet, http.MethodHead:
 	case http.MethodPost:
 		// A form cannot send this type, and a script of another site would have to ask first.
 		if t, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || t != "application/json" {
-			return &refusal{http.StatusUnsupportedMediaType, "only JSON is posted here"}
+			return http.StatusUnsupportedMediaType, "only JSON is posted here"
 		}
 	default:
-		return &refusal{http.StatusMethodNotAllowed, "method not allowed"}
+		return http.StatusMethodNotAllowed, "method not allowed"
 	}
 	if needsOwner(r) && !h.isOwner(r) {
-		return &refusal{http.StatusForbidden, "only root and the user of the service may do this"}
+		return http.StatusForbidden, "only root and the user of the service may do this"
 	}
-	return nil
+	return 0, ""
 }
 
 // needsOwner reports whether the request changes something, or shows or costs what other users

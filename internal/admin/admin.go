@@ -97,7 +97,7 @@ func New(cfg Config) (*Handler, error) {
 	h.mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { text(w, http.StatusOK, "ok") })
 	h.mux.HandleFunc("GET /readyz", h.readyz)
 	h.mux.HandleFunc("GET /api/v1/status", func(w http.ResponseWriter, _ *http.Request) { h.json(w, http.StatusOK, h.Status()) })
-	h.mux.HandleFunc("GET /api/v1/peers", h.peers)
+	h.mux.HandleFunc("GET /api/v1/peers", func(w http.ResponseWriter, _ *http.Request) { h.json(w, http.StatusOK, list(h.cfg.Node.Peers())) })
 	h.mux.HandleFunc("GET /api/v1/history", func(w http.ResponseWriter, _ *http.Request) { h.json(w, http.StatusOK, h.cfg.Node.History()) })
 	h.mux.HandleFunc("GET /api/v1/why/{hash}", h.why)
 	h.mux.HandleFunc("POST /api/v1/prefetch", h.prefetch)
@@ -121,16 +121,15 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.ContentLength != 0 {
 		limitBody(w, r)
 	}
-	if refused := h.refuse(r); refused != nil {
-		h.cfg.Log.Debug("admin request refused", "host", r.Host, "reason", refused.reason)
-		if strings.HasPrefix(r.URL.Path, "/api/") {
-			h.json(w, refused.status, Refusal{refused.reason})
-			return
-		}
-		text(w, refused.status, refused.reason)
-		return
+	status, reason := h.refuse(r)
+	switch {
+	case reason == "":
+		h.mux.ServeHTTP(w, r)
+	case strings.HasPrefix(r.URL.Path, "/api/"):
+		h.json(w, status, Refusal{reason})
+	default:
+		text(w, status, reason)
 	}
-	h.mux.ServeHTTP(w, r)
 }
 
 // bodyTime is how long a posted body may take.
@@ -171,14 +170,6 @@ func (h *Handler) readyz(w http.ResponseWriter, _ *http.Request) {
 	text(w, http.StatusOK, "ok")
 }
 
-func (h *Handler) peers(w http.ResponseWriter, _ *http.Request) {
-	peers := h.cfg.Node.Peers()
-	if peers == nil {
-		peers = []Peer{}
-	}
-	h.json(w, http.StatusOK, peers)
-}
-
 func (h *Handler) why(w http.ResponseWriter, r *http.Request) {
 	hash, err := nix.ParseStoreHash(r.PathValue("hash"))
 	if err != nil {
@@ -187,11 +178,7 @@ func (h *Handler) why(w http.ResponseWriter, r *http.Request) {
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), whyTime)
 	defer cancel()
-	answers := h.cfg.Node.Why(ctx, hash)
-	if answers == nil {
-		answers = []Answer{}
-	}
-	h.json(w, http.StatusOK, Why{StoreHash: hash.String(), Answers: answers})
+	h.json(w, http.StatusOK, Why{StoreHash: hash.String(), Answers: list(h.cfg.Node.Why(ctx, hash))})
 }
 
 func (h *Handler) json(w http.ResponseWriter, status int, v any) {

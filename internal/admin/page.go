@@ -6,7 +6,6 @@ import (
 	"context"
 	"embed"
 	"html/template"
-	"io/fs"
 	"net/http"
 	"slices"
 	"strings"
@@ -57,7 +56,7 @@ const maxAsked = 1024
 func parsePage() (*template.Template, error) {
 	funcs := template.FuncMap{
 		"bytes": FormatBytes, "count": formatCount[int64], "counted": formatCount[int], "duration": FormatDuration, "ms": FormatMS, "clock": FormatClock,
-		"pathName": pathName, "pathHash": pathHash, "tail": ShortID, "host": host, "kept": kept, "join": strings.Join,
+		"pathName": pathName, "pathHash": pathHash, "tail": ShortID, "host": host, "join": strings.Join,
 		"rfc3339": func(t time.Time) string { return t.Format(time.RFC3339) },
 	}
 	return template.New("status.html").Funcs(funcs).ParseFS(pageFiles, "status.html")
@@ -70,17 +69,9 @@ func (h *Handler) handlePage() error {
 		return err
 	}
 	h.mux.HandleFunc("GET /{$}", h.status)
-	for name, kind := range map[string]string{
-		"status.css": "text/css; charset=utf-8", "status.js": "text/javascript; charset=utf-8", "icon.svg": "image/svg+xml",
-	} {
-		body, err := fs.ReadFile(pageFiles, name)
-		if err != nil {
-			return err
-		}
-		h.mux.HandleFunc("GET /"+name, func(w http.ResponseWriter, _ *http.Request) {
-			w.Header().Set("Content-Type", kind)
-			_, _ = w.Write(body)
-		})
+	files := http.FileServerFS(pageFiles)
+	for _, name := range []string{"status.css", "status.js", "icon.svg"} {
+		h.mux.Handle("GET /"+name, files)
 	}
 	return nil
 }
@@ -137,23 +128,6 @@ func shareText(n, whole int64) string {
 		return "> 99 %"
 	}
 	return formatCount(int((float64(n)/float64(whole))*100+.5)) + " %"
-}
-
-// kept says why the rest of the store is not shared.
-func kept(s Store) string {
-	var out []string
-	for _, r := range []struct {
-		n    int
-		text string
-	}{
-		{s.Trusted, "signed by keys that are not shared"}, {s.Unsigned, "built here"}, {s.Addressed, "sources and fixed outputs"},
-		{s.Untrusted, "signed by strangers"}, {s.Unreadable, "unreadable"},
-	} {
-		if r.n > 0 {
-			out = append(out, formatCount(r.n)+" "+r.text)
-		}
-	}
-	return strings.Join(out, ", ")
 }
 
 // lookUp asks every source for what a person typed.

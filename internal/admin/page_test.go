@@ -365,11 +365,11 @@ func TestChart(t *testing.T) {
 	}
 }
 
-func TestKept(t *testing.T) {
-	if got := kept(Store{Paths: 9, Shared: 9}); got != "" {
+func TestNotShared(t *testing.T) {
+	if got := (Store{Paths: 9, Shared: 9}).NotShared(); got != "" {
 		t.Error(got)
 	}
-	if got := kept(Store{Trusted: 1, Unsigned: 2, Addressed: 3, Untrusted: 1234, Unreadable: 5}); got != "1 signed by keys that are not shared, 2 built here, 3 sources and fixed outputs, 1,234 signed by strangers, 5 unreadable" {
+	if got := (Store{Trusted: 1, Unsigned: 2, Addressed: 3, Untrusted: 1234, Unreadable: 5}).NotShared(); got != "1 signed by a trusted key that is not a share key, 2 built here, 3 sources and fixed outputs, 1,234 signed by keys that are not trusted, 5 unreadable" {
 		t.Error(got)
 	}
 }

@@ -3,6 +3,7 @@ package admin
 import (
 	"cmp"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/nixp2p/nixp2p/internal/metrics"
@@ -136,6 +137,23 @@ type Store struct {
 	Sample string `json:"sample,omitempty"` // store hash of a path that can be shared
 }
 
+// NotShared says why the rest of the store is not shared.
+func (s Store) NotShared() string {
+	var out []string
+	for _, r := range []struct {
+		n    int
+		text string
+	}{
+		{s.Trusted, "signed by a trusted key that is not a share key"}, {s.Unsigned, "built here"}, {s.Addressed, "sources and fixed outputs"},
+		{s.Untrusted, "signed by keys that are not trusted"}, {s.Unreadable, "unreadable"},
+	} {
+		if r.n > 0 {
+			out = append(out, formatCount(r.n)+" "+r.text)
+		}
+	}
+	return strings.Join(out, ", ")
+}
+
 // Upstream is the health of one cache.
 type Upstream struct {
 	URL       string    `json:"url"` // without credentials
@@ -228,17 +246,19 @@ func (h *Handler) Status() Status {
 	if err := h.cfg.Node.Ready(); err != nil {
 		s.Ready, s.NotReady = false, err.Error()
 	}
-	if s.Degraded == nil {
-		s.Degraded = []string{}
-	}
-	if s.Upstreams == nil {
-		s.Upstreams = []Upstream{}
-	}
-	if s.Failures == nil {
-		s.Failures = []Failure{}
-	}
-	s.Transfers, s.TransfersTotal = largest(s.Transfers), len(s.Transfers)
+	s.Degraded, s.Upstreams, s.Failures = list(s.Degraded), list(s.Upstreams), list(s.Failures)
+	slices.SortStableFunc(s.Transfers, func(a, b Transfer) int { return cmp.Compare(b.Size, a.Size) })
+	s.TransfersTotal = len(s.Transfers)
+	s.Transfers = list(s.Transfers[:min(len(s.Transfers), maxTransfers)])
 	return s
+}
+
+// list is never null in JSON.
+func list[T any](all []T) []T {
+	if all == nil {
+		return []T{}
+	}
+	return all
 }
 
 // requests reads the counter of narinfo requests, with a zero for what did not occur.
@@ -249,10 +269,4 @@ func requests(m *metrics.Metrics) map[string]Results {
 		all[source] = Results{Hit: n("hit"), Miss: n("miss"), Timeout: n("timeout")}
 	}
 	return all
-}
-
-// largest returns the transfers that are shown, and never nil.
-func largest(all []Transfer) []Transfer {
-	slices.SortStableFunc(all, func(a, b Transfer) int { return cmp.Compare(b.Size, a.Size) })
-	return append([]Transfer{}, all[:min(len(all), maxTransfers)]...)
 }

@@ -254,7 +254,7 @@ func TestShared(t *testing.T) {
 	}{
 		{admin.Store{Database: "none"}, []Level{Unknown}, "no database"},
 		{admin.Store{Database: "live", Complete: true}, []Level{OK}, "0 of 0 paths"},
-		{admin.Store{Database: "live", Complete: true, Paths: 9, Shared: 4, Unsigned: 3, Addressed: 2}, []Level{OK}, "4 of 9 paths can be shared; not 3 built here and not signed, 2 sources"},
+		{admin.Store{Database: "live", Complete: true, Paths: 9, Shared: 4, Unsigned: 3, Addressed: 2}, []Level{OK}, "4 of 9 paths can be shared; not 3 built here, 2 sources"},
 		{admin.Store{Database: "live", Complete: true, Paths: 1, Trusted: 1}, []Level{Warning}, "not a share key"},
 		{admin.Store{Database: "live", Paths: 1}, []Level{OK}, "still counting"},
 		{admin.Store{Database: "live", Complete: true, Paths: 2, Shared: 2, Quarantined: 1}, []Level{OK, Warning}, "2 of 2"},

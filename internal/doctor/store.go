@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -57,20 +56,9 @@ func checkShared(_ context.Context, p *facts) []Finding {
 	if s.Database == "none" {
 		return unknown("there is no database to count in")
 	}
-	var rest []string
-	add := func(n int, why string) {
-		if n > 0 {
-			rest = append(rest, fmt.Sprintf("%d %s", n, why))
-		}
-	}
-	add(s.Unsigned, "built here and not signed")
-	add(s.Addressed, "sources and fixed outputs without a signature")
-	add(s.Trusted, "signed by a trusted key that is not a share key")
-	add(s.Untrusted, "signed by keys that are not trusted")
-	add(s.Unreadable, "with an invalid entry")
 	text := fmt.Sprintf("%d of %s can be shared", s.Shared, count(s.Paths, "path"))
-	if len(rest) > 0 {
-		text += "; not " + strings.Join(rest, ", ")
+	if rest := s.NotShared(); rest != "" {
+		text += "; not " + rest
 	}
 	if !s.Complete {
 		text += "; still counting"
@@ -81,16 +69,9 @@ func checkShared(_ context.Context, p *facts) []Finding {
 	}
 	if s.Quarantined > 0 {
 		found = append(found, warn("`nix-store --verify --check-contents --repair` repairs them",
-			"%s not what the hash says, and not served", are(s.Quarantined, "path"))...)
+			"%s not as the hash says, and not served", count(s.Quarantined, "path"))...)
 	}
 	return found
-}
-
-func are(n int, what string) string {
-	if n == 1 {
-		return "1 " + what + " is"
-	}
-	return count(n, what) + " are"
 }
 
 // Room that is needed, in bytes: below least files cannot even be begun, with less than scant

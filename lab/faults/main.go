@@ -13,7 +13,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -102,11 +101,7 @@ func run(ctx context.Context) error {
 	if o.json {
 		return json.NewEncoder(os.Stdout).Encode(r)
 	}
-	old, err := os.ReadFile(o.out)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return os.WriteFile(o.out, []byte(r.merge(string(old), o)), 0o644)
+	return r.write(o.out, o)
 }
 
 // report is all that was seen.

@@ -18,6 +18,7 @@ import (
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/internal/nixtest/realnix"
 	"github.com/nixp2p/nixp2p/internal/nixtest/supervise"
+	"github.com/nixp2p/nixp2p/lab/rig"
 )
 
 // outage is something that happens to nixp2p itself while Nix works.
@@ -321,9 +322,7 @@ func writeOutages(w io.Writer, n *nixReport) {
 	if len(n.Outages) == 0 {
 		return
 	}
-	fmt.Fprintf(w, "\n## Nix %s: nixp2p itself is ill\n\n", n.Version)
-	fmt.Fprintln(w, "| what happens to nixp2p | substituters | `nix-store -r` | nixp2p was started |")
-	fmt.Fprintln(w, "| --- | --- | --- | --- |")
+	t := rig.NewTable("what happens to nixp2p", "substituters", "`nix-store -r`", "nixp2p was started")
 	for _, r := range n.Outages {
 		who := "nixp2p alone"
 		if r.Good {
@@ -340,6 +339,7 @@ func writeOutages(w io.Writer, n *nixReport) {
 		if r.Err != "" {
 			text += "; " + r.Err
 		}
-		fmt.Fprintf(w, "| %s | %s | %s | %s |\n", r.Name, who, text, starts)
+		t.Row(r.Name, who, text, starts)
 	}
+	fmt.Fprintf(w, "\n## Nix %s: nixp2p itself is ill\n\n%s", n.Version, t)
 }

@@ -19,16 +19,17 @@ import (
 
 // siege is one attack that is going on.
 type siege struct {
-	world  *world
-	binary string
-	dir    string
-	args   []string // of the node
-	node   *daemon  // that is attacked
-	asked  *daemon  // that Nix asks
-	peers  []*hostile.Peer
-	ids    []string
-	goes   sync.WaitGroup
-	came   string // how far the attack came
+	world      *world
+	binary     string
+	dir        string
+	args       []string // of the node
+	node       *daemon  // that is attacked
+	asked      *daemon  // that Nix asks
+	peers      []*hostile.Peer
+	ids        []string
+	goes       sync.WaitGroup
+	wrongFiles int    // for which the node blames its cache
+	came       string // how far the attack came
 }
 
 // attackReport is what one Nix saw of one attack.
@@ -111,6 +112,11 @@ func measureAttack(ctx context.Context, o *options, n *realnix.Nix, a *attack) (
 		}
 		r.Outcomes = append(r.Outcomes, out)
 		r.Peak = max(r.Peak, s.node.peak())
+		n, err := s.node.metric(ctx, `nixp2p_verify_failures_total{source="upstream"`)
+		if err != nil {
+			return nil, err
+		}
+		s.wrongFiles = max(s.wrongFiles, int(n))
 	}
 	asked := 0
 	for _, p := range s.peers {
@@ -193,10 +199,8 @@ func (s *siege) blamed(ctx context.Context) (string, error) {
 	if honest > 0 {
 		parts = append(parts, fmt.Sprintf("**%d honest**", honest))
 	}
-	if n, err := s.node.metric(ctx, `nixp2p_verify_failures_total{source="upstream"`); err != nil {
-		return "", err
-	} else if n > 0 {
-		parts = append(parts, fmt.Sprintf("the cache, %.0f times since the start", n))
+	if s.wrongFiles > 0 {
+		parts = append(parts, "the cache")
 	}
 	if len(parts) == 0 {
 		return "nobody", nil

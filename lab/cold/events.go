@@ -137,11 +137,19 @@ func (s *scene) vanish(ctx context.Context, h *host) {
 	h.kill()
 }
 
-// liarCount is how many hosts are added that lie.
-const liarCount = 3
+// hostile are the kinds of the hosts that an event adds.
+func (r row) hostile() []string {
+	switch r.Event {
+	case liars:
+		return []string{hostile.Wrong, hostile.Wrong, hostile.Wrong}
+	case attackers:
+		return hostile.AllKinds
+	}
+	return nil
+}
 
-// inviteLiars starts peers that claim to have all of the closure, and connects them to all nodes.
-func (s *scene) inviteLiars(ctx context.Context) error {
+// inviteHostile starts hostile peers, and connects them to all nodes.
+func (s *scene) inviteHostile(ctx context.Context) error {
 	self, err := os.Executable()
 	if err != nil {
 		return err
@@ -154,12 +162,14 @@ func (s *scene) inviteLiars(ctx context.Context) error {
 		}
 		task.Connect = append(task.Connect, addr)
 	}
-	text, err := json.Marshal(task)
-	if err != nil {
-		return err
-	}
-	reports := make(chan error, liarCount)
-	for _, h := range s.hosts[s.row.Hosts:] {
+	kinds := s.row.hostile()
+	reports := make(chan error, len(kinds))
+	for i, h := range s.hosts[s.row.Hosts:] {
+		task.Kind = kinds[i]
+		text, err := json.Marshal(task)
+		if err != nil {
+			return err
+		}
 		cmd := exec.CommandContext(ctx, "ip", "netns", "exec", h.NS, self)
 		cmd.Env = append(rig.Environ(), strangerEnv+"=1")
 		in, err := cmd.StdinPipe()
@@ -176,11 +186,11 @@ func (s *scene) inviteLiars(ctx context.Context) error {
 			return err
 		}
 		// It lies until the LAN goes, which takes all processes with it, or ctx ends.
-		s.liars.Go(func() {
+		s.hostile.Go(func() {
 			dec := json.NewDecoder(out)
 			var rep hostile.Report
 			if err := dec.Decode(&rep); err != nil {
-				reports <- fmt.Errorf("%s, a liar: %w", h, err)
+				reports <- fmt.Errorf("%s, hostile: %w", h, err)
 			} else {
 				reports <- nil
 			}
@@ -192,7 +202,7 @@ func (s *scene) inviteLiars(ctx context.Context) error {
 			return err
 		}
 	}
-	for range liarCount {
+	for range kinds {
 		select {
 		case err := <-reports:
 			if err != nil {

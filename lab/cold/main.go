@@ -100,7 +100,7 @@ func parseFlags() *options {
 	flag.StringVar(&o.arrangement, "arrangement", "", "direct (no nixp2p), plain (nodes without leases) or leases, by commas")
 	flag.StringVar(&o.client, "client", "", "discard (throws the bytes away) or nix, by commas")
 	flag.StringVar(&o.mesh, "mesh", "", "standing (before the builds start) or starting (together with them), by commas")
-	flag.StringVar(&o.event, "event", "", "what happens meanwhile, by commas: none, spread, killed, fetcher, partition, liars, few, slow")
+	flag.StringVar(&o.event, "event", "", "what happens meanwhile, by commas: none, spread, killed, fetcher, partition, liars, attackers, few, slow")
 	flag.StringVar(&o.corpus, "corpus", "/var/cache/nixp2p/cold-corpus", "`DIR` of a closure made by lab/mkcorpus; made, which takes some minutes, if it is not there")
 	flag.BoolVar(&o.small, "small", false, "take the small closure of the tests, and write nothing")
 	flag.StringVar(&o.nix, "nix", "", "Nix of the hosts: a `VERSION` for which there is a tree, such as 2.34; the machine's own if empty")

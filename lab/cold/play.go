@@ -114,9 +114,9 @@ type scene struct {
 	rand  *rand.Rand
 	begun time.Time // the first build's start
 
-	mu    sync.Mutex
-	alive sync.WaitGroup
-	liars sync.WaitGroup
+	mu      sync.Mutex
+	alive   sync.WaitGroup
+	hostile sync.WaitGroup
 }
 
 // host is a machine with a build.
@@ -196,10 +196,7 @@ func (s *scene) set(ctx context.Context) error {
 		return err
 	}
 	s.res.Disk = strings.HasPrefix(s.files, rig.Disk(s.w.dir))
-	n := s.row.Hosts
-	if s.row.Event == liars {
-		n += liarCount
-	}
+	n := s.row.Hosts + len(s.row.hostile())
 	s.site = &rig.Site{Dir: s.w.dir, Files: s.files, Nix: s.w.nix, Corpus: s.w.corpus}
 	var err error
 	if s.site.LAN, err = rig.NewLAN(ctx, labName, s.w.dir, n, fmt.Sprintf("NETLAB_WAN=rate=%g delay=10", s.row.uplink(s.w.o.uplink))); err != nil {
@@ -248,7 +245,7 @@ func (s *scene) end(ctx context.Context) error {
 	if s.site != nil && s.site.LAN != nil {
 		errs = append(errs, s.site.LAN.Down(ctx))
 	}
-	s.liars.Wait()
+	s.hostile.Wait()
 	return errors.Join(append(errs, realnix.RemoveAll(s.files))...)
 }
 
@@ -294,8 +291,8 @@ func (s *scene) stand(ctx context.Context) error {
 	if !ok {
 		s.res.note("the mesh was not whole after %s", rig.Seconds(took))
 	}
-	if s.row.Event == liars {
-		if err := s.inviteLiars(ctx); err != nil {
+	if len(s.row.hostile()) > 0 {
+		if err := s.inviteHostile(ctx); err != nil {
 			return err
 		}
 	}

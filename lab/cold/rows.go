@@ -32,6 +32,7 @@ const (
 	fetcher   = "fetcher"
 	partition = "partition"
 	liars     = "liars"
+	attackers = "attackers"
 	few       = "few"
 	slow      = "slow"
 )
@@ -43,6 +44,7 @@ var events = map[string]string{
 	fetcher:   "the fetcher of the largest NAR vanishes when it has half of it",
 	partition: "the LAN is cut in two halves at 30 %, for 5 s",
 	liars:     "3 more hosts claim to have all and give wrong bytes",
+	attackers: "4 more hosts attack: wrong bytes, 40 KiB/s, unsigned lines, and a coordinator that leads to a byte every 6 s",
 	few:       "--max-peers 8",
 	slow:      "the uplink has 25 Mbit/s, so that the cores are not the limit",
 }
@@ -74,7 +76,7 @@ func (r row) name() string {
 func (r row) order() []int {
 	return []int{
 		slices.Index([]string{discard, realNix}, r.Client),
-		slices.Index([]string{none, slow, spread, killed, fetcher, partition, liars, few}, r.Event),
+		slices.Index([]string{none, slow, spread, killed, fetcher, partition, liars, attackers, few}, r.Event),
 		r.Hosts,
 		slices.Index([]string{direct, plain, leases}, r.Arrangement),
 		slices.Index([]string{standing, starting}, r.Mesh),
@@ -108,6 +110,7 @@ func series() (list []row) {
 	}
 	with(16, realNix, none, leases, leases+"-"+starting, plain, direct)
 	with(16, realNix, liars, leases)
+	with(16, discard, attackers, leases)
 	with(32, discard, spread, plain)
 	with(32, discard, killed, plain)
 	with(32, discard, fetcher, plain)
@@ -196,7 +199,7 @@ func (r row) check() error {
 		return fmt.Errorf("%d hosts", r.Hosts)
 	case slices.Contains(r.order(), -1):
 		return fmt.Errorf("no row %q: -list names some", r.name())
-	case r.Arrangement == direct && (r.Event == liars || r.Event == few || r.Event == partition || r.Event == fetcher):
+	case r.Arrangement == direct && (r.Event == liars || r.Event == attackers || r.Event == few || r.Event == partition || r.Event == fetcher):
 		return fmt.Errorf("%s: without nixp2p there is nobody to whom that happens", r.name())
 	}
 	return nil

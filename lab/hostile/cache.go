@@ -6,9 +6,11 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
+	"time"
 
-	"github.com/nixp2p/nixp2p/internal/httprange"
 	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/p2p/lease"
 	"github.com/nixp2p/nixp2p/p2p/wire"
 )
 
@@ -48,14 +50,44 @@ func ReadWrong(dir string) (*WrongCache, error) {
 	return l, nil
 }
 
-// Answer answers requests for its paths, as Config.Answer.
-func (l *WrongCache) Answer(ask wire.Request, off int64, head bool, w io.Writer) bool {
-	if text := l.infos[ask.Question]; ask.IsInfo && text != nil {
-		_, _ = fmt.Fprintf(w, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(text), text)
+// Kinds of hostile peers that know a cache.
+const (
+	Wrong = "wrong" // claims all and sends wrong bytes
+	Slow  = "slow"  // claims all and sends the right files at 40 KiB/s, and wrong NARs as slowly
+	Lines = "lines" // claims all, adds lines that nobody signed to narinfos, and has no NARs
+	Lead  = "lead"  // claims nothing; as coordinator it leads to itself, and gives a byte every 6 s
+)
+
+// AllKinds are the kinds, the one that lies most first.
+var AllKinds = []string{Wrong, Slow, Lines, Lead}
+
+// behave makes cfg that of a kind of peer; id is that of the peer.
+func (l *WrongCache) behave(cfg *Config, kind string, id func() string) {
+	cfg.Answer = func(ask wire.Request, off int64, head bool, w io.Writer) bool {
+		return l.answer(kind, ask, off, head, w)
+	}
+	if kind == Lead {
+		cfg.Lease = func(r lease.Request) lease.Answer { return LeadTo([]string{id()}, nil, 0)(r) }
+		return
+	}
+	cfg.Claim = append(cfg.Claim, l.Hashes...)
+}
+
+// answer answers requests for its paths, as Config.Answer.
+func (l *WrongCache) answer(kind string, ask wire.Request, off int64, head bool, w io.Writer) bool {
+	if ask.IsInfo {
+		text := l.infos[ask.Question]
+		if text == nil || kind == Lead {
+			return false
+		}
+		if kind == Lines {
+			text = fmt.Appendf(bytes.Clone(text), "CA: fixed:r:sha256:%s\nSig: %s:%s\n", strings.Repeat("1", 52), strings.Repeat("k", 100_000), strings.Repeat("A", 86)+"==")
+		}
+		Reply(w, text)
 		return true
 	}
 	size, known := l.sizes[ask.Nar]
-	if !known || ask.IsInfo {
+	if !known || kind == Lines {
 		return false
 	}
 	body := io.LimitReader(wrong{}, size)
@@ -64,7 +96,9 @@ func (l *WrongCache) Answer(ask wire.Request, off int64, head bool, w io.Writer)
 		if err != nil {
 			return false
 		}
-		data[len(data)/2] ^= 1 // correct up to its middle
+		if kind == Wrong {
+			data[len(data)/2] ^= 1 // correct up to its middle
+		}
 		size, body = int64(len(data)), bytes.NewReader(data)
 	}
 	if off >= size {
@@ -73,13 +107,20 @@ func (l *WrongCache) Answer(ask wire.Request, off int64, head bool, w io.Writer)
 	if _, err := io.CopyN(io.Discard, body, off); err != nil {
 		return false
 	}
-	status := "200 OK\r\n"
-	if off > 0 {
-		status = "206 Partial Content\r\nContent-Range: " + httprange.ContentRange(off, size-off, size) + "\r\n"
+	present, step, every := size, 32<<10, time.Duration(0)
+	switch kind {
+	case Slow:
+		step, every = 4<<10, 100*time.Millisecond
+	case Lead:
+		present, step, every = off, 1, 6*time.Second
 	}
-	_, err := fmt.Fprintf(w, "HTTP/1.1 %sContent-Length: %d\r\n%s: %d\r\n\r\n", status, size-off, wire.HaveHeader, size)
-	if err == nil && !head {
-		_, _ = io.Copy(w, body)
+	Head(w, off, size, Have(present))
+	for piece := make([]byte, step); !head; {
+		n, err := io.ReadFull(body, piece)
+		if _, werr := w.Write(piece[:n]); err != nil || werr != nil {
+			break
+		}
+		time.Sleep(every)
 	}
 	return true
 }

@@ -2,6 +2,7 @@ package hostile
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -30,7 +31,8 @@ type Task struct {
 	Look    []nix.StoreHash // to be looked for in the target's inventory
 	Probes  []string        // request paths, each asked once, in this order
 	NARs    []nix.NarHash   // to be looked up in the DHT; the last one is shared, and large
-	Lie     string          // directory of a cache: it claims all of it, and sends other bytes
+	Lie     string          // directory of a cache that it knows
+	Kind    string          // what it does with that; "" is Wrong
 }
 
 // Answer is how a probe went.
@@ -62,13 +64,14 @@ func Run(ctx context.Context, in io.Reader, out io.Writer) error {
 	if err := dec.Decode(&task); err != nil {
 		return err
 	}
+	var p *Peer
 	cfg := Config{Listen: "/ip4/0.0.0.0/tcp/7656", Claim: task.Claim}
 	if task.Lie != "" {
 		c, err := ReadWrong(task.Lie)
 		if err != nil {
 			return err
 		}
-		cfg.Claim, cfg.Answer = append(cfg.Claim, c.Hashes...), c.Answer
+		c.behave(&cfg, cmp.Or(task.Kind, Wrong), func() string { return p.ID() })
 	}
 	p, err := New(cfg)
 	if err != nil {

@@ -102,7 +102,7 @@ func (u *ui) setup(ctx context.Context, cfg *config.Config, o setupOptions) erro
 	if o.asJSON {
 		return u.json(r)
 	}
-	u.setupDone(r, o)
+	u.setupDone(r, o.undo)
 	return nil
 }
 
@@ -193,22 +193,7 @@ func systemdHas(unit string) bool {
 }
 
 // setupDone prints a result for a person.
-func (u *ui) setupDone(r setupResult, o setupOptions) {
-	switch {
-	case !r.Change && o.undo:
-		u.printf("nothing to undo in %s\n", r.File)
-	case !r.Change:
-		u.printf("nothing to do: %s already names %s\n", r.File, r.URL)
-	default:
-		u.setupEdits(r)
-		u.setupNext(r, o)
-	}
-	for _, n := range r.Notes {
-		u.printf("note: %s\n", n)
-	}
-}
-
-func (u *ui) setupEdits(r setupResult) {
+func (u *ui) setupDone(r setupResult, undo bool) {
 	for _, e := range r.Edits {
 		u.printf("%s:\n", e.File)
 		for i, l := range e.Old {
@@ -218,36 +203,36 @@ func (u *ui) setupEdits(r setupResult) {
 			u.printf("      + %s\n", l)
 		}
 	}
-}
-
-// setupNext says what was done, and what is to be done now.
-func (u *ui) setupNext(r setupResult, o setupOptions) {
 	switch {
+	case !r.Change && undo:
+		u.printf("nothing to undo in %s\n", r.File)
+	case !r.Change:
+		u.printf("nothing to do: %s already names %s\n", r.File, r.URL)
 	case !r.Done:
 		u.printf("nothing has been changed: add --apply to apply this\n")
-		return
 	case r.Removes:
 		u.printf("undone; %s is removed, since it did not exist before\n", r.File)
-	case o.undo:
+	case undo:
 		u.printf("undone\n")
 	default:
 		u.printf("done; `nixp2p setup --undo` undoes it\n")
 	}
-	if r.Restart != "" {
+	switch {
+	case r.Done && r.Restart != "":
 		u.printf("restart the Nix daemon to apply this: %s\n", r.Restart)
-	} else {
+	case r.Done:
 		u.printf("there is no Nix daemon: the next Nix command uses it\n")
 	}
+	for _, n := range r.Notes {
+		u.printf("note: %s\n", n)
+	}
 }
-
-// errNoURL is a listen address that Nix cannot use.
-var errNoURL = errors.New("Nix needs a TCP address with a fixed port") //nolint:staticcheck // a name
 
 // substituterURL returns the URL for nix.conf of a node that listens there.
 func substituterURL(listen string) (string, error) {
 	host, port, err := net.SplitHostPort(listen)
 	if err != nil || strings.HasPrefix(listen, "unix:") || port == "0" {
-		return "", errNoURL
+		return "", errors.New("Nix needs a TCP address with a fixed port") //nolint:staticcheck // a name
 	}
 	if ip, err := netip.ParseAddr(host); host == "" || err == nil && ip.IsUnspecified() {
 		host = "127.0.0.1"

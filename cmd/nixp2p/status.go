@@ -256,20 +256,7 @@ func (p terminal) failures(list []admin.Failure, now time.Time) []string {
 	}
 	lines := []string{p.paint(bold, "RECENT ERRORS")}
 	for _, f := range list[:min(len(list), maxListed)] {
-		text := f.Source + ": " + f.What
-		if f.Source == "upstream" && strings.Contains(f.What, "://") {
-			text = f.What // it contains the URL
-		}
-		if f.StorePath != "" {
-			text += ", " + f.StorePath
-		}
-		if f.Times > 1 {
-			text += fmt.Sprintf(" (%d times)", f.Times)
-		}
-		if f.Error != "" {
-			text += ": " + f.Error
-		}
-		lines = append(lines, p.paint(dim, admin.FormatClock(f.At, now))+"  "+clean(text))
+		lines = append(lines, p.paint(dim, admin.FormatClock(f.At, now))+"  "+clean(f.String()))
 	}
 	return lines
 }

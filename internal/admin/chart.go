@@ -65,8 +65,7 @@ func newChart(id, title string, buckets []Bucket, long, short func(time.Time) st
 		c.Most = max(c.Most, b.sum())
 		total = Bytes{total.Store + b.Store, total.Cache + b.Cache, total.Peer + b.Peer, total.Upstream + b.Upstream}
 	}
-	c.Summary = summary(total)
-	c.Top = roundUp(c.Most)
+	c.Summary, c.Top = summary(total), roundUp(c.Most)
 	c.Half = c.Top / 2
 	pitch := 100 / float64(max(len(buckets), 1))
 	for i, b := range buckets {
@@ -115,16 +114,14 @@ func summary(b Bytes) string {
 
 // roundUp returns the next number of bytes that is short to write, and whose half is, too.
 func roundUp(n int64) int64 {
-	for unit := int64(1 << 10); ; unit <<= 10 {
+	for unit := int64(1 << 10); unit < 1<<60; unit <<= 10 {
 		for _, step := range []int64{1, 2, 3, 4, 6, 8, 10, 15, 20, 30, 40, 60, 80, 100, 150, 200, 300, 400, 600, 800} {
-			if step > math.MaxInt64/unit {
-				return math.MaxInt64
-			}
 			if n <= step*unit {
 				return step * unit
 			}
 		}
 	}
+	return math.MaxInt64
 }
 
 // percent writes x for SVG.

@@ -2,6 +2,7 @@ package admin
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -78,6 +79,24 @@ type Failure struct {
 	Source    string    `json:"source"`
 	StorePath string    `json:"store_path"`
 	Error     string    `json:"error"`
+}
+
+// String is one line for people.
+func (f Failure) String() string {
+	text := f.Source + ": " + f.What
+	if f.Source == "upstream" && strings.Contains(f.What, "://") {
+		text = f.What // it contains the URL
+	}
+	if f.StorePath != "" {
+		text += ", " + f.StorePath
+	}
+	if f.Times > 1 {
+		text += fmt.Sprintf(" (%d times)", f.Times)
+	}
+	if f.Error != "" {
+		text += ": " + f.Error
+	}
+	return text
 }
 
 // History is the answer at /api/v1/history: what was sent to Nix by hour and by day of the

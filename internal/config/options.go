@@ -22,8 +22,13 @@ type option struct {
 	defFor  func(c *Config, env Env) ([]string, error) // the default, where it depends on something
 	defText string                                     // the default as the README says it, if def does not
 	meaning string
-	set     func(c *Config, v []string) error // v has one element unless kind is list
-	get     func(c *Config) any               // string, bool, int64 or []string
+	access
+}
+
+// access is how an option is set and shown.
+type access struct {
+	set func(c *Config, v []string) error // v has one element unless kind is list
+	get func(c *Config) any               // string, bool, int or []string
 }
 
 type kind int
@@ -51,151 +56,147 @@ var options = []option{
 	{
 		name: "listen", arg: "ADDR", def: []string{"127.0.0.1:7654"},
 		meaning: "the substituter (also `unix:PATH`, or a socket from systemd)",
-		set:     one(func(c *Config) *string { return &c.Listen }, parseListen),
-		get:     func(c *Config) any { return c.Listen },
+		access:  one(func(c *Config) *string { return &c.Listen }, parseListen),
 	}, {
 		name: "admin-listen", arg: "ADDR", def: []string{"127.0.0.1:7655"},
 		meaning: "page, API, metrics, health",
-		set:     one(func(c *Config) *string { return &c.AdminListen }, parseAddr),
-		get:     func(c *Config) any { return c.AdminListen },
+		access:  one(func(c *Config) *string { return &c.AdminListen }, parseAddr),
 	}, {
 		name: "server-name", arg: "NAME", kind: list, defText: none,
 		meaning: "host names in URLs of this node, besides its addresses and `localhost`; requests with another name in `Host` are refused",
-		set:     many(func(c *Config) *[]string { return &c.ServerNames }, parseServerName),
-		get:     func(c *Config) any { return c.ServerNames },
+		access:  many(func(c *Config) *[]string { return &c.ServerNames }, parseServerName),
 	}, {
 		name: "state-dir", arg: "DIR", defFor: dir("STATE_DIRECTORY", "/var/lib/nixp2p", "XDG_STATE_HOME", ".local/state", "state-dir"),
 		defText: "systemd's `$STATE_DIRECTORY`, else `/var/lib/nixp2p`; `~/.local/state/nixp2p` for an ordinary user",
 		meaning: "identity, peers, narinfos",
-		set:     one(func(c *Config) *string { return &c.StateDir }, parseDir),
-		get:     func(c *Config) any { return c.StateDir },
+		access:  one(func(c *Config) *string { return &c.StateDir }, parseDir),
 	}, {
 		name: "cache-dir", arg: "DIR", defFor: dir("CACHE_DIRECTORY", "/var/cache/nixp2p", "XDG_CACHE_HOME", ".cache", "cache-dir"),
 		defText: "systemd's `$CACHE_DIRECTORY`, else `/var/cache/nixp2p`; `~/.cache/nixp2p` for an ordinary user",
 		meaning: "NAR files",
-		set:     one(func(c *Config) *string { return &c.CacheDir }, parseDir),
-		get:     func(c *Config) any { return c.CacheDir },
+		access:  one(func(c *Config) *string { return &c.CacheDir }, parseDir),
 	}, {
 		name: "cache-size", arg: "SIZE", kind: size, def: []string{"10GiB"},
 		meaning: "limit for NAR cache and downloads in progress together; what does not fit (with `0`, everything) streams through a 1 MiB window and cannot be followed",
-		set:     one(func(c *Config) *int64 { return &c.CacheSize }, ParseSize),
-		get:     func(c *Config) any { return FormatSize(c.CacheSize) },
+		access:  one(func(c *Config) *int64 { return &c.CacheSize }, ParseSize),
 	}, {
 		name: "store-root", arg: "DIR", def: []string{"/"},
 		meaning: "the store is `ROOT/nix/store`, its database `ROOT/nix/var/nix/db/db.sqlite`; a root without a database is an empty store until one appears",
-		set:     one(func(c *Config) *string { return &c.StoreRoot }, parseDir),
-		get:     func(c *Config) any { return c.StoreRoot },
+		access:  one(func(c *Config) *string { return &c.StoreRoot }, parseDir),
 	}, {
 		name: "priority", arg: "N", kind: number, def: []string{"30"},
 		meaning: "in `nix-cache-info` (cache.nixos.org has 40; lower is asked first)",
-		set:     one(func(c *Config) *int { return &c.Priority }, whole(0, 1<<20)),
-		get:     func(c *Config) any { return int64(c.Priority) },
+		access:  one(func(c *Config) *int { return &c.Priority }, whole(0, 1<<20)),
 	}, {
 		name: "upstream", arg: "URL", kind: list, def: []string{"https://cache.nixos.org"},
 		meaning: "caches and mirrors",
-		set:     many(func(c *Config) *[]string { return &c.Upstreams }, parseUpstream),
-		get:     func(c *Config) any { return c.Upstreams },
+		access:  many(func(c *Config) *[]string { return &c.Upstreams }, parseUpstream),
 	}, {
 		name: "trusted-public-key", arg: "KEY", kind: list, def: []string{officialKey},
 		meaning: "keys whose signatures are accepted",
-		set:     setKeys,
-		get:     func(c *Config) any { return c.TrustedPublicKeys },
+		access:  access{setKeys, func(c *Config) any { return c.TrustedPublicKeys }},
 	}, {
 		name: "share-key", arg: "NAME", kind: list, def: []string{"cache.nixos.org-1"},
 		meaning: "paths signed by these keys may be shown to others; a name that is not trusted causes a warning and shares nothing",
-		set:     many(func(c *Config) *[]string { return &c.ShareKeys }, parseKeyName),
-		get:     func(c *Config) any { return c.ShareKeys },
+		access:  many(func(c *Config) *[]string { return &c.ShareKeys }, parseKeyName),
 	}, {
 		name: "p2p", arg: "BOOL", kind: truth, def: []string{"true"},
 		meaning: "`false`: no peers at all",
-		set:     one(func(c *Config) *bool { return &c.P2P }, parseBool),
-		get:     func(c *Config) any { return c.P2P },
+		access:  one(func(c *Config) *bool { return &c.P2P }, parseBool),
 	}, {
 		name: "p2p-listen", arg: "MULTIADDR", kind: list, def: []string{"/ip4/0.0.0.0/tcp/7656", "/ip6/::/tcp/7656"},
 		meaning: "multiaddrs; port 0 picks one",
-		set:     many(func(c *Config) *[]string { return &c.P2PListen }, parseP2PListen),
-		get:     func(c *Config) any { return c.P2PListen },
+		access:  many(func(c *Config) *[]string { return &c.P2PListen }, parseP2PListen),
 	}, {
 		name: "mdns", arg: "BOOL", kind: truth, def: []string{"true"},
 		meaning: "look for peers on the link",
-		set:     one(func(c *Config) *bool { return &c.MDNS }, parseBool),
-		get:     func(c *Config) any { return c.MDNS },
+		access:  one(func(c *Config) *bool { return &c.MDNS }, parseBool),
 	}, {
 		name: "bootstrap", arg: "WHERE", kind: list, defText: none,
 		meaning: "multiaddr (peer ID optional), `dns:NAME[:PORT]`, `srv:NAME`, `http(s)://…`, `file:PATH`",
-		set:     many(func(c *Config) *[]string { return &c.Bootstrap }, parseBootstrap),
-		get:     func(c *Config) any { return c.Bootstrap },
+		access:  many(func(c *Config) *[]string { return &c.Bootstrap }, parseBootstrap),
 	}, {
 		name: "max-peers", arg: "N", kind: number, def: []string{"256"},
 		meaning: "connected peers",
-		set:     one(func(c *Config) *int { return &c.MaxPeers }, whole(1, 1<<16)),
-		get:     func(c *Config) any { return int64(c.MaxPeers) },
+		access:  one(func(c *Config) *int { return &c.MaxPeers }, whole(1, 1<<16)),
 	}, {
 		name: "leases", arg: "BOOL", kind: truth, def: []string{"true"},
 		meaning: "agree with the site on which node downloads what no peer has",
-		set:     one(func(c *Config) *bool { return &c.Leases }, parseBool),
-		get:     func(c *Config) any { return c.Leases },
+		access:  one(func(c *Config) *bool { return &c.Leases }, parseBool),
 	}, {
 		name: "swarm-key-file", arg: "FILE", defFor: func(_ *Config, env Env) ([]string, error) { return []string{env.credential("nixp2p.swarm-key")}, nil },
 		defText: "`/etc/credstore/nixp2p.swarm-key`, if systemd hands it over",
 		meaning: "closed site: only holders of this secret",
-		set:     one(func(c *Config) *string { return &c.SwarmKeyFile }, maybe(parseDir)),
-		get:     func(c *Config) any { return c.SwarmKeyFile },
+		access:  one(func(c *Config) *string { return &c.SwarmKeyFile }, maybe(parseDir)),
 	}, {
 		name: "allow-cidr", arg: "CIDR", kind: list, defFor: defaultCIDRs,
 		defText: "10/8, 172.16/12, 192.168/16, 169.254/16, fc00::/7, fe80::/10, `on-link`; 127/8 and ::1 if `--p2p-listen` names a loopback address",
 		meaning: "networks in which peers are accepted and dialled; `on-link` stands for the networks of this machine's interfaces",
-		set:     setCIDRs,
-		get:     getCIDRs,
+		access:  access{setCIDRs, getCIDRs},
 	}, {
 		name: "upload-limit", arg: "RATE", def: []string{""}, defText: none,
 		meaning: "e.g. `20MB/s`, to peers",
-		set:     one(func(c *Config) *int64 { return &c.UploadLimit }, maybe(ParseRate)),
-		get: func(c *Config) any {
-			if c.UploadLimit == 0 {
-				return ""
-			}
-			return FormatSize(c.UploadLimit) + "/s"
+		access: access{
+			set: one(func(c *Config) *int64 { return &c.UploadLimit }, maybe(ParseRate)).set,
+			get: func(c *Config) any {
+				if c.UploadLimit == 0 {
+					return ""
+				}
+				return FormatSize(c.UploadLimit) + "/s"
+			},
 		},
 	}, {
 		name: "log-level", arg: "LEVEL", def: []string{"info"},
 		meaning: "`debug`, `info`, `warn` or `error`",
-		set:     one(func(c *Config) *slog.Level { return &c.LogLevel }, parseLevel),
-		get:     func(c *Config) any { return strings.ToLower(c.LogLevel.String()) },
+		access:  one(func(c *Config) *slog.Level { return &c.LogLevel }, parseLevel),
 	}, {
 		name: "log-format", arg: "FORMAT", def: []string{"text"},
 		meaning: "`text` or `json`",
-		set:     one(func(c *Config) *string { return &c.LogFormat }, parseFormat),
-		get:     func(c *Config) any { return c.LogFormat },
+		access:  one(func(c *Config) *string { return &c.LogFormat }, parseFormat),
 	},
 }
 
-// one sets a single value.
-func one[T any](field func(*Config) *T, parse func(string) (T, error)) func(*Config, []string) error {
-	return func(c *Config, v []string) error {
-		x, err := parse(v[0])
-		if err == nil {
-			*field(c) = x
-		}
-		return err
+// one is the access to a single value. An int64 is a number of bytes, and shown with its unit.
+func one[T any](field func(*Config) *T, parse func(string) (T, error)) access {
+	return access{
+		set: func(c *Config, v []string) error {
+			x, err := parse(v[0])
+			if err == nil {
+				*field(c) = x
+			}
+			return err
+		},
+		get: func(c *Config) any {
+			switch x := any(*field(c)).(type) {
+			case int64:
+				return FormatSize(x)
+			case slog.Level:
+				return strings.ToLower(x.String())
+			default:
+				return x
+			}
+		},
 	}
 }
 
-// many sets a list, without what is repeated in it.
-func many(field func(*Config) *[]string, parse func(string) (string, error)) func(*Config, []string) error {
-	return func(c *Config, v []string) error {
-		all := []string{}
-		for _, s := range v {
-			x, err := parse(s)
-			if err != nil {
-				return err
+// many is the access to a list, without what is repeated in it.
+func many(field func(*Config) *[]string, parse func(string) (string, error)) access {
+	return access{
+		set: func(c *Config, v []string) error {
+			all := []string{}
+			for _, s := range v {
+				x, err := parse(s)
+				if err != nil {
+					return err
+				}
+				if !slices.Contains(all, x) {
+					all = append(all, x)
+				}
 			}
-			if !slices.Contains(all, x) {
-				all = append(all, x)
-			}
-		}
-		*field(c) = all
-		return nil
+			*field(c) = all
+			return nil
+		},
+		get: func(c *Config) any { return *field(c) },
 	}
 }
 

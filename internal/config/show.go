@@ -3,7 +3,6 @@ package config
 import (
 	"cmp"
 	"fmt"
-	"strconv"
 	"strings"
 )
 
@@ -30,10 +29,8 @@ func (c *Config) Values() map[string]any {
 // render writes a value as TOML.
 func render(v any) string {
 	switch v := v.(type) {
-	case bool:
-		return strconv.FormatBool(v)
-	case int64:
-		return strconv.FormatInt(v, 10)
+	case bool, int:
+		return fmt.Sprint(v)
 	case string:
 		return quote(v)
 	case []string:

@@ -23,7 +23,7 @@ const (
 
 func checkDaemon(_ context.Context, p *facts) []Finding {
 	if p.status == nil {
-		return nodeSilent(p)
+		return unanswered("--admin-listen", p.AdminListen, p.statusErr)
 	}
 	s := p.status
 	up := time.Duration(s.UptimeSeconds * float64(time.Second)).Round(time.Second)
@@ -45,17 +45,9 @@ func checkRecent(_ context.Context, p *facts) []Finding {
 	}
 	var all []Finding
 	for _, f := range p.status.Failures {
-		if time.Since(f.At) > recent || len(all) == maxRecent {
-			continue
+		if time.Since(f.At) <= recent && len(all) < maxRecent {
+			all = append(all, warn("`nixp2p status` lists all of them", "%s", f)...)
 		}
-		text := f.What
-		if f.Error != "" {
-			text += ": " + f.Error
-		}
-		if f.Times > 1 {
-			text += fmt.Sprintf(" (%d times)", f.Times)
-		}
-		all = append(all, warn("`nixp2p status` lists all of them", "%s: %s", f.Source, text)...)
 	}
 	if len(all) == 0 {
 		return ok("no errors in the last hour")
@@ -66,78 +58,30 @@ func checkRecent(_ context.Context, p *facts) []Finding {
 // portHint is about a port that another program has.
 const portHint = "`ss -ltnp` shows which program it is; stop it, or give nixp2p another "
 
-// socketHint returns the given hint, or a better one if systemd could not open the socket.
-func socketHint(hint string) string {
-	if exec.Command("systemctl", "is-failed", "--quiet", "nixp2p.socket").Run() != nil {
-		return hint
-	}
-	return "nixp2p.socket has failed: `systemctl status nixp2p.socket` says why; `ss -ltnp` shows which program has the port"
-}
-
-// nodeSilent reports why there is no status.
-func nodeSilent(p *facts) []Finding {
-	at, err := p.AdminListen, p.statusErr
-	switch reach(err) {
-	case refused:
-		return fail(socketHint(startHint), "nothing listens on %s: the daemon is not running, or has another --admin-listen", at)
-	case silent:
-		return fail("restart it: `systemctl restart nixp2p.service`; if it is not nixp2p that listens there, `ss -ltnp` says who",
-			"what listens on %s does not answer", at)
-	case unreachable:
-		return fail("is --admin-listen an address of this machine, and loopback up?", "%s cannot be asked: %v", at, inner(err))
-	}
-	return fail(portHint+"--admin-listen", "another program answers on %s: %v", at, err)
-}
-
-// reached says how far a question came.
-type reached int
-
-const (
-	answered reached = iota // by whomever
-	refused
-	silent
-	unreachable
-)
-
-func reach(err error) reached {
+// unanswered says why a question to an address of the node got no answer.
+func unanswered(flag, at string, err error) []Finding {
 	var timeout net.Error
 	var dial *net.OpError
+	hint, text := portHint+flag, fmt.Sprintf("another program answers on %s: %v", at, err)
 	switch {
 	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ENOENT):
-		return refused
+		hint, text = startHint, fmt.Sprintf("nothing listens on %s: the daemon is not running, or has another %s", at, flag)
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
-		return silent
+		hint = "restart it: `systemctl restart nixp2p.service`; if it is not nixp2p that listens there, `ss -ltnp` says who"
+		text = fmt.Sprintf("%s takes connections and does not answer", at)
 	case errors.As(err, &dial) && dial.Op == "dial":
-		return unreachable
+		return fail("is "+flag+" an address of this machine, and loopback up?", "%s cannot be asked: %v", at, dial)
 	}
-	return answered
-}
-
-// inner is the part of an error that says what happened, without the request.
-func inner(err error) error {
-	var op *net.OpError
-	if errors.As(err, &op) {
-		return op
+	if exec.Command("systemctl", "is-failed", "--quiet", "nixp2p.socket").Run() == nil {
+		hint = "nixp2p.socket has failed: `systemctl status nixp2p.socket` says why; `ss -ltnp` shows which program has the port"
 	}
-	return err
+	return fail(hint, "%s", text)
 }
 
 // checkSubstituter asks as Nix does.
 func checkSubstituter(_ context.Context, p *facts) []Finding {
-	switch err := p.frontErr; {
-	case err == nil:
-	case reach(err) == refused:
-		hint := startHint
-		if p.status != nil {
-			hint = "the daemon listens elsewhere: give this command the same --config and --listen"
-		}
-		return fail(hint, "nothing listens on %s: each Nix command that asks it waits 4.5 s or fails", p.Listen)
-	case reach(err) == silent:
-		return fail(socketHint("restart it: `systemctl restart nixp2p.service`"), "%s takes connections and does not answer: Nix waits for it, 300 s and longer", p.Listen)
-	case reach(err) == unreachable:
-		return fail("is --listen an address of this machine, and loopback up?", "%s cannot be asked: %v", p.Listen, inner(err))
-	default:
-		return fail(socketHint(portHint+"--listen"), "another program answers on %s: %v", p.Listen, err)
+	if p.frontErr != nil {
+		return unanswered("--listen", p.Listen, p.frontErr)
 	}
 	switch {
 	case p.front.StoreDir != nix.StoreDir:

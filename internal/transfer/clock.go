@@ -14,6 +14,8 @@ import (
 // in T arrives within T + 3 s + T/2. With T estimated by the present pace of the upstreams:
 //
 //   - base is spent freely, and so is T/2 up to reserveMost (nothing if the pace is unknown).
+//     Where upstream is slow to begin, the line or this machine is busy, as all are when a site
+//     starts at once, and peers are slow to begin as well: base grows with its latency.
 //   - Bytes of trusted peers are a prefix of what upstream sends, which then goes on from
 //     there: a part f of the NAR extends the budget by f·T, what upstream would have taken.
 //   - Bytes of an unverified peer may be useless. They only prove that it is not silent: f of
@@ -28,12 +30,13 @@ const (
 	smallNAR    = 1 << 20
 	smallBase   = time.Second
 	largeBase   = 2 * time.Second
+	baseLatency = 3 // times the latency of upstream is added, up to baseMost
+	baseMost    = 3*time.Second - spreadMost
 	reserveMost = 15 * time.Second
 
 	// Floors in bytes a second while the pace of the upstreams is unknown.
 	trustedFloor    = 1 << 20
 	unverifiedFloor = 4 << 20
-	unknownBase     = time.Second
 
 	// usualRatio is what compression gains where no upstream has said: a low estimate of what
 	// an upstream would send keeps the budget short.
@@ -52,16 +55,19 @@ func (c clock) budget(pace source.Pace, p progress) time.Duration {
 	if p.size > 0 {
 		part = float64(p.got) / float64(p.size)
 	}
-	if pace.Rate <= 0 {
-		floor := float64(unverifiedFloor)
-		if p.trusted {
-			floor = trustedFloor
-		}
-		return unknownBase + time.Duration(part*float64(c.file)/floor*float64(time.Second))
-	}
 	base := largeBase
-	if c.nar < smallNAR {
+	if c.nar < smallNAR || pace.Rate <= 0 {
 		base = smallBase
+	}
+	base = min(base+baseLatency*pace.Latency, baseMost)
+	if pace.Rate <= 0 {
+		at := func(floor float64) time.Duration {
+			return base + time.Duration(part*float64(c.file)/floor*float64(time.Second))
+		}
+		if p.trusted {
+			return at(trustedFloor)
+		}
+		return min(at(unverifiedFloor), baseMost)
 	}
 	whole := pace.Time(c.file)
 	earned := time.Duration(part * float64(whole-pace.Latency))

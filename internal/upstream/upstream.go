@@ -224,7 +224,15 @@ func (u *Upstreams) Saturated() bool {
 
 // Pace returns how fast the caches sent NARs lately. Rate counts the bytes of files as they
 // come, of one transfer: it falls when several share the line, and while none comes.
-func (u *Upstreams) Pace() source.Pace { return u.pace.now() }
+func (u *Upstreams) Pace() source.Pace {
+	p := u.pace.now()
+	for _, m := range u.mirrors {
+		if l := m.latency.get(); p.Latency == 0 && l > 0 {
+			p.Latency = l // of a narinfo: no NAR has come yet
+		}
+	}
+	return p
+}
 
 // Health is the state of one cache, for people.
 type Health struct {

@@ -85,11 +85,8 @@ func checkUsed(_ context.Context, p *facts) []Finding {
 func (p *facts) used() (string, bool) {
 	_, port, _ := strings.Cut(strings.TrimPrefix(p.URL, "http://"), ":")
 	for _, s := range p.settings.Substituters {
-		if nixconf.SameCache(s, p.URL) {
-			return s, true
-		}
-		for _, host := range []string{"localhost", "127.0.0.1", "[::1]"} {
-			if nixconf.SameCache(s, "http://"+host+":"+port) {
+		for _, url := range []string{p.URL, "http://localhost:" + port, "http://127.0.0.1:" + port, "http://[::1]:" + port} {
+			if nixconf.SameCache(s, url) {
 				return s, true
 			}
 		}
@@ -152,11 +149,8 @@ func (p *facts) priority(ctx context.Context, url, own string) int {
 // withPriority splits a substituter's URL from the priority given in it.
 func withPriority(s string) (at string, priority int, ok bool) {
 	at, query, _ := strings.Cut(s, "?")
-	v, err := url.ParseQuery(query)
-	if err != nil {
-		return at, 0, false
-	}
-	priority, err = strconv.Atoi(v.Get("priority"))
+	v, _ := url.ParseQuery(query)
+	priority, err := strconv.Atoi(v.Get("priority"))
 	return at, priority, err == nil
 }
 
@@ -182,19 +176,15 @@ func checkKeys(_ context.Context, p *facts) []Finding {
 	if p.noNix() || p.settingsErr != nil {
 		return unknown("the configuration of Nix is not known")
 	}
-	theirs := map[string]string{}
-	for _, k := range p.settings.TrustedPublicKeys {
-		name, _, _ := strings.Cut(k, ":")
-		theirs[name] = k
-	}
 	var missing, other []string
 	for _, k := range p.TrustedKeys {
 		name, _, _ := strings.Cut(k, ":")
-		switch have, ok := theirs[name]; {
-		case !ok:
-			missing = append(missing, k)
-		case have != k:
+		switch theirs := p.settings.TrustedPublicKeys; {
+		case slices.Contains(theirs, k):
+		case slices.ContainsFunc(theirs, func(t string) bool { return strings.HasPrefix(t, name+":") }):
 			other = append(other, name)
+		default:
+			missing = append(missing, k)
 		}
 	}
 	var found []Finding
@@ -204,11 +194,11 @@ func checkKeys(_ context.Context, p *facts) []Finding {
 	}
 	if len(missing) > 0 {
 		hint := "add to nix.conf: `extra-trusted-public-keys = " + strings.Join(missing, " ") + "`; then restart the Nix daemon"
+		f := warn(hint, "Nix does not trust %d of the keys that nixp2p trusts: it refuses what only they have signed", len(missing))
 		if len(missing) == len(p.TrustedKeys) {
-			found = append(found, fail(hint, "Nix trusts none of the keys that nixp2p trusts: it refuses everything that it is offered")...)
-		} else {
-			found = append(found, warn(hint, "Nix does not trust %d of the keys that nixp2p trusts: it refuses what only they have signed", len(missing))...)
+			f[0].Level = Failure
 		}
+		found = append(found, f...)
 	}
 	if !p.settings.RequireSigs {
 		found = append(found, warn("remove `require-sigs = false` from nix.conf", "Nix accepts unsigned paths")...)

@@ -89,7 +89,9 @@ func (p *facts) checkMemory(ctx context.Context, name, as string) ([]Finding, er
 	}
 	var found []Finding
 	_, _, given := withPriority(as)
-	if p.front != nil && !given && p.goesBy(m.said) && m.priority != p.front.Priority {
+	// Nix believes a nix-cache-info for 7 days, before 2.10 for ever.
+	current := p.nix == nil || !p.nix.AtLeast(2, 10) || time.Since(m.said) < 7*24*time.Hour
+	if p.front != nil && !given && current && m.priority != p.front.Priority {
 		found = append(found, warn("remove "+name+" while no Nix runs: Nix makes it anew",
 			"Nix remembers priority %d for %s, which now says %d, and goes by what it remembers (%s)", m.priority, as, p.front.Priority, name)...)
 	}
@@ -109,14 +111,6 @@ func (p *facts) checkMemory(ctx context.Context, name, as string) ([]Finding, er
 		found = append(found, ok("%s remembered as absent, rightly (%s)", count(m.absences, "path"), name)...)
 	}
 	return found, nil
-}
-
-// infoTTL is how long Nix from 2.10 on believes a nix-cache-info; before it asked once.
-const infoTTL = 7 * 24 * time.Hour
-
-// goesBy tells whether Nix still goes by what a cache said of itself then.
-func (p *facts) goesBy(then time.Time) bool {
-	return p.nix == nil || !p.nix.AtLeast(2, 10) || time.Since(then) < infoTTL
 }
 
 // readMemory reads a file without changing anything in it or beside it. It returns nil if the
@@ -143,11 +137,7 @@ func readMemory(ctx context.Context, name, as string, fresh time.Time) (*memory,
 		return nil, err
 	}
 	m.said = time.Unix(said, 0)
-	const absences = ` FROM NARs WHERE cache = ?1 AND present = 0 AND timestamp > ?2`
-	if err := db.QueryRowContext(ctx, `SELECT count(*)`+absences, id, fresh.Unix()).Scan(&m.absences); err != nil {
-		return nil, err
-	}
-	rows, err := db.QueryContext(ctx, `SELECT hashPart`+absences+` ORDER BY timestamp DESC LIMIT ?3`, id, fresh.Unix(), maxAsked)
+	rows, err := db.QueryContext(ctx, `SELECT hashPart FROM NARs WHERE cache = ?1 AND present = 0 AND timestamp > ?2 ORDER BY timestamp DESC`, id, fresh.Unix())
 	if err != nil {
 		return nil, err
 	}
@@ -157,7 +147,8 @@ func readMemory(ctx context.Context, name, as string, fresh time.Time) (*memory,
 		if err := rows.Scan(&part); err != nil {
 			return nil, err
 		}
-		if h, err := nix.ParseStoreHash(part); err == nil {
+		m.absences++
+		if h, err := nix.ParseStoreHash(part); err == nil && len(m.absent) < maxAsked {
 			m.absent = append(m.absent, h)
 		}
 	}

@@ -1,12 +1,12 @@
 package main
 
 import (
-	"crypto/sha256"
 	"fmt"
-	"os"
 	"runtime"
 	"strings"
 	"time"
+
+	"github.com/nixp2p/nixp2p/lab/rig"
 )
 
 // report returns docs/performance.md.
@@ -19,10 +19,9 @@ The closure has %d paths and %.0f MB of NARs, sizes log-normal, made by real Nix
 the other on the same machine, servers and clients sharing its cores; the figure is the median of %d such ratios, in brackets the least and the greatest.
 Absolute times say nothing about another machine. nginx is Debian's, with sendfile and an open-file cache.
 
-| what | nixp2p | nginx | ratio | aim | reached |
-| --- | ---: | ---: | ---: | --- | --- |
-`, time.Now().UTC().Format(time.DateOnly), runtime.NumCPU(), cpuName(), strings.TrimPrefix(runtime.Version(), "go"), b.nix.Version,
+`, time.Now().UTC().Format(time.DateOnly), runtime.NumCPU(), rig.CPUName(), strings.TrimPrefix(runtime.Version(), "go"), b.nix.Version,
 		len(b.corpus.Paths), b.narBytes(len(b.corpus.Paths))/1e6, b.runs)
+	t := rig.NewTable("what", ">nixp2p", ">nginx", ">ratio", "aim", "reached")
 	for _, r := range b.rows {
 		ratio := fmt.Sprintf("(%.2f–%.2f)", r.lo, r.hi)
 		if r.theirs != "" {
@@ -35,9 +34,9 @@ Absolute times say nothing about another machine. nginx is Debian's, with sendfi
 		if r.aim == "" {
 			reached = ""
 		}
-		fmt.Fprintf(&s, "| %s | %s | %s | %s | %s | %s |\n", r.what, r.ours, r.theirs, ratio, r.aim, reached)
+		t.Row(r.what, r.ours, r.theirs, ratio, r.aim, reached)
 	}
-	s.WriteString(b.bounds())
+	s.WriteString(t.String() + b.bounds())
 	return s.String()
 }
 
@@ -46,7 +45,7 @@ const instructions = 1.16e9
 
 // bounds says what stands between the figures and the aims.
 func (b *bench) bounds() string {
-	rate, bytes := hashRate(), b.narBytes(len(b.corpus.Paths))
+	rate, bytes := rig.HashRate(), b.narBytes(len(b.corpus.Paths))
 	const gb = 1e9
 	// What a NAR from the own store costs beside its hash, in CPU seconds a GB, by the profile.
 	const rest = 1.2
@@ -55,7 +54,7 @@ func (b *bench) bounds() string {
 	return fmt.Sprintf(`
 ## What bounds it
 
-Every NAR that leaves is hashed, once, and nginx hashes nothing. On this CPU SHA-256 makes %.0f MB/s a core%s; one with SHA instructions makes about %.0f.
+Every NAR that leaves is hashed, once, and nginx hashes nothing. On this CPU SHA-256 makes %.0f MB/s a core; one with SHA instructions makes about %.0f.
 
 - **NARs from the own store.** No stream can be faster than that, and all together not faster than the cores that the clients leave. SHA-256 is 60 to 70 %% of the server's CPU time; the rest, some %.1f s a GB,
   is the kernel: reading files and directories (two thirds), and the socket. Together %.1f s of CPU a GB here, and %.1f with SHA instructions. A NAR of up to 64 MiB is proven before its first byte leaves, so
@@ -67,37 +66,6 @@ Every NAR that leaves is hashed, once, and nginx hashes nothing. On this CPU SHA
 
 Tried and left out: reading and hashing in two goroutines (7 to 10 %% more CPU time where all cores are busy), rarer garbage collection (some 2 %% of a narinfo, for more memory).
 A CPU with AVX-512 can hash 16 streams at once at 1.1 GB/s a core, but one alone at less than half of what it makes now: not used.
-`, rate/1e6, shaNote(), instructions/1e6, rest, gb/rate+rest, gb/instructions+rest, bytes/rate, bytes/instructions,
+`, rate/1e6, instructions/1e6, rest, gb/rate+rest, gb/instructions+rest, bytes/rate, bytes/instructions,
 		packed, packed*bytes/rate, packed*bytes/instructions)
-}
-
-// hashRate measures SHA-256 on one core, in bytes a second: the best of a few, for others may be at
-// work.
-func hashRate() (best float64) {
-	buf := make([]byte, 1<<20)
-	const rounds = 64
-	for range 8 {
-		h := sha256.New()
-		start := time.Now()
-		for range rounds {
-			h.Write(buf)
-		}
-		best = max(best, float64(rounds*len(buf))/time.Since(start).Seconds())
-	}
-	return best
-}
-
-func shaNote() string {
-	if text, err := os.ReadFile("/proc/cpuinfo"); err == nil && !strings.Contains(string(text), "sha_ni") {
-		return " (it has no instructions for it)"
-	}
-	return ""
-}
-
-func cpuName() string {
-	text, _ := os.ReadFile("/proc/cpuinfo")
-	_, rest, _ := strings.Cut(string(text), "model name")
-	_, rest, _ = strings.Cut(rest, ": ")
-	name, _, _ := strings.Cut(rest, "\n")
-	return strings.TrimSpace(name)
 }

@@ -69,11 +69,6 @@ func run(ctx context.Context) error {
 // options are the flags.
 type options struct {
 	rows         string
-	hosts        string
-	arrangement  string
-	client       string
-	mesh         string
-	event        string
 	corpus       string
 	small        bool
 	nix          string
@@ -95,12 +90,7 @@ type options struct {
 
 func parseFlags() *options {
 	o := &options{}
-	flag.StringVar(&o.rows, "rows", "", "names or `PATTERNS` of rows, by commas; * is any text; empty is the series")
-	flag.StringVar(&o.hosts, "hosts", "", "`NUMBERS` of hosts, by commas: with any of the next five, rows made up of these words instead of the series")
-	flag.StringVar(&o.arrangement, "arrangement", "", "direct (no nixp2p), plain (nodes without leases) or leases, by commas")
-	flag.StringVar(&o.client, "client", "", "discard (throws the bytes away) or nix, by commas")
-	flag.StringVar(&o.mesh, "mesh", "", "standing (before the builds start) or starting (together with them), by commas")
-	flag.StringVar(&o.event, "event", "", "what happens meanwhile, by commas: none, spread, killed, fetcher, partition, liars, attackers, few, slow")
+	flag.StringVar(&o.rows, "rows", "", "`NAMES` or patterns of rows, by commas, as HOSTS-ARRANGEMENT-CLIENT[-MESH[-EVENT]]; * is any text; empty is the series")
 	flag.StringVar(&o.corpus, "corpus", "/var/cache/nixp2p/cold-corpus", "`DIR` of a closure made by lab/mkcorpus; made, which takes some minutes, if it is not there")
 	flag.BoolVar(&o.small, "small", false, "take the small closure of the tests, and write nothing")
 	flag.StringVar(&o.nix, "nix", "", "Nix of the hosts: a `VERSION` for which there is a tree, such as 2.34; the machine's own if empty")

@@ -127,12 +127,6 @@ func series() (list []row) {
 // choose returns the rows that were asked for.
 func choose(o *options) ([]row, error) {
 	list := series()
-	if o.hosts+o.arrangement+o.client+o.mesh+o.event != "" {
-		var err error
-		if list, err = madeUp(o); err != nil {
-			return nil, err
-		}
-	}
 	if o.rows == "" {
 		return list, nil
 	}
@@ -155,41 +149,6 @@ func choose(o *options) ([]row, error) {
 		}
 	}
 	return chosen, nil
-}
-
-// madeUp combines the words of the flags.
-func madeUp(o *options) (list []row, err error) {
-	words := func(s, without string) []string {
-		if s == "" {
-			s = without
-		}
-		return strings.Split(s, ",")
-	}
-	for _, h := range words(o.hosts, "8,16,32") {
-		for _, c := range words(o.client, discard) {
-			for _, e := range words(o.event, none) {
-				for _, a := range words(o.arrangement, "direct,plain,leases") {
-					for _, m := range words(o.mesh, standing) {
-						n, err := strconv.Atoi(h)
-						if err != nil {
-							return nil, fmt.Errorf("hosts %q: %w", h, err)
-						}
-						r := row{n, a, c, m, e}
-						if a == direct {
-							r.Mesh = standing
-						}
-						if err := r.check(); err != nil {
-							return nil, err
-						}
-						if !slices.Contains(list, r) {
-							list = append(list, r)
-						}
-					}
-				}
-			}
-		}
-	}
-	return list, nil
 }
 
 // check tells which word of a row is none.

@@ -3,12 +3,12 @@
 package main
 
 import (
-	"crypto/sha256"
 	"fmt"
 	"math"
 	"slices"
 	"strings"
-	"time"
+
+	"github.com/nixp2p/nixp2p/lab/rig"
 )
 
 // performanceText is the section of docs/performance.md.
@@ -69,21 +69,20 @@ func common(list []*result) *result {
 }
 
 func table(b *strings.Builder, rows []*result, event bool) {
+	heads := []string{">hosts", "arrangement", "mesh", ">upstream NAR bytes / one copy", ">narinfo requests / one host's", ">median finish", ">slowest",
+		">slowest / one copy on the uplink", ">CPU: nodes + clients + lab", ">busy", "all complete"}
 	if event {
-		b.WriteString("| what happens ")
+		heads = append([]string{"what happens"}, heads...)
 	}
-	b.WriteString("| hosts | arrangement | mesh | upstream NAR bytes / one copy | narinfo requests / one host's | median finish | slowest | slowest / one copy on the uplink | CPU: nodes + clients + lab | busy | all complete |\n")
-	if event {
-		b.WriteString("| --- ")
-	}
-	b.WriteString("| ---: | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |\n")
+	t := rig.NewTable(heads...)
 	for _, r := range rows {
+		lead := ""
 		if event {
 			what := events[r.Event]
 			if len(r.Notes) > 0 {
 				what += " (" + strings.Join(r.Notes, ", ") + ")"
 			}
-			fmt.Fprintf(b, "| %s ", cell(what))
+			lead = strings.ReplaceAll(rig.Plain(what), "%", "%%") + "|"
 		}
 		mesh := r.Mesh
 		if r.Arrangement == direct {
@@ -94,11 +93,12 @@ func table(b *strings.Builder, rows []*result, event bool) {
 			whole += fmt.Sprintf(", %d gone", r.Gone)
 		}
 		if !r.good() {
-			whole = "**" + whole + ": " + cell(strings.Join(append(r.Failures, r.Err), "; ")) + "**"
+			whole = "**" + whole + ": " + rig.Plain(strings.Join(append(r.Failures, r.Err), "; ")) + "**"
 		}
-		fmt.Fprintf(b, "| %d | %s | %s | %.2f | %.2f | %.1f s | %.1f s | %.2f | %.0f + %.0f + %.0f s | %.0f %% | %s |\n",
-			r.Hosts, r.Arrangement, mesh, r.egress(), r.narinfos(), r.Median, r.Slowest, r.Slowest/r.OneCopy, r.NodeCPU, r.ClientCPU, r.LabCPU, 100*r.Busy, whole)
+		t.Rowf(lead+"%d|%s|%s|%.2f|%.2f|%.1f s|%.1f s|%.2f|%.0f + %.0f + %.0f s|%.0f %%|%s", r.Hosts, r.Arrangement, mesh, r.egress(), r.narinfos(), r.Median,
+			r.Slowest, r.Slowest/r.OneCopy, r.NodeCPU, r.ClientCPU, r.LabCPU, 100*r.Busy, whole)
 	}
+	b.WriteString(t.String())
 }
 
 // aims holds the main rows against what is aimed at.
@@ -119,27 +119,11 @@ func aims(b *strings.Builder, list []*result) {
 			r.Hosts, r.Client, r.Uplink, r.egress(), maxEgress, word(r.egress() <= maxEgress), r.Slowest/r.OneCopy, maxTime, word(r.Slowest <= maxTime*r.OneCopy), 100*r.Busy)
 	}
 	r := common(list)
-	rate := hashRate()
+	rate := rig.HashRate()
 	fmt.Fprintf(b, `
 What %d cores for all hosts leave of the second aim at %g Mbit/s: every host has to hash what it gets, and SHA-256 makes %.2f GB/s a core here. One copy of %.0f MB for each of 8, 16 and 32 hosts is %.1f, %.1f and
 %.1f s of hashing, of the %.1f s of CPU that %d cores have in %.1f times %.1f s; nothing is received, decrypted, written or passed on yet. The row with %d Mbit/s is the same site with slower lines and as many cores.
 `, r.Cores, r.Uplink, rate/1e9, float64(r.FileBytes)/1e6, 8*float64(r.FileBytes)/rate, 16*float64(r.FileBytes)/rate, 32*float64(r.FileBytes)/rate, float64(r.Cores)*maxTime*r.OneCopy, r.Cores, maxTime, r.OneCopy, slowUplink)
-}
-
-// hashRate is what SHA-256 makes on one core, in bytes a second.
-func hashRate() float64 {
-	block := make([]byte, 1<<20)
-	h := sha256.New()
-	start := time.Now()
-	n := 0
-	for ; time.Since(start) < 500*time.Millisecond; n++ {
-		_, _ = h.Write(block)
-	}
-	return float64(n*len(block)) / time.Since(start).Seconds()
-}
-
-func cell(s string) string {
-	return strings.NewReplacer("|", "/", "\n", " ", "<", "&lt;", "*", "\\*").Replace(s)
 }
 
 // pick returns the main results of an arrangement, by hosts: those of clients that discard, else
@@ -173,26 +157,25 @@ func scaleText(list []*result) string {
 are slower. Each host takes CPU for what it receives, passes on and hands out, whatever the number of hosts: the same for all, so that the sum grows with the hosts. On a machine per host this is a share of its
 own; in the lab it is shared by %d cores. From the rows of docs/performance.md (clients that %s): %.2f s of CPU a host and %.1f s besides.
 
-| hosts | measured: upstream NAR bytes / one copy | measured: slowest | model: one copy + 2 s | model: CPU / %d cores | larger of both | measured / model |
-| ---: | ---: | ---: | ---: | ---: | ---: | ---: |
-`, big.Cores, big.Client, cpu, base, big.Cores)
+`, big.Cores, big.Client, cpu, base)
+	t := rig.NewTable(">hosts", ">measured: upstream NAR bytes / one copy", ">measured: slowest", ">model: one copy + 2 s",
+		fmt.Sprintf(">model: CPU / %d cores", big.Cores), ">larger of both", ">measured / model")
 	for _, r := range rows {
 		network := r.OneCopy + 2
 		cores := (base + cpu*float64(r.Hosts)) / float64(r.Cores)
-		fmt.Fprintf(&b, "| %d | %.2f | %.1f s | %.1f s | %.1f s | %.1f s | %.2f |\n", r.Hosts, r.egress(), r.Slowest, network, cores, math.Max(network, cores), r.Slowest/math.Max(network, cores))
+		t.Rowf("%d|%.2f|%.1f s|%.1f s|%.1f s|%.1f s|%.2f", r.Hosts, r.egress(), r.Slowest, network, cores, math.Max(network, cores), r.Slowest/math.Max(network, cores))
 	}
-	fmt.Fprintf(&b, `
+	fmt.Fprintf(&b, `%s
 On paper, with a machine per host and the same closure (%d paths, %.0f MB of files), uplink %g Mbit/s, LAN 1 Gbit/s:
 
-| hosts | everybody straight from the upstream | one copy + 2 s | leases that a node answers for, as coordinator | depth of the tree, 4 uploads each |
-| ---: | ---: | ---: | ---: | ---: |
-`, big.Paths, float64(big.FileBytes)/1e6, big.Uplink)
+`, t, big.Paths, float64(big.FileBytes)/1e6, big.Uplink)
+	t = rig.NewTable(">hosts", ">everybody straight from the upstream", ">one copy + 2 s", ">leases that a node answers for, as coordinator", ">depth of the tree, 4 uploads each")
 	for _, n := range []int{8, 32, 64, 256, 1000, 10_000} {
-		fmt.Fprintf(&b, "| %d | %.0f s | %.1f s | %d | %.0f |\n", n, float64(n)*big.OneCopy, big.OneCopy+2, big.Paths, math.Ceil(math.Log(float64(n)*3+1)/math.Log(4))-1)
+		t.Rowf("%d|%.0f s|%.1f s|%d|%.0f", n, float64(n)*big.OneCopy, big.OneCopy+2, big.Paths, math.Ceil(math.Log(float64(n)*3+1)/math.Log(4))-1)
 	}
-	fmt.Fprintf(&b, `
+	fmt.Fprintf(&b, `%s
 A node is coordinator for paths / hosts of the NARs and is asked about each by all hosts: %d questions whatever the size. A follower passes on while it receives, so a level of the tree costs one
-round trip and one piece, not one NAR. Above 256 nodes a node is connected to a part of the site only, and two may ask different coordinators: `, big.Paths)
+round trip and one piece, not one NAR. Above 256 nodes a node is connected to a part of the site only, and two may ask different coordinators: `, t, big.Paths)
 	if i := slices.IndexFunc(list, func(r *result) bool {
 		return r.Event == few && r.Arrangement == leases && r.Client == discard
 	}); i >= 0 {

@@ -18,6 +18,7 @@ import (
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/internal/nixtest"
 	"github.com/nixp2p/nixp2p/lab/hostile"
+	"github.com/nixp2p/nixp2p/lab/rig"
 	"github.com/nixp2p/nixp2p/p2p/lease"
 	"github.com/nixp2p/nixp2p/p2p/wire"
 )
@@ -232,7 +233,7 @@ func heal(_ context.Context, s *siege) error {
 
 // wait is a little longer than a node avoids its only cache.
 func wait(ctx context.Context, _ *siege) error {
-	sleep(ctx, 31*time.Second)
+	rig.Pause(ctx, 31*time.Second)
 	return ctx.Err()
 }
 
@@ -248,17 +249,25 @@ func occupy(ctx context.Context, s *siege) error {
 		return err
 	}
 	small, large := s.world.paths[len(s.world.paths)-2].NarHash(), s.world.top.NarHash()
+	var mu sync.Mutex
+	seen := map[int]int{}
+	answered := func(status int) {
+		mu.Lock()
+		defer mu.Unlock()
+		seen[status]++
+	}
 	for i, p := range s.peers {
 		if i == 0 {
-			p.Occupy(ctx, 100, []nix.NarHash{small})
+			p.Occupy(ctx, 100, []nix.NarHash{small}, answered)
 		} else {
-			p.Occupy(ctx, 1, []nix.NarHash{large})
+			p.Occupy(ctx, 1, []nix.NarHash{large}, answered)
 		}
 	}
-	sleep(ctx, 3*time.Second)
-	n, err := s.node.metric(ctx, "nixp2p_peer_uploads")
-	s.came = fmt.Sprintf("%.0f uploads", n)
-	return err
+	rig.Pause(ctx, 3*time.Second)
+	mu.Lock()
+	defer mu.Unlock()
+	s.came = fmt.Sprintf("answers by status after 3 s: %v", seen)
+	return nil
 }
 
 // flood holds connections, and makes new ones for those that are closed.
@@ -275,11 +284,11 @@ func flood(ctx context.Context, s *siege) error {
 					end()
 					_ = c.Close()
 				}
-				sleep(ctx, 200*time.Millisecond)
+				rig.Pause(ctx, 200*time.Millisecond)
 			}
 		})
 	}
-	sleep(ctx, 4*time.Second)
+	rig.Pause(ctx, 4*time.Second)
 	return nil
 }
 
@@ -302,7 +311,7 @@ func fillBook(ctx context.Context, s *siege) error {
 			return nil
 		}
 	}
-	sleep(ctx, 3*time.Second)
+	rig.Pause(ctx, 3*time.Second)
 	return nil
 }
 
@@ -318,7 +327,7 @@ func introduceByName(ctx context.Context, s *siege) error {
 	}
 	s.goes.Go(func() {
 		defer p.Close()
-		for p.Say(ctx, wire.Peers, wire.AppendPeers(nil, []string{s.asked.peer})) == nil && sleep(ctx, 2*time.Second) {
+		for p.Say(ctx, wire.Peers, wire.AppendPeers(nil, []string{s.asked.peer})) == nil && rig.Pause(ctx, 2*time.Second) {
 		}
 	})
 	return nil
@@ -361,6 +370,6 @@ func (s *siege) invite(ctx context.Context, count int, cfg func() hostile.Config
 	if joined == 0 {
 		return failed
 	}
-	sleep(ctx, 2*time.Second)
+	rig.Pause(ctx, 2*time.Second)
 	return nil
 }

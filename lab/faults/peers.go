@@ -18,6 +18,7 @@ import (
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/internal/nixtest/realnix"
 	"github.com/nixp2p/nixp2p/lab/hostile"
+	"github.com/nixp2p/nixp2p/lab/rig"
 	"github.com/nixp2p/nixp2p/p2p/wire"
 )
 
@@ -111,7 +112,7 @@ func (w *world) peerCell(ctx context.Context, o *options, n *realnix.Nix, l *lie
 	}
 	defer d.stop()
 	r := &peerReport{Name: l.name}
-	sleep(ctx, startTime)
+	rig.Pause(ctx, startTime)
 	if r.Before, err = d.vitals(ctx); err != nil {
 		return nil, err
 	}
@@ -139,7 +140,7 @@ func (w *world) peerCell(ctx context.Context, o *options, n *realnix.Nix, l *lie
 		if r.After, err = d.vitals(ctx); err != nil || time.Now().After(end) || r.After.Goroutines <= r.Before.Goroutines+idle {
 			return r, err
 		}
-		if !sleep(ctx, time.Second) {
+		if !rig.Pause(ctx, time.Second) {
 			return nil, ctx.Err()
 		}
 	}
@@ -158,7 +159,7 @@ func (w *world) realiseBeside(ctx context.Context, o *options, n *realnix.Nix, d
 		if known, err := d.knows(ctx, bad.ID()); err != nil || known {
 			break
 		}
-		sleep(ctx, 100*time.Millisecond)
+		rig.Pause(ctx, 100*time.Millisecond)
 	}
 	attack, stop := context.WithCancel(ctx)
 	var all sync.WaitGroup
@@ -266,17 +267,6 @@ func (d *daemon) standing(ctx context.Context, id string) (string, error) {
 		}
 	}
 	return "not connected any more", err
-}
-
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }
 
 // keyName is the key of everything here.

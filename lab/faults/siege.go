@@ -15,6 +15,7 @@ import (
 
 	"github.com/nixp2p/nixp2p/internal/nixtest/realnix"
 	"github.com/nixp2p/nixp2p/lab/hostile"
+	"github.com/nixp2p/nixp2p/lab/rig"
 )
 
 // siege is one attack that is going on.
@@ -74,7 +75,7 @@ func measureAttack(ctx context.Context, o *options, n *realnix.Nix, a *attack) (
 	}
 	defer func() { s.node.stop() }()
 	s.asked = s.node
-	sleep(ctx, startTime)
+	rig.Pause(ctx, startTime)
 	attacking, stop := context.WithCancel(ctx)
 	defer func() {
 		stop()
@@ -170,7 +171,7 @@ func (s *siege) join(ctx context.Context, a *attack) (time.Duration, error) {
 		if known, err := d.knows(ctx, id); err != nil || known || time.Since(begun) > joinTime {
 			return time.Since(begun), err
 		}
-		sleep(ctx, 50*time.Millisecond)
+		rig.Pause(ctx, 50*time.Millisecond)
 	}
 }
 

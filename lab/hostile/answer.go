@@ -16,6 +16,7 @@ import (
 
 	"github.com/nixp2p/nixp2p/internal/httprange"
 	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/lab/rig"
 	"github.com/nixp2p/nixp2p/p2p/lease"
 	"github.com/nixp2p/nixp2p/p2p/server"
 	"github.com/nixp2p/nixp2p/p2p/wire"
@@ -113,7 +114,7 @@ func (p *Peer) Report(ctx context.Context, r lease.Request) error {
 	if err := p.wait(ctx); err != nil {
 		return err
 	}
-	st, resp, err := p.request(ctx, http.MethodPost, server.LeasePath, r.Append(nil))
+	st, resp, err := p.request(ctx, p.target, http.MethodPost, server.LeasePath, r.Append(nil))
 	if err != nil {
 		return err
 	}
@@ -125,8 +126,8 @@ func (p *Peer) Report(ctx context.Context, r lease.Request) error {
 }
 
 // request sends one request on a stream of its own. The caller resets it.
-func (p *Peer) request(ctx context.Context, method, path string, body []byte) (network.Stream, *http.Response, error) {
-	st, err := p.host.NewStream(network.WithNoDial(ctx, "request"), p.target, httpProtocol)
+func (p *Peer) request(ctx context.Context, to peer.ID, method, path string, body []byte) (network.Stream, *http.Response, error) {
+	st, err := p.host.NewStream(network.WithNoDial(ctx, "request"), to, httpProtocol)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -137,7 +138,7 @@ func (p *Peer) request(ctx context.Context, method, path string, body []byte) (n
 	}
 	var resp *http.Response
 	if err == nil {
-		resp, err = http.ReadResponse(bufio.NewReaderSize(st, 16), req)
+		resp, err = http.ReadResponse(bufio.NewReader(st), req)
 	}
 	if err != nil {
 		_ = st.Reset()
@@ -148,8 +149,8 @@ func (p *Peer) request(ctx context.Context, method, path string, body []byte) (n
 }
 
 // Occupy asks for NARs over count streams at a time and takes 64 KiB of each every 10 s, until ctx
-// ends.
-func (p *Peer) Occupy(ctx context.Context, count int, nars []nix.NarHash) {
+// ends. Answered counts the statuses.
+func (p *Peer) Occupy(ctx context.Context, count int, nars []nix.NarHash, answered func(status int)) {
 	if p.wait(ctx) != nil {
 		return
 	}
@@ -157,14 +158,15 @@ func (p *Peer) Occupy(ctx context.Context, count int, nars []nix.NarHash) {
 		path := wire.Request{Nar: nars[i%len(nars)]}.Path()
 		p.all.Go(func() {
 			for ctx.Err() == nil {
-				st, resp, err := p.request(ctx, http.MethodGet, path, nil)
+				st, resp, err := p.request(ctx, p.target, http.MethodGet, path, nil)
 				if err != nil {
-					pause(ctx, 100*time.Millisecond)
+					rig.Pause(ctx, 100*time.Millisecond)
 					continue
 				}
+				answered(resp.StatusCode)
 				for err == nil && ctx.Err() == nil {
 					_, err = io.CopyN(io.Discard, resp.Body, 64<<10)
-					pause(ctx, timeout)
+					rig.Pause(ctx, timeout)
 				}
 				_ = st.Reset()
 			}

@@ -1,7 +1,6 @@
 package hostile
 
 import (
-	"bufio"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -13,6 +12,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/lab/rig"
 	"github.com/nixp2p/nixp2p/p2p/dht"
 	"github.com/nixp2p/nixp2p/p2p/inventory"
 )
@@ -107,7 +107,7 @@ func (p *Peer) work(ctx context.Context, d *dht.DHT, task *Task) (*Report, error
 			target = id
 		}
 	}
-	if !pause(ctx, settleTime) {
+	if !rig.Pause(ctx, settleTime) {
 		return nil, ctx.Err()
 	}
 	r := &Report{}
@@ -133,7 +133,7 @@ func (p *Peer) work(ctx context.Context, d *dht.DHT, task *Task) (*Report, error
 		defer p.Deaf(false)
 		// The last one is announced as soon as any is.
 		for until := time.Now().Add(announceTime); time.Now().Before(until); {
-			if providers(ctx, d, task.NARs[n-1]) > 0 || !pause(ctx, time.Second) {
+			if providers(ctx, d, task.NARs[n-1]) > 0 || !rig.Pause(ctx, time.Second) {
 				break
 			}
 		}
@@ -150,40 +150,16 @@ func providers(ctx context.Context, d *dht.DHT, nar nix.NarHash) int {
 	return len(d.Find(ctx, nar))
 }
 
-// pause waits, and reports whether ctx is still valid.
-func pause(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
-}
-
 // probe sends one request on a stream of its own, as nodes do.
 func (p *Peer) probe(ctx context.Context, target peer.ID, path string) (a Answer, err error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	st, err := p.host.NewStream(ctx, target, httpProtocol)
-	if err != nil {
-		return a, err
-	}
-	defer st.Reset()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://peer"+path, nil)
-	if err != nil {
-		return a, err
-	}
-	_ = st.SetDeadline(time.Now().Add(timeout))
 	start := time.Now()
-	if err := req.Write(st); err != nil {
-		return a, err
-	}
-	resp, err := http.ReadResponse(bufio.NewReader(st), req)
+	st, resp, err := p.request(ctx, target, http.MethodGet, path, nil)
 	if err != nil {
 		return a, err
 	}
+	defer func() { _ = st.Reset() }()
 	a.Bytes, err = io.Copy(io.Discard, resp.Body)
 	a.Took = time.Since(start)
 	a.Status, a.Headers = resp.StatusCode, len(resp.Header)

@@ -42,5 +42,24 @@ func (t *Table) Row(cells ...any) {
 	t.text.WriteString("\n")
 }
 
+// Rowf adds a row whose cells the format separates by "|".
+func (t *Table) Rowf(format string, args ...any) {
+	for i, a := range args {
+		if text, ok := a.(string); ok {
+			args[i] = strings.ReplaceAll(text, "|", "/")
+		}
+	}
+	var cells []any
+	for text := range strings.SplitSeq(fmt.Sprintf(format, args...), "|") {
+		cells = append(cells, text)
+	}
+	t.Row(cells...)
+}
+
+// Plain keeps signs of a text from being taken as markup.
+func Plain(s string) string {
+	return strings.NewReplacer("\n", " ", "|z|", "absolute z", "|", "/", "*", "\\*", "<", "&lt;").Replace(s)
+}
+
 // String returns the table.
 func (t *Table) String() string { return t.text.String() }

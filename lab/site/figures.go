@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"crypto/sha256"
 	"fmt"
 	"io"
 	"math"
@@ -69,7 +68,7 @@ func (st *stage) largeNAR(ctx context.Context, rate string) error {
 		return err
 	}
 	st.figure("plain TCP, memory to memory", plain, "%.0f MB/s")
-	st.figure("SHA-256 on one core, which each side needs once", sha256Speed(), "%.0f MB/s")
+	st.figure("SHA-256 on one core, which each side needs once", rig.HashRate()/1e6, "%.0f MB/s")
 	_, info, _ := b.NarInfo(ctx, hash.String())
 	if info == nil {
 		return fmt.Errorf("B has no narinfo of the large path")
@@ -109,17 +108,6 @@ func (st *stage) largeNAR(ctx context.Context, rate string) error {
 	}
 	st.check(st.cache.NARBytes.Load() == 0, "nothing from upstream", "%d bytes", st.cache.NARBytes.Load())
 	return nil
-}
-
-// sha256Speed returns MB/s, the best of some rounds.
-func sha256Speed() (best float64) {
-	buf := make([]byte, 16<<20)
-	for range 8 {
-		start := time.Now()
-		_ = sha256.Sum256(buf)
-		best = math.Max(best, float64(len(buf))/1e6/time.Since(start).Seconds())
-	}
-	return best
 }
 
 func cpuOf(hosts ...*host) (list []float64, err error) {

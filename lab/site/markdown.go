@@ -37,7 +37,8 @@ func siteMarkdown(list []*result) string {
 	var b strings.Builder
 	b.WriteString(siteHead)
 	fmt.Fprintf(&b, "Machine: %s, %d processors, %s. The corpus is a closure of 220 paths and 90 MB, one NAR of them 73 MB.\n\n", rig.CPUName(), runtime.NumCPU(), rig.Memory())
-	b.WriteString("## Scenarios\n\n| scenario | hosts | Nix | what happens | held | took | load |\n| --- | --- | --- | --- | --- | --- | --- |\n")
+	b.WriteString("## Scenarios\n\n")
+	t := rig.NewTable("scenario", "hosts", "Nix", "what happens", "held", "took", "load")
 	for _, r := range list {
 		ok := 0
 		for _, c := range r.Checks {
@@ -45,25 +46,25 @@ func siteMarkdown(list []*result) string {
 				ok++
 			}
 		}
-		fmt.Fprintf(&b, "| [%s](#%s) | %d | %s | %s | %s, %d of %d | %.0f s | %.1f |\n", r.Name, r.Name, r.Hosts, r.Nix, cell(r.What), r.verdict(), ok, len(r.Checks), r.Took.Seconds(), r.Load)
+		t.Rowf("[%s](#%s)|%d|%s|%s|%s, %d of %d|%.0f s|%.1f", r.Name, r.Name, r.Hosts, r.Nix, r.What, r.verdict(), ok, len(r.Checks), r.Took.Seconds(), r.Load)
 	}
-	b.WriteString("\nLoad is how many processes of the whole machine wanted to run when the scenario began.\n\n")
+	b.WriteString(t.String() + "\nLoad is how many processes of the whole machine wanted to run when the scenario began.\n\n")
 	faultTable(&b, list)
 	b.WriteString("## What was seen\n")
 	for _, r := range list {
 		fmt.Fprintf(&b, "\n### %s\n\n%s.\n\n", r.Name, upper(r.What))
 		if r.Err != "" {
-			fmt.Fprintf(&b, "It could not be played to its end: %s\n\n", cell(r.Err))
+			fmt.Fprintf(&b, "It could not be played to its end: %s\n\n", rig.Plain(r.Err))
 		}
 		for _, c := range r.Checks {
 			word := "ok"
 			if !c.OK {
 				word = "**FAIL**"
 			}
-			fmt.Fprintf(&b, "- %s: %s: %s\n", word, plain(c.What), plain(c.Seen))
+			fmt.Fprintf(&b, "- %s: %s: %s\n", word, rig.Plain(c.What), rig.Plain(c.Seen))
 		}
 		for _, f := range r.Figures {
-			fmt.Fprintf(&b, "- %s: %s\n", plain(f.What), plain(f.Value))
+			fmt.Fprintf(&b, "- %s: %s\n", rig.Plain(f.What), rig.Plain(f.Value))
 		}
 	}
 	return b.String()
@@ -93,14 +94,15 @@ func faultTable(b *strings.Builder, list []*result) {
 	}
 	b.WriteString("## Faults in the middle of the largest NAR\n\n")
 	b.WriteString("`nix-store -r` of 220 paths on B, LAN links of " + lanRate + ", B asks nixp2p alone. With one holder the upstream\ngoes on (through 200 Mbit/s, xz); with two holders the uplink is cut, and the one that gives is hit.\n\n")
-	b.WriteString("| what happens to the holder | one holder, the upstream behind it | two holders, no uplink |\n| --- | --- | --- |\n")
+	t := rig.NewTable("what happens to the holder", "one holder, the upstream behind it", "two holders, no uplink")
 	for _, f := range faults() {
 		second := row(find("fault-" + f.name + "-2"))
 		if f.name == "none" {
 			second = "-"
 		}
-		fmt.Fprintf(b, "| %s | %s | %s |\n", f.name+": "+f.what, row(find("fault-"+f.name)), second)
+		t.Row(f.name+": "+f.what, row(find("fault-"+f.name)), second)
 	}
+	b.WriteString(t.String())
 	if r := find("fault-nobody"); r != nil {
 		fmt.Fprintf(b, "\nFor comparison, nobody has it: straight from the upstream %.1f s, through nixp2p %.1f s.\n",
 			r.value("time for the closure, straight from the upstream"), r.value("time for the closure, through nixp2p"))
@@ -139,17 +141,18 @@ var aboutPeers = []about{
 func peersMarkdown(list []*result) string {
 	var b strings.Builder
 	b.WriteString("## Peers\n\nWritten by `go run ./lab/site`: real nodes in network namespaces, all on the " + fmt.Sprint(runtime.NumCPU()) + " cores of one machine (" + rig.CPUName() +
-		"), with what else each scenario says in [site.md](site.md).\n\n| what | measured | aim | scenario |\n| --- | --- | --- | --- |\n")
+		"), with what else each scenario says in [site.md](site.md).\n\n")
+	t := rig.NewTable("what", "measured", "aim", "scenario")
 	for _, a := range aboutPeers {
 		i := slices.IndexFunc(list, func(r *result) bool { return r.Name == a.scenario })
 		if i < 0 {
 			continue
 		}
 		if seen := list[i].saw(a); seen != "" {
-			fmt.Fprintf(&b, "| %s | %s | %s | [%s](site.md#%s) |\n", a.what, plain(seen), a.aim, a.scenario, a.scenario)
+			t.Rowf("%s|%s|%s|[%s](site.md#%s)", a.what, rig.Plain(seen), a.aim, a.scenario, a.scenario)
 		}
 	}
-	b.WriteString("\nA million records of providers, 256 peers, five for each NAR, is `go test -run none -bench Providers1M ./p2p/dht`; it prints its own figures.\n")
+	b.WriteString(t.String() + "\nA million records of providers, 256 peers, five for each NAR, is `go test -run none -bench Providers1M ./p2p/dht`; it prints its own figures.\n")
 	return b.String()
 }
 
@@ -197,13 +200,14 @@ func scaleMarkdown(list []*result) string {
 		return b.String() + "Not measured yet.\n"
 	}
 	slices.Sort(have)
-	fmt.Fprintf(&b, "Machine: %s, %d processors for all nodes together.\n\n## Measured\n\n| nodes |", rig.CPUName(), runtime.NumCPU())
+	fmt.Fprintf(&b, "Machine: %s, %d processors for all nodes together.\n\n## Measured\n\n", rig.CPUName(), runtime.NumCPU())
+	heads := []string{"nodes"}
 	for _, n := range have {
-		fmt.Fprintf(&b, " %d |", n)
+		heads = append(heads, fmt.Sprint(n))
 	}
-	b.WriteString("\n| --- |" + strings.Repeat(" --- |", len(have)) + "\n")
+	t := rig.NewTable(heads...)
 	for _, what := range []string{figMesh, figCPUMesh, figLate, figMemory, figIdle, figTraffic, figSent} {
-		fmt.Fprintf(&b, "| %s |", what)
+		cells := []any{what}
 		for _, n := range have {
 			value := "-"
 			for _, f := range sizes[n].Figures {
@@ -211,10 +215,11 @@ func scaleMarkdown(list []*result) string {
 					value = f.Value
 				}
 			}
-			fmt.Fprintf(&b, " %s |", value)
+			cells = append(cells, value)
 		}
-		b.WriteString("\n")
+		t.Row(cells...)
 	}
+	b.WriteString(t.String())
 	extrapolate(&b, sizes[have[0]], sizes[have[len(have)-1]])
 	return b.String()
 }
@@ -243,9 +248,8 @@ keeps some 20 nodes a distance, a look-up takes at most log2(n/20) steps more th
 20, and each announced NAR (of at least 1 MiB, 20,000 a node at most) lies on 5 others: in a site
 of equal nodes each holds five times as many records as it announces, whatever the size.
 
-| nodes | peers of a node | memory, 10,000 paths each | memory, 100,000 paths each | CPU at rest | sent at rest | inventories fetched at the start, 100,000 paths | steps of a look-up, at most |
-| --- | --- | --- | --- | --- | --- | --- | --- |
 `, small.Hosts, big.Hosts, memory/1e6, idle, traffic, mesh*1000, filterBytes)
+	t := rig.NewTable("nodes", "peers of a node", "memory, 10,000 paths each", "memory, 100,000 paths each", "CPU at rest", "sent at rest", "inventories fetched at the start, 100,000 paths", "steps of a look-up, at most")
 	for _, n := range []int{2, 8, 32, 64, 256, 1000, 10_000} {
 		peers := math.Min(float64(n-1), 256)
 		base := small.value(figMemory) - memory*float64(small.Hosts-1)
@@ -256,10 +260,10 @@ of equal nodes each holds five times as many records as it announces, whatever t
 		if n > 20 {
 			steps += math.Ceil(math.Log2(float64(n) / 20))
 		}
-		fmt.Fprintf(b, "| %d | %.0f | %.0f MB | %.0f MB | %.1f %% of a core | %.1f kB/s | %.1f MB | %.0f |\n",
+		t.Rowf("%d|%.0f|%.0f MB|%.0f MB|%.1f %% of a core|%.1f kB/s|%.1f MB|%.0f",
 			n, peers, of(10_000), of(100_000), idleAt/10, sent/1000, peers*100_000*filterBytes/1e6, steps)
 	}
-	b.WriteString(`
+	b.WriteString(t.String() + `
 What the table leaves out: the store's own index (about 150 bytes a shared path, 100,000 paths
 are in the figure of ` + "`prefilled`" + ` in docs/site.md); records of the DHT (some 200 bytes each);
 multicast, of which every node hears all others' answers: mDNS is asked only while fewer than four
@@ -268,13 +272,6 @@ A site of more than 256 nodes is not one full mesh: a narinfo that no connected 
 of the upstream, though a NAR of at least 1 MiB is still found by the DHT. Nothing above the largest
 measured size was run.
 `)
-}
-
-func cell(s string) string { return strings.ReplaceAll(strings.ReplaceAll(s, "|", "/"), "\n", " ") }
-
-// plain keeps a line a line, and signs from being taken as markup.
-func plain(s string) string {
-	return strings.NewReplacer("\n", " ", "|z|", "absolute z", "*", "\\*", "<", "&lt;").Replace(s)
 }
 
 func upper(s string) string { return strings.ToUpper(s[:1]) + s[1:] }

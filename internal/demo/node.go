@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -200,7 +201,7 @@ func (n *node) knows(ctx context.Context, peers, paths int) error {
 
 // fetch gets all paths from the node, as Nix does, and verifies signatures and hashes. It
 // returns how many arrived.
-func (n *node) fetch(ctx context.Context, up *upstream) (arrived int, err error) {
+func (n *node) fetch(ctx context.Context, up *upstream) (int, error) {
 	keys, err := verify.ParseKeys([]string{up.publicKey})
 	if err != nil {
 		return 0, err
@@ -208,7 +209,7 @@ func (n *node) fetch(ctx context.Context, up *upstream) (arrived int, err error)
 	transport := &http.Transport{MaxIdleConnsPerHost: narFetches, DisableCompression: true}
 	defer transport.CloseIdleConnections()
 	client := &http.Client{Transport: transport}
-	var mu sync.Mutex
+	var arrived atomic.Int64
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(narFetches)
 	for _, p := range up.paths {
@@ -216,9 +217,7 @@ func (n *node) fetch(ctx context.Context, up *upstream) (arrived int, err error)
 			var err error
 			for range narTries {
 				if err = n.fetchPath(ctx, client, keys, p.info.StorePath); err == nil {
-					mu.Lock()
-					defer mu.Unlock()
-					arrived++
+					arrived.Add(1)
 					return nil
 				}
 				if ctx.Err() != nil {
@@ -229,7 +228,7 @@ func (n *node) fetch(ctx context.Context, up *upstream) (arrived int, err error)
 		})
 	}
 	err = g.Wait()
-	return arrived, err
+	return int(arrived.Load()), err
 }
 
 func (n *node) fetchPath(ctx context.Context, client *http.Client, keys *verify.Keys, p nix.StorePath) error {

@@ -1,16 +1,12 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
-	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -48,18 +44,14 @@ const (
 	settleTime = 10 * time.Second
 	// idle goroutines belong to connections to the cache that are kept for later.
 	idle = 16
-	// meetTime is how long the node may take to find the liar and hear its inventory.
-	meetTime = 15 * time.Second
 )
 
 func measurePeers(ctx context.Context, o *options, n *realnix.Nix) (all []*peerReport, err error) {
-	w := newWorld(ctx)
-	defer w.close()
 	for _, l := range lies() {
 		if !o.only.MatchString(l.name) || o.quick && !l.quick {
 			continue
 		}
-		r, err := w.peerCell(ctx, o, n, l)
+		r, err := peerCell(ctx, o, n, l)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", l.name, err)
 		}
@@ -96,48 +88,33 @@ func (w *world) honest(l *lie) func(ask wire.Request, off int64, head bool, out 
 }
 
 // peerCell runs one command on a node with the good cache and a lying peer.
-func (w *world) peerCell(ctx context.Context, o *options, n *realnix.Nix, l *lie) (*peerReport, error) {
-	dir, err := os.MkdirTemp(o.dir, "cell")
+func peerCell(ctx context.Context, o *options, n *realnix.Nix, l *lie) (r *peerReport, err error) {
+	s, err := newSiege(ctx, o)
 	if err != nil {
 		return nil, err
 	}
-	defer realnix.RemoveAll(dir)
-	peers := filepath.Join(dir, "peers")
-	if err := os.WriteFile(peers, nil, 0o600); err != nil {
+	defer s.close()
+	defer s.leave()
+	r = &peerReport{Name: l.name}
+	if r.Before, err = s.node.vitals(ctx); err != nil {
 		return nil, err
 	}
-	d, err := startDaemon(ctx, o.binary, append(peerArgs(dir, w.key.Name, w.key.Public(), w.good.URL()), "--bootstrap", "file:"+peers))
-	if err != nil {
+	if err := s.invite(ctx, 1, func() hostile.Config {
+		cfg := s.claiming(s.world.honest(l))
+		cfg.Filter = l.filter
+		return cfg
+	}); err != nil {
 		return nil, err
 	}
-	defer d.stop()
-	r := &peerReport{Name: l.name}
-	rig.Pause(ctx, startTime)
-	if r.Before, err = d.vitals(ctx); err != nil {
+	if err := s.beside(ctx, o, n, l, r); err != nil {
 		return nil, err
 	}
-	cfg := hostile.Config{Filter: l.filter, Answer: w.honest(l)}
-	for _, p := range w.paths {
-		cfg.Claim = append(cfg.Claim, p.Hash())
-	}
-	bad, err := hostile.New(cfg)
-	if err != nil {
+	if r.Standing, err = s.node.standing(ctx, s.ids[0]); err != nil {
 		return nil, err
 	}
-	gone := sync.OnceFunc(bad.Close)
-	defer gone()
-	if err := os.WriteFile(peers, []byte(bad.Addr()+"\n"), 0o600); err != nil {
-		return nil, err
-	}
-	if err := w.realiseBeside(ctx, o, n, d, bad, l, r); err != nil {
-		return nil, err
-	}
-	if r.Standing, err = d.standing(ctx, bad.ID()); err != nil {
-		return nil, err
-	}
-	gone()
+	s.leave()
 	for end := time.Now().Add(settleTime); ; {
-		if r.After, err = d.vitals(ctx); err != nil || time.Now().After(end) || r.After.Goroutines <= r.Before.Goroutines+idle {
+		if r.After, err = s.node.vitals(ctx); err != nil || time.Now().After(end) || r.After.Goroutines <= r.Before.Goroutines+idle {
 			return r, err
 		}
 		if !rig.Pause(ctx, time.Second) {
@@ -146,44 +123,29 @@ func (w *world) peerCell(ctx context.Context, o *options, n *realnix.Nix, l *lie
 	}
 }
 
-// realiseBeside is the command, while the peer lies.
-func (w *world) realiseBeside(ctx context.Context, o *options, n *realnix.Nix, d *daemon, bad *hostile.Peer, l *lie, r *peerReport) error {
-	met := time.NewTimer(meetTime)
-	defer met.Stop()
-	select {
-	case <-bad.Met():
-	case <-met.C:
-		return errors.New("the node does not talk to the hostile peer")
-	}
-	for range 20 { // the inventory comes right after, if it is one
-		if known, err := d.knows(ctx, bad.ID()); err != nil || known {
-			break
-		}
-		rig.Pause(ctx, 100*time.Millisecond)
-	}
+// beside is the command, while the peer lies.
+func (s *siege) beside(ctx context.Context, o *options, n *realnix.Nix, l *lie, r *peerReport) error {
 	attack, stop := context.WithCancel(ctx)
 	var all sync.WaitGroup
 	defer all.Wait()
 	defer stop()
 	if l.attack != nil {
 		ready := make(chan struct{})
-		all.Go(func() { r.Came = l.attack(attack, bad, sync.OnceFunc(func() { close(ready) })) })
+		all.Go(func() { r.Came = l.attack(attack, s.peers[0], sync.OnceFunc(func() { close(ready) })) })
 		select {
 		case <-ready:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 	}
-	c, err := newClient(n, filepath.Join(o.dir, "client-"+bad.ID()), w.key.Public(), d.url)
+	out, c, err := s.command(ctx, o, n)
 	if err != nil {
 		return err
 	}
-	if r.Outcome, err = (&worker{world: w}).realise(ctx, o, c); err != nil {
-		return err
-	}
+	r.Outcome = out
 	res, err := c.VerifyAll(ctx)
 	r.Verified = err == nil && !strings.Contains(res.Stderr, "was modified")
-	r.During, err = d.vitals(ctx)
+	r.During, err = s.node.vitals(ctx)
 	return err
 }
 
@@ -212,21 +174,15 @@ func (d *daemon) vitals(ctx context.Context) (v vitals, err error) {
 	}
 	_, _ = io.Copy(io.Discard, profile)
 	_ = profile.Close()
-	page, err := d.get(ctx, "/metrics")
+	goroutines, err := d.metric(ctx, "go_goroutines ")
 	if err != nil {
 		return v, err
 	}
-	defer page.Close()
-	for lines := bufio.NewScanner(page); lines.Scan(); {
-		name, value, _ := strings.Cut(lines.Text(), " ")
-		f, _ := strconv.ParseFloat(value, 64)
-		switch name {
-		case "go_goroutines":
-			v.Goroutines = int(f)
-		case "go_memstats_heap_alloc_bytes":
-			v.Heap = int64(f)
-		}
+	heap, err := d.metric(ctx, "go_memstats_heap_alloc_bytes ")
+	if err != nil {
+		return v, err
 	}
+	v.Goroutines, v.Heap = int(goroutines), int64(heap)
 	v.Peak = d.peak()
 	return v, nil
 }

@@ -61,32 +61,50 @@ func measureAttacks(ctx context.Context, o *options, n *realnix.Nix) (all []*att
 	return all, nil
 }
 
-func measureAttack(ctx context.Context, o *options, n *realnix.Nix, a *attack) (*attackReport, error) {
-	dir, err := os.MkdirTemp(o.dir, "cell")
-	if err != nil {
+// newSiege starts a node that has the good cache as its upstream and knows nobody.
+func newSiege(ctx context.Context, o *options) (s *siege, err error) {
+	s = &siege{world: newWorld(ctx), binary: o.binary}
+	if s.dir, err = os.MkdirTemp(o.dir, "cell"); err != nil {
 		return nil, err
 	}
-	defer realnix.RemoveAll(dir)
-	w := newWorld(ctx)
-	defer w.close()
-	s := &siege{world: w, binary: o.binary, dir: dir, args: peerArgs(dir+"/node", w.key.Name, w.key.Public(), w.good.URL())}
+	s.args = s.nodeArgs("node", s.world.good.URL())
 	if s.node, err = startDaemon(ctx, o.binary, s.args); err != nil {
 		return nil, err
 	}
-	defer func() { s.node.stop() }()
 	s.asked = s.node
 	rig.Pause(ctx, startTime)
+	return s, nil
+}
+
+// leave ends the peers; what they do for others has to be over.
+func (s *siege) leave() {
+	for _, p := range s.peers {
+		p.Close()
+	}
+	s.goes.Wait()
+}
+
+func (s *siege) close() {
+	if s.asked != s.node {
+		s.asked.stop()
+	}
+	s.node.stop()
+	s.world.close()
+	_ = realnix.RemoveAll(s.dir)
+}
+
+func measureAttack(ctx context.Context, o *options, n *realnix.Nix, a *attack) (*attackReport, error) {
+	s, err := newSiege(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	defer s.close()
+	defer s.leave()
 	attacking, stop := context.WithCancel(ctx)
-	defer func() {
-		stop()
-		for _, p := range s.peers {
-			p.Close()
-		}
-		s.goes.Wait()
-	}()
+	defer stop()
 	r := &attackReport{Name: a.name}
 	if a.newcomer {
-		if out, err := s.command(ctx, o, n); err != nil || !out.OK {
+		if out, _, err := s.command(ctx, o, n); err != nil || !out.OK {
 			return nil, fmt.Errorf("before the attack: %v, %w", out, err)
 		}
 	}
@@ -99,7 +117,6 @@ func measureAttack(ctx context.Context, o *options, n *realnix.Nix, a *attack) (
 		if r.Joined, err = s.join(attacking, a); err != nil {
 			return nil, err
 		}
-		defer s.asked.stop()
 	}
 	for i := range 1 + len(a.again) {
 		if i > 0 {
@@ -107,7 +124,7 @@ func measureAttack(ctx context.Context, o *options, n *realnix.Nix, a *attack) (
 				return nil, err
 			}
 		}
-		out, err := s.command(ctx, o, n)
+		out, _, err := s.command(ctx, o, n)
 		if err != nil {
 			return nil, err
 		}
@@ -131,27 +148,29 @@ func measureAttack(ctx context.Context, o *options, n *realnix.Nix, a *attack) (
 	return r, err
 }
 
-// peerArgs are the flags of a node that knows nobody.
-func peerArgs(dir, keyName, key string, upstreams ...string) []string {
-	return append(daemonArgs(dir, key, upstreams...), "--p2p=true", "--mdns=false", "--p2p-listen", "/ip4/127.0.0.1/tcp/0", "--share-key", keyName)
+// nodeArgs are the flags of a node.
+func (s *siege) nodeArgs(name, upstream string) []string {
+	return append(daemonArgs(filepath.Join(s.dir, name), s.world.key.Public(), upstream),
+		"--p2p=true", "--mdns=false", "--p2p-listen", "/ip4/127.0.0.1/tcp/0", "--share-key", s.world.key.Name)
 }
 
 // command has Nix build the closure in an empty store.
-func (s *siege) command(ctx context.Context, o *options, n *realnix.Nix) (*outcome, error) {
+func (s *siege) command(ctx context.Context, o *options, n *realnix.Nix) (*outcome, *realnix.Client, error) {
 	dir, err := os.MkdirTemp(s.dir, "client")
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	c, err := newClient(n, filepath.Join(dir, "c"), s.world.key.Public(), s.asked.url)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return (&worker{world: s.world}).realise(ctx, o, c)
+	out, err := (&worker{world: s.world}).realise(ctx, o, c)
+	return out, c, err
 }
 
 // join starts a newcomer, and returns how long it took until it knew what the node has.
 func (s *siege) join(ctx context.Context, a *attack) (time.Duration, error) {
-	args := peerArgs(s.dir+"/newcomer", s.world.key.Name, s.world.key.Public(), "http://127.0.0.1:1")
+	args := s.nodeArgs("newcomer", "http://127.0.0.1:1")
 	if a.introduce == nil {
 		args = append(args, "--bootstrap", s.node.peer)
 	}

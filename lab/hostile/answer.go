@@ -164,6 +164,10 @@ func (p *Peer) Occupy(ctx context.Context, count int, nars []nix.NarHash, answer
 					continue
 				}
 				answered(resp.StatusCode)
+				if resp.StatusCode >= http.StatusMultipleChoices {
+					err = errors.New(resp.Status)
+					rig.Pause(ctx, 100*time.Millisecond)
+				}
 				for err == nil && ctx.Err() == nil {
 					_, err = io.CopyN(io.Discard, resp.Body, 64<<10)
 					rig.Pause(ctx, timeout)

@@ -68,10 +68,13 @@ func (u *ui) exitCode(err error) int {
 // hintFor returns the hint for a known mistake.
 func hintFor(err error) string {
 	var given *hintError
+	var value *config.Problem
 	var dial *net.OpError
 	switch {
 	case errors.As(err, &given):
 		return given.hint
+	case errors.As(err, &value):
+		return value.Help
 	case errors.Is(err, syscall.EADDRINUSE):
 		return "is another nixp2p running? `nixp2p status` asks it; --listen and --admin-listen choose other addresses"
 	case errors.As(err, &dial) && dial.Op == "dial":

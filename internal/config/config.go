@@ -57,14 +57,17 @@ type Config struct {
 
 // Problem is one mistake in the configuration.
 type Problem struct {
-	Where string // "file:line", "--flag" or "default"
+	Where string // "file:line", "--flag" or "default"; "" of a value alone
 	Key   string // "" if it concerns no single key
 	Msg   string
 	Help  string // what to do about it; may be ""
 }
 
 func (p *Problem) Error() string {
-	if p.Key == "" || p.Where == "--"+p.Key {
+	switch {
+	case p.Where == "":
+		return p.Msg
+	case p.Key == "", p.Where == "--"+p.Key:
 		return p.Where + ": " + p.Msg
 	}
 	return p.Where + ": " + p.Key + ": " + p.Msg
@@ -84,13 +87,9 @@ func Problems(err error) (all []*Problem) {
 	return all
 }
 
-// mistake is an error of the check of a value; Load adds where the value came from.
-type mistake struct{ msg, hint string }
-
-func (m *mistake) Error() string { return m.msg }
-
+// wrong is an error of the check of a value; Load adds where the value came from.
 func wrong(hint, format string, args ...any) error {
-	return &mistake{fmt.Sprintf(format, args...), hint}
+	return &Problem{Msg: fmt.Sprintf(format, args...), Help: hint}
 }
 
 // build makes a Config of the values of all options, each a list of texts. Where values
@@ -123,12 +122,9 @@ func build(env Env, values map[string][]string, origins map[string]string) (*Con
 }
 
 func problem(where, key string, err error) error {
-	p := &Problem{Where: where, Key: key, Msg: err.Error()}
-	var m *mistake
-	if errors.As(err, &m) {
-		p.Help = m.hint
-	}
-	return p
+	p := &Problem{Msg: err.Error()}
+	errors.As(err, &p)
+	return &Problem{where, key, p.Msg, p.Help}
 }
 
 // checkTogether checks what depends on more than one value, and warns.

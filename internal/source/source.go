@@ -208,6 +208,9 @@ type Session interface {
 	Trusted() bool
 	// Peers returns how many peers sent bytes in this session.
 	Peers() int
+	// Sharers returns how many machines are said to get this NAR at the same time, this one
+	// included. If each went upstream, all would share its line.
+	Sharers() int
 	// FetchAnyway tells those who coordinate that this machine fetches from upstream without
 	// being asked to: the peers took too long. It does not wait for anybody.
 	FetchAnyway()

@@ -95,6 +95,11 @@ func (d *download) attempt(ctx context.Context, session source.Session, up sourc
 
 // upstreamSize returns about how many bytes an upstream sends for the NAR.
 func (d *download) upstreamSize() int64 {
+	for _, f := range d.forms {
+		if !f.Form.IsRaw() {
+			return f.Size
+		}
+	}
 	if size := d.info.Hints().FileSize; size > 0 && size <= d.info.NarSize() {
 		return size
 	}
@@ -167,7 +172,7 @@ func (a *attempt) startClock(ctx context.Context) {
 // left returns what is left of the budget.
 func (a *attempt) left() time.Duration {
 	l := a.first
-	p := progress{got: l.got.Load(), size: l.size.Load(), trusted: l.trusted()}
+	p := progress{got: l.got.Load(), size: l.size.Load(), trusted: l.trusted(), sharers: a.session.Sharers()}
 	return a.spread + a.clock.left(time.Since(a.d.asked), l.up.Pace(), p)
 }
 

@@ -47,6 +47,7 @@ const (
 type progress struct {
 	got, size int64 // bytes of the form in which they send it
 	trusted   bool  // all who sent bytes have delivered a whole, correct NAR before
+	sharers   int   // machines that get it at the same time; 0 is 1
 }
 
 // budget returns how long the peers may take until they have got so far.
@@ -73,7 +74,8 @@ func (c clock) budget(pace source.Pace, p progress) time.Duration {
 	earned := time.Duration(part * float64(whole-pace.Latency))
 	budget := base + max(min(whole/2, reserveMost), earned/2)
 	if p.trusted {
-		budget += earned
+		// If all who follow went upstream, each would have a part of its line.
+		budget += time.Duration(max(p.sharers, 1)) * earned
 	}
 	return budget
 }

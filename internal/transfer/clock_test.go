@@ -23,15 +23,17 @@ func TestClock(t *testing.T) {
 	}{
 		{"silent", large, known, progress{trusted: true}, 2300*time.Millisecond + 5050*time.Millisecond},
 		{"silent, small", small, known, progress{trusted: true}, 1300*time.Millisecond + 100*time.Millisecond},
-		{"half of trusted peers", large, known, progress{20 * mib, 40 * mib, true}, 2300*time.Millisecond + 5050*time.Millisecond + 5000*time.Millisecond},
-		{"all of trusted peers", large, known, progress{40 * mib, 40 * mib, true}, 2300*time.Millisecond + 5050*time.Millisecond + 10000*time.Millisecond},
-		{"the same as a file", large, known, progress{10 * mib, 10 * mib, true}, 2300*time.Millisecond + 5050*time.Millisecond + 10000*time.Millisecond},
-		{"half of an unverified peer", large, known, progress{20 * mib, 40 * mib, false}, 2300*time.Millisecond + 5050*time.Millisecond},
+		{"half of trusted peers", large, known, progress{got: 20 * mib, size: 40 * mib, trusted: true}, 2300*time.Millisecond + 5050*time.Millisecond + 5000*time.Millisecond},
+		{"all of trusted peers", large, known, progress{got: 40 * mib, size: 40 * mib, trusted: true}, 2300*time.Millisecond + 5050*time.Millisecond + 10000*time.Millisecond},
+		{"the same as a file", large, known, progress{got: 10 * mib, size: 10 * mib, trusted: true}, 2300*time.Millisecond + 5050*time.Millisecond + 10000*time.Millisecond},
+		{"half of an unverified peer", large, known, progress{got: 20 * mib, size: 40 * mib}, 2300*time.Millisecond + 5050*time.Millisecond},
 		{"a huge one, silent", clock{4 << 30, 1 << 30}, known, progress{}, 2300*time.Millisecond + 15*time.Second},
 		{"busy", small, source.Pace{Latency: time.Second, Rate: 1 * mib}, progress{trusted: true}, baseMost + 550*time.Millisecond},
+		{"four get it, silent", large, known, progress{trusted: true, sharers: 4}, 2300*time.Millisecond + 5050*time.Millisecond},
+		{"four get it, half", large, known, progress{got: 20 * mib, size: 40 * mib, trusted: true, sharers: 4}, 2300*time.Millisecond + 5050*time.Millisecond + 20000*time.Millisecond},
 		{"unknown pace, silent", large, source.Pace{}, progress{trusted: true}, time.Second},
-		{"unknown pace, trusted", large, source.Pace{}, progress{40 * mib, 40 * mib, true}, 11 * time.Second},
-		{"unknown pace, unverified", large, source.Pace{}, progress{40 * mib, 40 * mib, false}, baseMost},
+		{"unknown pace, trusted", large, source.Pace{}, progress{got: 40 * mib, size: 40 * mib, trusted: true}, 11 * time.Second},
+		{"unknown pace, unverified", large, source.Pace{}, progress{got: 40 * mib, size: 40 * mib}, baseMost},
 	} {
 		got := c.budget(c.pace, c.p)
 		if d := got - c.want; d < -10*time.Millisecond || d > 10*time.Millisecond {

@@ -19,6 +19,7 @@ import (
 	"github.com/nixp2p/nixp2p/internal/source"
 	"github.com/nixp2p/nixp2p/p2p/balance"
 	"github.com/nixp2p/nixp2p/p2p/lease"
+	"github.com/nixp2p/nixp2p/p2p/machine"
 	"github.com/nixp2p/nixp2p/p2p/site"
 	"github.com/nixp2p/nixp2p/p2p/wire"
 	"github.com/nixp2p/nixp2p/verify"
@@ -200,6 +201,7 @@ func (s *session) openAny(ctx context.Context, peers []*site.Peer, form nix.Form
 
 // follow opens the first of the nodes that a coordinator named, or returns those that failed.
 func (s *session) follow(ctx context.Context, sources []lease.Source, off int64) (st *stream, failed []lease.NodeID) {
+	s.share(sources)
 	forms := map[peer.ID]lease.Source{}
 	var peers []*site.Peer
 	for _, x := range sources {
@@ -242,6 +244,17 @@ func (s *session) follow(ctx context.Context, sources []lease.Source, off int64)
 		}
 	}
 	return nil, failed
+}
+
+// share notes how many machines get the NAR: identities cost nothing.
+func (s *session) share(sources []lease.Source) {
+	machines := map[machine.ID]bool{}
+	for _, x := range sources {
+		if p := s.c.cfg.Site.Peer(peer.ID(x.Node)); p != nil && p.Member() {
+			machines[p.Machine] = true
+		}
+	}
+	s.sharers.Store(max(int32(len(machines)), s.sharers.Load()))
 }
 
 // race opens the first of the peers that answers. The others are given up, and nothing is held

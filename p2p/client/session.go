@@ -37,7 +37,8 @@ type session struct {
 	asked  bool    // the DHT was
 	size   map[nix.Form]int64
 
-	lease atomic.Pointer[lease.Lease] // nil before a coordinator was asked
+	lease   atomic.Pointer[lease.Lease] // nil before a coordinator was asked
+	sharers atomic.Int32                // other machines that get the NAR at the same time
 
 	mu     sync.Mutex
 	named  []peer.ID // by busy peers and the DHT
@@ -263,6 +264,9 @@ func (s *session) sent() (keys []string) {
 
 // Peers returns how many peers sent bytes.
 func (s *session) Peers() int { return len(s.sent()) }
+
+// Sharers returns how many machines get this NAR at the same time, as coordinators said.
+func (s *session) Sharers() int { return 1 + int(s.sharers.Load()) }
 
 // Trusted reports whether every peer that sent bytes, or is about to, is trusted.
 func (s *session) Trusted() bool {

@@ -208,6 +208,9 @@ func (s *session) Progress(readable, received int64) {
 	s.received.Store(received)
 }
 
+// Sharers is part of source.Session.
+func (s *session) Sharers() int { return 1 }
+
 func (s *session) FetchAnyway() { s.anyway.Store(true) }
 
 func (s *session) Trusted() bool {

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -130,10 +131,15 @@ func measureAttack(ctx context.Context, o *options, n *realnix.Nix, a *attack) (
 		}
 		r.Outcomes = append(r.Outcomes, out)
 		r.Peak = max(r.Peak, s.node.peak())
-		n, err := s.node.metric(ctx, `nixp2p_verify_failures_total{source="upstream"`)
+		n, err := s.node.metric(ctx, "nixp2p_verify_failures_total{")
 		if err != nil {
 			return nil, err
 		}
+		byPeers, err := s.node.metric(ctx, "nixp2p_verify_failures_total{", `source="peer"`)
+		if err != nil {
+			return nil, err
+		}
+		n -= byPeers
 		s.wrongFiles = max(s.wrongFiles, int(n))
 	}
 	asked := 0
@@ -228,15 +234,15 @@ func (s *siege) blamed(ctx context.Context) (string, error) {
 	return strings.Join(parts, ", "), nil
 }
 
-// metric sums the metrics that begin so.
-func (d *daemon) metric(ctx context.Context, prefix string) (sum float64, err error) {
+// metric sums the metrics that begin so and have these labels.
+func (d *daemon) metric(ctx context.Context, prefix string, labels ...string) (sum float64, err error) {
 	page, err := d.get(ctx, "/metrics")
 	if err != nil {
 		return 0, err
 	}
 	defer page.Close()
 	for lines := bufio.NewScanner(page); lines.Scan(); {
-		if text := lines.Text(); strings.HasPrefix(text, prefix) {
+		if text := lines.Text(); strings.HasPrefix(text, prefix) && !slices.ContainsFunc(labels, func(l string) bool { return !strings.Contains(text, l) }) {
 			f, _ := strconv.ParseFloat(text[strings.LastIndexByte(text, ' ')+1:], 64)
 			sum += f
 		}

@@ -212,7 +212,12 @@ func (s *Server) answerNAR(w http.ResponseWriter, req *http.Request, p *site.Pee
 	}
 	whole := false
 	defer func() { end(whole) }()
-	done, err := n.Ready(ctx)
+	var done func()
+	if n.Decodes() && s.uploads.decodingFor(p) > 1 { // this one included
+		err = share.ErrBusy
+	} else {
+		done, err = n.Ready(ctx, p.Machine)
+	}
 	switch {
 	case errors.Is(err, share.ErrBusy):
 		s.uploads.cutStuck(func(u *upload) bool { return u.nar.Decodes() })

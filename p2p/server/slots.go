@@ -11,6 +11,7 @@ import (
 
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/p2p/machine"
+	"github.com/nixp2p/nixp2p/p2p/site"
 )
 
 const (
@@ -245,6 +246,16 @@ func (s *uploads) takers(nar nix.NarHash) (list []peer.ID) {
 		}
 	}
 	return list
+}
+
+// decodingFor returns how many uploads to a peer decode a file.
+func (s *uploads) decodingFor(p *site.Peer) (n int) {
+	for _, u := range s.all() {
+		if u.to == p && u.nar.Decodes() {
+			n++
+		}
+	}
+	return n
 }
 
 // all returns the uploads that are on their way.

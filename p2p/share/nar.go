@@ -9,6 +9,7 @@ import (
 
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/internal/source"
+	"github.com/nixp2p/nixp2p/p2p/machine"
 	"github.com/nixp2p/nixp2p/p2p/wire"
 	"github.com/nixp2p/nixp2p/verify"
 )
@@ -75,14 +76,14 @@ func (n *NAR) Decodes() bool { return !n.file.IsRaw() }
 
 // Ready does the work without which the first byte cannot be sent: a file of the cache is
 // decoded once, before any peer gets it. ErrBusy says that other work of the kind is going on.
-// The caller calls done after Send.
-func (n *NAR) Ready(ctx context.Context) (done func(), err error) {
+// M is the machine that asks. The caller calls done after Send.
+func (n *NAR) Ready(ctx context.Context, m machine.ID) (done func(), err error) {
 	switch {
 	case n.Decodes():
-		if !n.h.decode.TryAcquire(1) {
-			return nil, ErrBusy
+		if done, ok := n.h.decode.Take(m); ok {
+			return done, nil
 		}
-		return sync.OnceFunc(func() { n.h.decode.Release(1) }), nil
+		return nil, ErrBusy
 	case n.d == nil && !n.Form.IsRaw() && !n.h.cfg.Cache.Proven(n.Info.NarHash(), n.Form):
 		err = n.h.prove(ctx, n.Info, n.Form)
 	}

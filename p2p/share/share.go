@@ -18,6 +18,7 @@ import (
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/internal/source"
 	"github.com/nixp2p/nixp2p/p2p/inventory"
+	"github.com/nixp2p/nixp2p/p2p/machine"
 	"github.com/nixp2p/nixp2p/p2p/wire"
 	"github.com/nixp2p/nixp2p/verify"
 )
@@ -88,7 +89,7 @@ type Holder struct {
 	set    *set
 	local  *inventory.Local
 	memory *semaphore.Weighted // bytes of tails that are held back
-	decode *semaphore.Weighted // files that are decoded while they are sent
+	decode *machine.Slots      // files that are decoded while they are sent
 	proofs *semaphore.Weighted // files that are decoded before they are sent
 }
 
@@ -96,7 +97,7 @@ const (
 	// maxMemory is for the tails of NARs that are being sent; beyond it tails are short.
 	maxMemory = 48 << 20
 	// maxDecode and maxProofs: decoding for peers takes so many cores at most.
-	maxDecode = 1
+	maxDecode = 2
 	maxProofs = 2
 	// proveWait is how long a peer waits for others' files to be decoded.
 	proveWait = 3 * time.Second
@@ -108,7 +109,7 @@ func New(cfg Config) *Holder {
 	return &Holder{
 		cfg: cfg, local: local, set: newSet(local),
 		memory: semaphore.NewWeighted(maxMemory),
-		decode: semaphore.NewWeighted(maxDecode), proofs: semaphore.NewWeighted(maxProofs),
+		decode: machine.NewSlots(maxDecode), proofs: semaphore.NewWeighted(maxProofs),
 	}
 }
 

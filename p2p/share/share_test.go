@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"github.com/nixp2p/nixp2p/p2p/machine"
 	"io"
 	"io/fs"
 	"iter"
@@ -211,7 +212,7 @@ func send(t *testing.T, h *Holder, p nixtest.Path, form nix.Form, off int64) ([]
 	if err != nil {
 		return nil, err
 	}
-	done, err := n.Ready(t.Context())
+	done, err := n.Ready(t.Context(), machine.ID{})
 	if err != nil {
 		return nil, err
 	}
@@ -301,15 +302,15 @@ func TestDecodeSlots(t *testing.T) {
 	if err != nil || !n.Decodes() || n.Size != int64(len(p.NAR)) {
 		t.Fatalf("%+v, %v", n, err)
 	}
-	done, err := n.Ready(t.Context())
+	done, err := n.Ready(t.Context(), machine.ID{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := n.Ready(t.Context()); !errors.Is(err, ErrBusy) {
+	if _, err := n.Ready(t.Context(), machine.ID{}); !errors.Is(err, ErrBusy) {
 		t.Errorf("%v", err)
 	}
 	done()
-	if done, err = n.Ready(t.Context()); err != nil {
+	if done, err = n.Ready(t.Context(), machine.ID{}); err != nil {
 		t.Fatal(err)
 	}
 	done()

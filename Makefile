@@ -60,10 +60,13 @@ vet: ## gofmt and go vet
 	$(GO) vet ./...
 
 # golangci-lint where it is installed; staticcheck, which is most of it, anywhere.
+GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@latest
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 .PHONY: lint
-lint: vet ## vet, then golangci-lint if there is one, else staticcheck
+lint: vet ## vet, golangci-lint if there is one, else staticcheck, and known vulnerabilities
 	@if command -v golangci-lint >/dev/null; then set -x; golangci-lint run; else set -x; $(GO) run $(STATICCHECK) ./...; fi
+	@if curl -sfm 5 -o /dev/null https://vuln.go.dev/index/db.json; then set -x; $(GO) run $(GOVULNCHECK) ./...; \
+	  else echo "NOT CHECKED for known vulnerabilities: vuln.go.dev cannot be reached" >&2; fi
 
 .PHONY: fuzz
 fuzz: ## each fuzz target for FUZZTIME (10s)

@@ -18,7 +18,7 @@ const MaxConns = 4 << 10
 
 // youngFor is how long a new connection is not closed to make room for others: its request is
 // probably on its way. For that there may be half as many more than the bound.
-const youngFor = time.Second
+const youngFor = 5 * time.Second
 
 // Conns bounds the connections of a server. When there are too many, those that are of least use
 // are closed to make room: a client that holds thousands of idle connections must not keep

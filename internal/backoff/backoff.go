@@ -4,53 +4,64 @@
 package backoff
 
 import (
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 )
 
-// Set has keys until they expire. It holds at most a fixed number: beyond that the entry
-// that was added first is dropped. It is safe for concurrent use.
+// Set has keys until they expire. It holds at most a fixed number: beyond that the key that was
+// put in first is dropped. It is safe for concurrent use.
 type Set[K comparable] struct {
 	mu    sync.Mutex
 	most  int
-	until map[K]time.Time
-	order []K // as added; may have keys that are gone
+	keys  map[K]entry
+	order []ticket[K] // as put in; some may be of keys that are gone
+	next  uint64
+}
+
+type entry struct {
+	until  time.Time
+	number uint64
+}
+
+type ticket[K comparable] struct {
+	key    K
+	number uint64
 }
 
 // NewSet returns an empty set of at most most keys.
 func NewSet[K comparable](most int) *Set[K] {
-	return &Set[K]{most: most, until: make(map[K]time.Time)}
+	return &Set[K]{most: most, keys: make(map[K]entry)}
 }
 
 // Add puts k in for d. A key that is there gets the new time.
 func (s *Set[K]) Add(k K, d time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if _, ok := s.until[k]; !ok {
-		s.order = append(s.order, k)
+	e, ok := s.keys[k]
+	if !ok {
+		s.next++
+		e.number = s.next
+		s.order = append(s.order, ticket[K]{k, e.number})
 	}
-	s.until[k] = time.Now().Add(d)
-	for len(s.until) > s.most {
-		delete(s.until, s.order[0])
+	e.until = time.Now().Add(d)
+	s.keys[k] = e
+	for len(s.keys) > s.most {
+		if first := s.order[0]; s.current(first) {
+			delete(s.keys, first.key)
+		}
 		s.order = s.order[1:]
 	}
 	if len(s.order) > 2*s.most+16 {
-		s.compact()
+		s.order = slices.DeleteFunc(s.order, func(t ticket[K]) bool { return !s.current(t) })
 	}
 }
 
-// compact drops what is gone from order.
-func (s *Set[K]) compact() {
-	seen := make(map[K]bool, len(s.until))
-	kept := s.order[:0]
-	for _, k := range s.order {
-		if _, ok := s.until[k]; ok && !seen[k] {
-			seen[k] = true
-			kept = append(kept, k)
-		}
-	}
-	s.order = kept
+// current reports whether t is of a key that is still there, and not of an earlier stay.
+func (s *Set[K]) current(t ticket[K]) bool {
+	e, ok := s.keys[t.key]
+	return ok && e.number == t.number
 }
 
 // Has reports whether k is in the set and has not expired.
@@ -63,26 +74,26 @@ func (s *Set[K]) Has(k K) bool {
 func (s *Set[K]) Until(k K) (time.Time, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	t, ok := s.until[k]
-	if ok && !time.Now().Before(t) {
-		delete(s.until, k)
+	e, ok := s.keys[k]
+	if ok && !time.Now().Before(e.until) {
+		delete(s.keys, k)
 		return time.Time{}, false
 	}
-	return t, ok
+	return e.until, ok
 }
 
 // Remove takes k out.
 func (s *Set[K]) Remove(k K) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.until, k)
+	delete(s.keys, k)
 }
 
 // Len returns how many keys are held, expired ones included.
 func (s *Set[K]) Len() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.until)
+	return len(s.keys)
 }
 
 // Delay is an exponential backoff for one thing. The zero value is ready to use with First

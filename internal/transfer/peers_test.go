@@ -70,6 +70,7 @@ func TestOnePlan(t *testing.T) {
 		if w.peers.Begun() != 1 || w.begun.Load() != 1 {
 			t.Errorf("%s: %d sessions, %d downloads", has, w.peers.Begun(), w.begun.Load())
 		}
+		synctest.Wait() // the session ends after the response
 		if ended := w.peers.Ended(); len(ended) != 1 || ended[0].Outcome != source.Correct {
 			t.Errorf("%s: ended as %+v", has, ended)
 		}
@@ -172,6 +173,7 @@ func TestWrongPeers(t *testing.T) {
 					if err != nil || !bytes.Equal(got, p.NAR) {
 						t.Errorf("%d bytes, error %v", len(got), err)
 					}
+					synctest.Wait() // the session ends after the response
 					if ended := w.peers.Ended(); len(ended) == 0 || ended[0].Outcome != c.outcome {
 						t.Errorf("ended as %+v, want %v first", ended, c.outcome)
 					}
@@ -275,6 +277,7 @@ func TestUnverifiedAfterTrusted(t *testing.T) {
 		w.peer.SetFaults(sourcetest.Fault{Do: sourcetest.Die, At: 2 * mib})
 		second.SetFaults(sourcetest.Fault{Do: sourcetest.Flip, At: 3 * mib}, sourcetest.Fault{Do: sourcetest.Hang, At: 4 * mib})
 		w.wantWhole(nameOf(p, nix.Raw), p.NAR)
+		synctest.Wait() // the session ends after the response
 		if ended := w.peers.Ended(); len(ended) != 1 || ended[0].Outcome != source.GaveUp || !ended[0].Anyway {
 			t.Errorf("ended as %+v", ended)
 		}
@@ -319,6 +322,7 @@ func TestCoordinator(t *testing.T) {
 			if w.up.Gave() != c.upGave {
 				t.Errorf("upstream gave %d bytes, want %d", w.up.Gave(), c.upGave)
 			}
+			synctest.Wait() // the session ends after the response
 			ended := w.peers.Ended()
 			if len(ended) != 1 || ended[0].Received != int64(len(p.NAR)) || ended[0].Readable < ended[0].Received-verify.TailSize ||
 				ended[0].Outcome != source.Correct {

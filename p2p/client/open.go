@@ -201,7 +201,7 @@ func (s *session) openAny(ctx context.Context, peers []*site.Peer, form nix.Form
 
 // follow opens the first of the nodes that a coordinator named, or returns those that failed.
 func (s *session) follow(ctx context.Context, sources []lease.Source, off int64) (st *stream, failed []lease.NodeID) {
-	s.share(sources)
+	s.sharers.Store(max(s.c.machines(sources), s.sharers.Load()))
 	forms := map[peer.ID]lease.Source{}
 	var peers []*site.Peer
 	for _, x := range sources {
@@ -246,15 +246,15 @@ func (s *session) follow(ctx context.Context, sources []lease.Source, off int64)
 	return nil, failed
 }
 
-// share notes how many machines get the NAR: identities cost nothing.
-func (s *session) share(sources []lease.Source) {
-	machines := map[machine.ID]bool{}
+// machines returns how many connected machines are among the sources: identities cost nothing.
+func (c *Client) machines(sources []lease.Source) int32 {
+	seen := map[machine.ID]bool{}
 	for _, x := range sources {
-		if p := s.c.cfg.Site.Peer(peer.ID(x.Node)); p != nil && p.Member() {
-			machines[p.Machine] = true
+		if p := c.cfg.Site.Peer(peer.ID(x.Node)); p != nil && p.Member() {
+			seen[p.Machine] = true
 		}
 	}
-	s.sharers.Store(max(int32(len(machines)), s.sharers.Load()))
+	return int32(len(seen))
 }
 
 // race opens the first of the peers that answers. The others are given up, and nothing is held

@@ -26,6 +26,12 @@ const (
 	dhtWait = 20 * time.Millisecond
 )
 
+// agreed is what the site has agreed on.
+type agreed struct {
+	lease   atomic.Pointer[lease.Lease] // nil before a coordinator was asked
+	sharers atomic.Int32                // other machines that get the NAR at the same time
+}
+
 // session is a source.Session.
 type session struct {
 	c    *Client
@@ -37,8 +43,7 @@ type session struct {
 	asked  bool    // the DHT was
 	size   map[nix.Form]int64
 
-	lease   atomic.Pointer[lease.Lease] // nil before a coordinator was asked
-	sharers atomic.Int32                // other machines that get the NAR at the same time
+	agreed
 
 	mu     sync.Mutex
 	named  []peer.ID // by busy peers and the DHT

@@ -161,7 +161,9 @@ func TestColdSite(t *testing.T) {
 			all.Wait()
 			ratio := float64(up.Bytes(nixtest.NarFile)) / float64(unique)
 			t.Logf("%d bytes, %.3f times from upstream, %d narinfo requests for %d paths", unique, ratio, up.Requests(nixtest.NarInfo), len(paths))
-			if ratio > 1.05 {
+			// 1.00 where the machine has time; on a loaded one some NARs miss their time budget and
+			// are fetched again. Without an agreement it would be 3 to 6: lab/cold measures it.
+			if ratio > 2 {
 				t.Errorf("the closure crossed the uplink %.3f times", ratio)
 			}
 		})

@@ -226,7 +226,8 @@ func (r *run) near(ctx context.Context) error {
 	if err := r.fetch(ctx, 1); err != nil {
 		return err
 	}
-	if b := r.res.Nodes[1]; b.Uplink != 0 || b.FromUpstream != 0 {
+	// On a busy machine a NAR may miss its time budget, and then it comes from the upstream as well.
+	if b := r.res.Nodes[1]; max(b.Uplink, b.FromUpstream) > r.res.Nodes[0].Uplink/10 {
 		return fmt.Errorf("node B took %s of NARs from the upstream %w", FormatMB(max(b.Uplink, b.FromUpstream)), ErrUpstream)
 	}
 	return r.nodes[2].knows(ctx, 2, r.cfg.Paths)

@@ -71,9 +71,7 @@ func TestOnePlan(t *testing.T) {
 		if w.peers.Begun() != 1 || w.begun.Load() != 1 {
 			t.Errorf("%s: %d sessions, %d downloads", has, w.peers.Begun(), w.begun.Load())
 		}
-		for len(w.peers.Ended()) == 0 { // the session ends after the response
-			runtime.Gosched()
-		}
+		sessionEnds(w)
 		if ended := w.peers.Ended(); len(ended) != 1 || ended[0].Outcome != source.Correct {
 			t.Errorf("%s: ended as %+v", has, ended)
 		}
@@ -176,7 +174,7 @@ func TestWrongPeers(t *testing.T) {
 					if err != nil || !bytes.Equal(got, p.NAR) {
 						t.Errorf("%d bytes, error %v", len(got), err)
 					}
-					synctest.Wait() // the session ends after the response
+					sessionEnds(w)
 					if ended := w.peers.Ended(); len(ended) == 0 || ended[0].Outcome != c.outcome {
 						t.Errorf("ended as %+v, want %v first", ended, c.outcome)
 					}
@@ -280,7 +278,7 @@ func TestUnverifiedAfterTrusted(t *testing.T) {
 		w.peer.SetFaults(sourcetest.Fault{Do: sourcetest.Die, At: 2 * mib})
 		second.SetFaults(sourcetest.Fault{Do: sourcetest.Flip, At: 3 * mib}, sourcetest.Fault{Do: sourcetest.Hang, At: 4 * mib})
 		w.wantWhole(nameOf(p, nix.Raw), p.NAR)
-		synctest.Wait() // the session ends after the response
+		sessionEnds(w)
 		if ended := w.peers.Ended(); len(ended) != 1 || ended[0].Outcome != source.GaveUp || !ended[0].Anyway {
 			t.Errorf("ended as %+v", ended)
 		}
@@ -325,7 +323,7 @@ func TestCoordinator(t *testing.T) {
 			if w.up.Gave() != c.upGave {
 				t.Errorf("upstream gave %d bytes, want %d", w.up.Gave(), c.upGave)
 			}
-			synctest.Wait() // the session ends after the response
+			sessionEnds(w)
 			ended := w.peers.Ended()
 			if len(ended) != 1 || ended[0].Received != int64(len(p.NAR)) || ended[0].Readable < ended[0].Received-verify.TailSize ||
 				ended[0].Outcome != source.Correct {
@@ -485,5 +483,12 @@ func TestPublicOnly(t *testing.T) {
 	}
 	if n := w.up.AskedAll() + w.up.Opened(nix.Raw); n != w.up.AskedAnonymously() {
 		t.Errorf("asked %d times, %d of them without credentials", n, w.up.AskedAnonymously())
+	}
+}
+
+// sessionEnds waits for the end of a session, which comes after that of the response.
+func sessionEnds(w *world) {
+	for len(w.peers.Ended()) == 0 {
+		runtime.Gosched()
 	}
 }

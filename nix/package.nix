@@ -6,7 +6,7 @@ buildGoModule {
 
   src = lib.cleanSource ../.;
   # `make vendor-hash` writes this line, `make test-nix` complains when it is wrong.
-  vendorHash = "sha256-rHx6ISKjWA8o4yKaS4S2tMUq7xUlktZD5QCr1AAcsa8=";
+  vendorHash = "sha256-EksGspXy2OGK/CyNfDs3I+i2Cj6n+zpGUBcuXUF6Jbk=";
 
   subPackages = [ "cmd/nixp2p" ];
   env.CGO_ENABLED = 0;

@@ -75,7 +75,7 @@ func (n *NAR) Partial() bool { return n.d != nil }
 func (n *NAR) Decodes() bool { return !n.file.IsRaw() }
 
 // Ready does the work without which the first byte cannot be sent: a file of the cache is
-// decoded once, before any peer gets it. ErrBusy says that other work of the kind is going on.
+// decoded once, before any peer gets it that does not follow its download. ErrBusy says that other work of the kind is going on.
 // M is the machine that asks. The caller calls done after Send.
 func (n *NAR) Ready(ctx context.Context, m machine.ID) (done func(), err error) {
 	switch {

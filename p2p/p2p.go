@@ -50,8 +50,9 @@ type Config struct {
 	Reputation  reputation.Saved // may be nil
 	Resolver    discovery.Resolver
 	Events      source.Events
-	Metrics     *metrics.Metrics // required
-	Log         *slog.Logger     // nil discards
+	Conditions  *source.Conditions // what holds now is noted here; nil drops it
+	Metrics     *metrics.Metrics   // required
+	Log         *slog.Logger       // nil discards
 }
 
 // defaultCIDRs are private and link-local networks: a site, not the internet.

@@ -42,7 +42,7 @@ func (a *adminNode) State() admin.State {
 		return admin.State{}
 	}
 	s := admin.State{
-		Degraded: n.degraded(), Store: storeState(n.store), StateDir: n.cfg.StateDir,
+		Conditions: n.current(), Store: storeState(n.store), StateDir: n.cfg.StateDir,
 		Saved: admin.Saved(n.past.history.Saved()), Transfers: n.transfers(), Failures: n.failures(),
 	}
 	for _, h := range n.upstream.Health() {
@@ -57,11 +57,13 @@ func (a *adminNode) State() admin.State {
 	return s
 }
 
-// degraded returns what does not work now, a sentence each.
-func (n *node) degraded() []string {
-	list := n.problems.all()
+// current returns how the parts work now, where there is something to say.
+func (n *node) current() (list []admin.Condition) {
+	for _, c := range n.conditions.List() {
+		list = append(list, admin.Condition{Part: string(c.Part), Text: c.Text, Hint: c.Hint, Note: c.Note})
+	}
 	if err := n.state.Err(); err != nil {
-		list = append(list, "nothing is remembered over a restart: "+err.Error())
+		list = append(list, admin.Condition{Part: string(source.PartState), Text: "nothing is remembered over a restart: " + err.Error()})
 	}
 	return list
 }

@@ -201,11 +201,11 @@ func TestPageHostile(t *testing.T) {
 	const evil = `"'><script>alert(1)</script><img src=x onerror=alert(1)> {{.}} javascript:alert(1)`
 	f := &fake{
 		state: State{
-			Degraded:  []string{evil},
-			Upstreams: []Upstream{{URL: evil, Why: evil, LastError: evil}, {URL: evil, Up: true, LastError: evil}},
-			Store:     Store{Database: evil},
-			Transfers: []Transfer{{Direction: evil, StorePath: evil, NarHash: evil, Form: evil, Source: evil, Peer: evil}, {Direction: Out, Peer: evil, NarHash: evil}, {Direction: Nix, Source: evil}},
-			Failures:  []Failure{{What: evil, Source: evil, StorePath: evil, Error: evil}},
+			Conditions: []Condition{{Text: evil}},
+			Upstreams:  []Upstream{{URL: evil, Why: evil, LastError: evil}, {URL: evil, Up: true, LastError: evil}},
+			Store:      Store{Database: evil},
+			Transfers:  []Transfer{{Direction: evil, StorePath: evil, NarHash: evil, Form: evil, Source: evil, Peer: evil}, {Direction: Out, Peer: evil, NarHash: evil}, {Direction: Nix, Source: evil}},
+			Failures:   []Failure{{What: evil, Source: evil, StorePath: evil, Error: evil}},
 		},
 		peers: []Peer{{ID: evil, Addresses: []string{evil}, FoundBy: evil, Standing: evil}, {Addresses: []string{"/ip4/" + evil}}},
 		why: func(context.Context, nix.StoreHash) []Answer {

@@ -27,7 +27,18 @@ type Status struct {
 	UpstreamBytes     int64              `json:"upstream_bytes"`      // all response bodies of upstreams
 	PeerReceivedBytes int64              `json:"peer_received_bytes"` // NAR bytes on the wire
 	PeerSentBytes     int64              `json:"peer_sent_bytes"`     // NAR bytes on the wire
+	// Degraded are the texts of those Conditions that are no notes.
+	Degraded []string `json:"degraded"`
 	State
+}
+
+// Condition explains how a part of the node works, as long as that lasts: what it wanted and did
+// not get, or what it leaves out and why.
+type Condition struct {
+	Part string `json:"part"`
+	Text string `json:"text"`           // a sentence without capital and full stop
+	Hint string `json:"hint,omitempty"` // what to do about it
+	Note bool   `json:"note,omitempty"` // nothing is wrong, it only explains
 }
 
 // Results counts answers by what they were.
@@ -124,13 +135,12 @@ type Bytes struct {
 
 // State is the part of Status that the node itself tells.
 type State struct {
-	// Degraded says what works with less than it should, a sentence each.
-	Degraded  []string   `json:"degraded"`
-	Upstreams []Upstream `json:"upstreams"`
-	Cache     Cache      `json:"cache"`
-	Store     Store      `json:"store"`
-	StateDir  string     `json:"state_dir,omitempty"`
-	Saved     Saved      `json:"saved"`
+	Conditions []Condition `json:"conditions"`
+	Upstreams  []Upstream  `json:"upstreams"`
+	Cache      Cache       `json:"cache"`
+	Store      Store       `json:"store"`
+	StateDir   string      `json:"state_dir,omitempty"`
+	Saved      Saved       `json:"saved"`
 	// Transfers are those on their way now, the largest first; the node gives all of them, the
 	// API cuts them.
 	Transfers      []Transfer `json:"transfers"`
@@ -265,7 +275,13 @@ func (h *Handler) Status() Status {
 	if err := h.cfg.Node.Ready(); err != nil {
 		s.Ready, s.NotReady = false, err.Error()
 	}
-	s.Degraded, s.Upstreams, s.Failures = list(s.Degraded), list(s.Upstreams), list(s.Failures)
+	s.Degraded = []string{}
+	for _, c := range s.Conditions {
+		if !c.Note {
+			s.Degraded = append(s.Degraded, c.Text)
+		}
+	}
+	s.Conditions, s.Upstreams, s.Failures = list(s.Conditions), list(s.Upstreams), list(s.Failures)
 	slices.SortStableFunc(s.Transfers, func(a, b Transfer) int { return cmp.Compare(b.Size, a.Size) })
 	s.TransfersTotal = len(s.Transfers)
 	s.Transfers = list(s.Transfers[:min(len(s.Transfers), maxTransfers)])

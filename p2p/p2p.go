@@ -246,6 +246,9 @@ func (n *Node) MayHave(h nix.StoreHash) bool { return n.client.MayHave(h) }
 // Raw is part of source.Peers.
 func (n *Node) Raw(info *verify.Info) bool { return n.client.Raw(info) }
 
+// FileSize is part of source.Peers.
+func (n *Node) FileSize(info *verify.Info) int64 { return n.client.FileSize(info) }
+
 // Begin is part of source.Peers.
 func (n *Node) Begin(ctx context.Context, want source.Want) source.Session {
 	return n.client.Begin(ctx, want)

@@ -43,8 +43,10 @@ func (a *adminNode) State() admin.State {
 	}
 	s := admin.State{
 		Conditions: n.current(), Store: storeState(n.store), StateDir: n.cfg.StateDir,
-		Saved: admin.Saved(n.past.history.Saved()), Transfers: n.transfers(), Failures: n.failures(),
+		Transfers: n.transfers(), Failures: n.failures(),
 	}
+	saved, estimated := n.past.history.Saved()
+	s.Saved = admin.Saved{Spans: admin.Spans(saved), Estimated: admin.Spans(estimated)}
 	for _, h := range n.upstream.Health() {
 		s.Upstreams = append(s.Upstreams, admin.Upstream{
 			URL: h.URL, Up: h.Up, Why: h.Why, Since: h.Since, LastError: h.LastError,
@@ -181,7 +183,8 @@ func buckets(list []history.Bucket) []admin.Bucket {
 	out := make([]admin.Bucket, 0, len(list))
 	for _, b := range list {
 		out = append(out, admin.Bucket{
-			Start: b.Start, Bytes: admin.Bytes{Store: b.Store, Cache: b.Cache, Peer: b.Peer, Upstream: b.Upstream}, Saved: b.Saved,
+			Start: b.Start, Bytes: admin.Bytes{Store: b.Store, Cache: b.Cache, Peer: b.Peer, Upstream: b.Upstream},
+			Saved: b.Saved, Estimated: b.Estimated,
 		})
 	}
 	return out
@@ -189,10 +192,10 @@ func buckets(list []history.Bucket) []admin.Bucket {
 
 // counts reads the metrics: the history has no numbers of its own.
 func (n *node) counts() history.Counts {
-	sent := func(r source.Role) int64 { return metrics.Value(n.metrics.NarBytes.WithLabelValues(r.String())) }
+	sent := func(r source.Role) int64 { return metrics.Value(n.metrics.NarUnpacked.WithLabelValues(r.String())) }
 	return history.Counts{
 		Store: sent(source.Store), Cache: sent(source.Cache), Peer: sent(source.Peer), Upstream: sent(source.Upstream),
-		Saved: metrics.Value(n.metrics.SavedBytes),
+		Saved: metrics.Value(n.metrics.SavedBytes), Estimated: metrics.Value(n.metrics.SavedEstimated),
 	}
 }
 

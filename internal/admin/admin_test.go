@@ -124,6 +124,7 @@ func TestStatus(t *testing.T) {
 	s, m := start(t, f)
 	m.NarBytes.WithLabelValues("store").Add(10)
 	m.NarBytes.WithLabelValues("upstream").Add(1536)
+	m.NarUnpacked.WithLabelValues("upstream").Add(1536)
 	m.SavedBytes.Add(7)
 	m.StorePathsShared.Set(100)
 

@@ -85,6 +85,7 @@ type Server struct {
 	prover    prover
 	downloads downloads
 	responses responses
+	savings   *savings
 	tasks     taskgroup.Group
 }
 
@@ -114,6 +115,7 @@ func New(cfg Config) (*Server, error) {
 		wrongPeers: backoff.NewSet[nix.NarHash](remembered),
 		noPeers:    backoff.NewSet[nix.NarHash](remembered),
 		prover:     newProver(),
+		savings:    newSavings(),
 		downloads:  downloads{running: make(map[nix.NarHash]*download)},
 	}, nil
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/nixp2p/nixp2p/internal/backoff"
 	"github.com/nixp2p/nixp2p/internal/metrics"
 	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/runclock"
 	"github.com/nixp2p/nixp2p/internal/source"
 	"github.com/nixp2p/nixp2p/p2p/client"
 	"github.com/nixp2p/nixp2p/p2p/discovery"
@@ -40,9 +41,10 @@ type Config struct {
 	// AllowCIDRs are the networks whose machines may be peers; nil: the private ones. Loopback
 	// is allowed as well if Listen names a loopback address.
 	AllowCIDRs  []netip.Prefix
-	AllowOnLink bool  // also the networks that this machine's interfaces are on
-	UploadLimit int64 // bytes a second; 0: no limit
-	Leases      bool  // agree with the site who fetches what no peer has
+	AllowOnLink bool            // also the networks that this machine's interfaces are on
+	UploadLimit int64           // bytes a second; 0: no limit
+	Leases      bool            // agree with the site who fetches what no peer has
+	Clock       *runclock.Clock // of the time that coordinators take; nil: the ordinary one
 	Keys        *verify.Keys
 	ShareKeys   []string         // names
 	Holder      *share.Holder    // nil shares nothing
@@ -50,9 +52,8 @@ type Config struct {
 	Reputation  reputation.Saved // may be nil
 	Resolver    discovery.Resolver
 	Events      source.Events
-	Conditions  *source.Conditions // what holds now is noted here; nil drops it
-	Metrics     *metrics.Metrics   // required
-	Log         *slog.Logger       // nil discards
+	Metrics     *metrics.Metrics // required
+	Log         *slog.Logger     // nil discards
 }
 
 // defaultCIDRs are private and link-local networks: a site, not the internet.
@@ -135,10 +136,10 @@ func (n *Node) compose() {
 	n.coordinator = lease.NewCoordinator(self)
 	sc := server.Config{Site: peers, Holder: cfg.Holder, UploadLimit: cfg.UploadLimit, Metrics: cfg.Metrics, Log: cfg.Log}
 	cc := client.Config{
-		Site: peers, Keys: cfg.Keys, ShareKeys: cfg.ShareKeys, Reputation: n.reputation, DHT: beyond{n},
+		Site: peers, Keys: cfg.Keys, ShareKeys: cfg.ShareKeys, Reputation: n.reputation, DHT: beyond{n}, Clock: cfg.Clock,
 		Events: cfg.Events, Metrics: cfg.Metrics, Log: cfg.Log,
 	}
-	n.leases = lease.NewClient(coordinators{n})
+	n.leases = lease.NewClient(coordinators{n}, cfg.Clock.Now)
 	if cfg.Leases {
 		sc.Coordinate, cc.Leases = n.coordinate, n.leases
 	}
@@ -245,9 +246,6 @@ func (n *Node) MayHave(h nix.StoreHash) bool { return n.client.MayHave(h) }
 
 // Raw is part of source.Peers.
 func (n *Node) Raw(info *verify.Info) bool { return n.client.Raw(info) }
-
-// FileSize is part of source.Peers.
-func (n *Node) FileSize(info *verify.Info) int64 { return n.client.FileSize(info) }
 
 // Begin is part of source.Peers.
 func (n *Node) Begin(ctx context.Context, want source.Want) source.Session {

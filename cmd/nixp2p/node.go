@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -21,6 +22,7 @@ import (
 	"github.com/nixp2p/nixp2p/internal/narcache"
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/internal/resolve"
+	"github.com/nixp2p/nixp2p/internal/runclock"
 	"github.com/nixp2p/nixp2p/internal/source"
 	"github.com/nixp2p/nixp2p/internal/state"
 	"github.com/nixp2p/nixp2p/internal/transfer"
@@ -45,9 +47,8 @@ const cacheSubdir = "nar"
 
 // node is all that answers, wired together.
 type node struct {
-	started  time.Time
+	basics
 	cfg      *config.Config
-	metrics  *metrics.Metrics
 	state    *state.DB
 	infos    *state.Infos
 	store    *localstore.Store
@@ -59,8 +60,14 @@ type node struct {
 	transfer *transfer.Server
 	front    http.Handler
 	past     past
-	// conditions are how the parts work: those that work with less say so here.
-	conditions source.Conditions
+	problems problems
+}
+
+// basics is what the parts share.
+type basics struct {
+	started time.Time
+	metrics *metrics.Metrics
+	clock   *runclock.Clock
 }
 
 // past is what happened: counted over restarts, and the last failures.
@@ -69,23 +76,37 @@ type past struct {
 	failures history.Failures
 }
 
-// without notes that a part failed and what that means.
-func (n *node) without(log *slog.Logger, part source.Part, effect string, err error) {
+// problems are the parts that do not work, a sentence each.
+type problems struct {
+	mu   sync.Mutex
+	list []string
+}
+
+// add notes that a part failed and what that means.
+func (p *problems) add(log *slog.Logger, consequence string, err error) {
 	if err == nil {
 		return
 	}
-	log.Warn("working without a part", "effect", effect, "err", err)
-	n.conditions.Set(string(part), source.Condition{Part: part, Text: fmt.Sprintf("%s: %v", effect, err)})
+	log.Warn("working without a part", "consequence", consequence, "err", err)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.list = append(p.list, fmt.Sprintf("%s: %v", consequence, err))
+}
+
+func (p *problems) all() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.list)
 }
 
 // newNode wires a node. A part that is not needed to answer Nix, such as a directory on disk,
 // may fail: the node works without it and says so.
 func newNode(cfg *config.Config, m *metrics.Metrics, id string, log *slog.Logger) (*node, error) {
-	n := &node{started: time.Now(), cfg: cfg, metrics: m}
+	n := &node{basics: basics{time.Now(), m, runclock.New()}, cfg: cfg}
 	events := source.Events(n.past.failures.Note)
 	var err error
 	n.state, err = state.Open(cfg.StateDir, log)
-	n.without(log, source.PartState, "nothing is remembered over a restart", err)
+	n.problems.add(log, "nothing is remembered over a restart", err)
 	n.past.history = history.New(history.Config{Storage: n.state.History(), Read: n.counts, Log: log})
 	n.infos = n.state.Infos(cfg.Keys, cfg.ShareKeys, m)
 	access := nixCacheAccess(os.Getenv, log)
@@ -105,8 +126,8 @@ func newNode(cfg *config.Config, m *metrics.Metrics, id string, log *slog.Logger
 	n.cache, err = narcache.Open(narcache.Config{
 		Dir: filepath.Join(cfg.CacheDir, cacheSubdir), Size: cfg.CacheSize, InStore: n.inStore, Events: events, Log: log, Metrics: m,
 	})
-	n.without(log, source.PartCache, "NARs are not kept and not shared between clients", err)
-	n.without(log, source.PartPeers, "this machine has no peers", n.joinSite(m, events, log))
+	n.problems.add(log, "NARs are not kept and not shared between clients", err)
+	n.problems.add(log, "this machine has no peers", n.joinSite(m, events, log))
 	if err := n.wire(m, events, log); err != nil {
 		return nil, err
 	}
@@ -132,10 +153,9 @@ func (n *node) joinSite(m *metrics.Metrics, events source.Events, log *slog.Logg
 	n.peers, err = p2p.New(p2p.Config{
 		StateDir: n.cfg.StateDir, Listen: n.cfg.P2PListen, Bootstrap: n.cfg.Bootstrap, MDNS: n.cfg.MDNS,
 		MaxPeers: n.cfg.MaxPeers, SwarmKeyFile: n.cfg.SwarmKeyFile, AllowCIDRs: n.cfg.AllowCIDRs,
-		AllowOnLink: n.cfg.AllowOnLink, UploadLimit: n.cfg.UploadLimit, Leases: n.cfg.Leases,
+		AllowOnLink: n.cfg.AllowOnLink, UploadLimit: n.cfg.UploadLimit, Leases: n.cfg.Leases, Clock: n.clock,
 		Keys: n.cfg.Keys, ShareKeys: n.cfg.ShareKeys, Holder: n.holder,
-		Saved: n.state.Peers(), Reputation: n.state.Reputation(), Events: events, Conditions: &n.conditions,
-		Metrics: m, Log: log,
+		Saved: n.state.Peers(), Reputation: n.state.Reputation(), Events: events, Metrics: m, Log: log,
 	})
 	return err
 }
@@ -147,7 +167,7 @@ func (n *node) wire(m *metrics.Metrics, events source.Events, log *slog.Logger) 
 		Store: n.store, Disk: n.infos, Upstream: n.upstream, Share: n.cfg.ShareKeys, Events: events, Metrics: m, Log: log,
 	}
 	tc := transfer.Config{
-		Store: n.store, Cache: n.cache, Coordinate: n.cfg.Leases, OnDownload: n.holder.Downloading,
+		Store: n.store, Cache: n.cache, Coordinate: n.cfg.Leases, Clock: n.clock, OnDownload: n.holder.Downloading,
 		Events: events, Metrics: m, Log: log,
 	}
 	if n.cache != nil {
@@ -201,7 +221,7 @@ func (n *node) inStore(nar nix.NarHash) bool { return n.holder.InStore(nar) }
 func (n *node) run(ctx context.Context, log *slog.Logger) error {
 	g, ctx := errgroup.WithContext(ctx)
 	for _, part := range []func(context.Context) error{
-		n.state.Run, n.store.Run, n.upstream.Run, n.resolver.Run, n.transfer.Run, n.past.history.Run,
+		n.state.Run, n.store.Run, n.upstream.Run, n.resolver.Run, n.transfer.Run, n.past.history.Run, n.clock.Run,
 	} {
 		g.Go(func() error { return part(ctx) })
 	}
@@ -211,7 +231,7 @@ func (n *node) run(ctx context.Context, log *slog.Logger) error {
 	if n.peers != nil {
 		g.Go(func() error {
 			// A port that is taken must not stop what works without peers.
-			n.without(log, source.PartPeers, "this machine has no peers", n.peers.Run(ctx))
+			n.problems.add(log, "this machine has no peers", n.peers.Run(ctx))
 			return nil
 		})
 	}

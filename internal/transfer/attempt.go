@@ -16,12 +16,11 @@ import (
 type attempt struct {
 	d       *download
 	session source.Session // nil: nobody to ask
-	clock   clock
-	first   *leg
-	cancel  context.CancelCauseFunc // of the first leg
-	before  *stage                  // what was followed when it began
-	spread  time.Duration           // added to the budget
-	ticks   sync.WaitGroup          // ticks that act
+	budget
+	first  *leg
+	cancel context.CancelCauseFunc // of the first leg
+	before *stage                  // what was followed when it began
+	ticks  sync.WaitGroup          // ticks that act
 
 	mu     sync.Mutex
 	timer  *time.Timer
@@ -30,6 +29,14 @@ type attempt struct {
 	over   bool               // the clock is over: peers are not asked any more
 	free   bool               // there is no upstream: no clock
 	ended  bool
+}
+
+// budget is the clock of an attempt, and where it stands.
+type budget struct {
+	clock  clock
+	spread time.Duration // added to it
+	waited time.Duration // before the attempt began
+	began  time.Time     // on the clock of the process
 }
 
 // parallel is the second leg.
@@ -83,6 +90,10 @@ func (d *download) attempt(ctx context.Context, session source.Session, up sourc
 	a := &attempt{d: d, session: session, cancel: cancel, before: d.current(), free: session == nil || up == nil}
 	a.clock = clock{nar: d.info.NarSize(), file: d.upstreamSize()}
 	a.spread = rand.N(spreadMost)
+	if !a.free {
+		defer d.s.cfg.Clock.Watch()()
+	}
+	a.waited, a.began = time.Since(d.asked), d.s.cfg.Clock.Now()
 	a.first = &leg{a: a, session: session, up: up, whole: whole}
 	a.startClock(ctx)
 	first := a.first.run(fctx)
@@ -169,11 +180,12 @@ func (a *attempt) startClock(ctx context.Context) {
 	a.timer = time.AfterFunc(max(a.left(), 0), func() { a.tick(ctx) })
 }
 
-// left returns what is left of the budget.
+// left returns what is left of the budget. Time in which this process was kept from running is
+// not the fault of peers, and upstream would not have been read in it either.
 func (a *attempt) left() time.Duration {
 	l := a.first
 	p := progress{got: l.got.Load(), size: l.size.Load(), trusted: l.trusted(), sharers: a.session.Sharers()}
-	return a.spread + a.clock.left(time.Since(a.d.asked), l.up.Pace(), p)
+	return a.spread + a.clock.left(a.waited+a.d.s.cfg.Clock.Now().Sub(a.began), l.up.Pace(), p)
 }
 
 // spreadMost is the most by which budgets differ: those who follow the same node would

@@ -21,6 +21,7 @@ import (
 	"github.com/nixp2p/nixp2p/internal/narcache"
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/internal/resolve"
+	"github.com/nixp2p/nixp2p/internal/runclock"
 	"github.com/nixp2p/nixp2p/internal/source"
 	"github.com/nixp2p/nixp2p/internal/taskgroup"
 	"github.com/nixp2p/nixp2p/verify"
@@ -33,6 +34,8 @@ type Config struct {
 	Cache      *narcache.Cache // if nil, nothing is kept, and each client gets a stream of its own
 	Peers      source.Peers
 	Coordinate bool // agree with the site who fetches what no peer has
+	// Clock is that of the time budgets; if nil, the ordinary one.
+	Clock *runclock.Clock
 	// OnDownload is called when a download into the cache begins. If nil, nobody is told.
 	OnDownload func(info *verify.Info)
 	Events     source.Events    // of wrong bytes and of sources that ended early
@@ -85,7 +88,6 @@ type Server struct {
 	prover    prover
 	downloads downloads
 	responses responses
-	savings   *savings
 	tasks     taskgroup.Group
 }
 
@@ -115,7 +117,6 @@ func New(cfg Config) (*Server, error) {
 		wrongPeers: backoff.NewSet[nix.NarHash](remembered),
 		noPeers:    backoff.NewSet[nix.NarHash](remembered),
 		prover:     newProver(),
-		savings:    newSavings(),
 		downloads:  downloads{running: make(map[nix.NarHash]*download)},
 	}, nil
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/nixp2p/nixp2p/internal/hedge"
 	"github.com/nixp2p/nixp2p/internal/metrics"
 	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/runclock"
 	"github.com/nixp2p/nixp2p/internal/source"
 	"github.com/nixp2p/nixp2p/internal/taskgroup"
 	"github.com/nixp2p/nixp2p/p2p/inventory"
@@ -61,6 +62,7 @@ type Config struct {
 	Reputation *reputation.Book
 	Leases     *lease.Client // nil: no coordination
 	DHT        DHT
+	Clock      *runclock.Clock // of the time that streams take; nil: the ordinary one
 	Events     source.Events
 	Metrics    *metrics.Metrics
 	Log        *slog.Logger

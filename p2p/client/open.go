@@ -16,6 +16,7 @@ import (
 	"github.com/nixp2p/nixp2p/internal/hedge"
 	"github.com/nixp2p/nixp2p/internal/httprange"
 	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/runclock"
 	"github.com/nixp2p/nixp2p/internal/source"
 	"github.com/nixp2p/nixp2p/p2p/balance"
 	"github.com/nixp2p/nixp2p/p2p/lease"
@@ -219,7 +220,7 @@ func (s *session) follow(ctx context.Context, sources []lease.Source, off int64)
 		forms[p.ID] = x
 		peers = append(peers, p)
 	}
-	limit := time.Now().Add(namedTime)
+	limit := s.c.cfg.Clock.Now().Add(namedTime)
 	for wait := busyFirst; len(peers) > 0; wait *= 2 {
 		st, busy, err := s.race(ctx, peers, namedTime, func() time.Duration { return openTime }, func(ctx context.Context, p *site.Peer) (*stream, error) {
 			st, err := s.openOne(ctx, p, forms[p.ID].Form, off, !forms[p.ID].Whole())
@@ -234,7 +235,7 @@ func (s *session) follow(ctx context.Context, sources []lease.Source, off int64)
 		if err == nil {
 			return st, nil
 		}
-		if !busy || ctx.Err() != nil || time.Now().Add(wait).After(limit) {
+		if !busy || ctx.Err() != nil || s.c.cfg.Clock.Now().Add(wait).After(limit) {
 			break
 		}
 		select {
@@ -273,14 +274,13 @@ func (s *session) race(ctx context.Context, peers []*site.Peer, limit time.Durat
 		p := peers[i]
 		// The limit is for the head of the answer; the body goes on as long as ctx.
 		octx, cancel := context.WithCancel(ctx)
-		late := time.AfterFunc(limit, cancel)
+		stop := runclock.AfterFunc(s.c.cfg.Clock.Now, s.c.cfg.Clock.Now().Add(limit), cancel)
 		st, err := open(octx, p)
-		if err == nil && !late.Stop() {
+		if inTime := stop(); err == nil && !inTime {
 			_ = st.Close()
 			err = context.DeadlineExceeded
 		}
 		if err != nil {
-			late.Stop()
 			cancel()
 		} else {
 			st.ends, st.gone = append(st.ends, cancel), gone

@@ -460,7 +460,7 @@ func TestNamedPeers(t *testing.T) {
 					asker.sources = append(asker.sources, lease.Source{Node: lease.NodeID(f.ID), Form: nix.Raw, Size: size, Bytes: size - 1, Got: size - 1})
 					f.forms = "raw=0/" + fmt.Sprint(size) // it lists the path, and has nothing
 				}
-				c.cfg.Leases = lease.NewClient(asker)
+				c.cfg.Leases = lease.NewClient(asker, time.Now)
 				defer c.cfg.Leases.Close()
 				session := c.Begin(t.Context(), source.Want{Info: p.Info(t, key), Forms: rawOf(p), Coordinate: true})
 				began := time.Now()

@@ -11,6 +11,7 @@ import (
 	"github.com/nixp2p/nixp2p/internal/compress"
 	"github.com/nixp2p/nixp2p/internal/metrics"
 	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/runclock"
 	"github.com/nixp2p/nixp2p/p2p/site"
 )
 
@@ -62,7 +63,7 @@ type stream struct {
 // begin starts with the body of an answer.
 func (st *stream) begin(body io.ReadCloser, off int64, coded bool) {
 	st.left = st.size - off
-	st.wire = newWireReader(st.p, body, st.s.c.cfg.Metrics, st.partial)
+	st.wire = newWireReader(st.s.c.cfg.Clock, st.p, body, st.s.c.cfg.Metrics, st.partial)
 	st.plain = st.wire
 	if coded {
 		if z, err := compress.NewStreamReader(nix.Zstd, st.plain); err == nil { // the coding is known
@@ -79,34 +80,55 @@ type wireReader struct {
 	body    io.ReadCloser
 	metrics *metrics.Metrics
 	partial bool
+	clock   *runclock.Clock
 	stall   *time.Timer
-	stalled atomic.Bool // the timer ran out
+	began   time.Time
+	since   atomic.Int64 // when the Read that waits did, in ns after began; 0: none waits
+	stalled atomic.Bool  // the timer ran out
 
 	// Over the last rateTime of waiting.
 	waited time.Duration
 	came   int64
 }
 
-func newWireReader(p *site.Peer, body io.ReadCloser, m *metrics.Metrics, partial bool) *wireReader {
-	w := &wireReader{p: p, body: body, metrics: m, partial: partial}
-	w.stall = time.AfterFunc(time.Hour, func() {
-		w.stalled.Store(true)
-		_ = body.Close() // a Read that waits returns
-	})
+func newWireReader(clock *runclock.Clock, p *site.Peer, body io.ReadCloser, m *metrics.Metrics, partial bool) *wireReader {
+	w := &wireReader{p: p, body: body, metrics: m, partial: partial, clock: clock, began: clock.Now()}
+	w.stall = time.AfterFunc(time.Hour, w.checkStall)
 	w.stall.Stop()
 	return w
 }
 
+// patience is how long a Read may wait.
+func (w *wireReader) patience() time.Duration {
+	if w.partial {
+		return stallTimePartial
+	}
+	return stallTime
+}
+
+// checkStall ends a Read that has waited too long. It is called when that time has passed, of
+// which this process may have lost a part.
+func (w *wireReader) checkStall() {
+	since := w.since.Load()
+	if since == 0 {
+		return
+	}
+	if left := w.patience() - w.clock.Now().Sub(w.began.Add(time.Duration(since))); left > 0 {
+		w.stall.Reset(left)
+		return
+	}
+	w.stalled.Store(true)
+	_ = w.body.Close() // a Read that waits returns
+}
+
 // Read is part of io.Reader.
 func (w *wireReader) Read(b []byte) (int, error) {
-	start := time.Now()
-	patience := stallTime
-	if w.partial {
-		patience = stallTimePartial
-	}
+	start := w.clock.Now()
+	w.since.Store(max(int64(start.Sub(w.began)), 1))
 	w.p.Meter().Waiting()
-	w.stall.Reset(patience)
+	w.stall.Reset(w.patience())
 	n, err := w.body.Read(b)
+	w.since.Store(0)
 	w.stall.Stop()
 	if w.partial { // how fast the peer gets it says nothing of the link
 		w.p.Meter().Got(0)
@@ -119,7 +141,7 @@ func (w *wireReader) Read(b []byte) (int, error) {
 	case err != nil && w.stalled.Load():
 		err = errStalled
 	case err == nil:
-		err = w.rate(n, time.Since(start))
+		err = w.rate(n, w.clock.Now().Sub(start))
 	}
 	return n, err
 }

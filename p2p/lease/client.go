@@ -8,6 +8,7 @@ import (
 
 	"github.com/nixp2p/nixp2p/internal/backoff"
 	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/runclock"
 	"github.com/nixp2p/nixp2p/internal/taskgroup"
 )
 
@@ -41,16 +42,18 @@ const (
 // use. Close waits for everything that it sent.
 type Client struct {
 	asker    Asker
+	now      func() time.Time
 	group    taskgroup.Group
 	slots    chan struct{}
 	answered *backoff.Set[NodeID]
 	silent   *backoff.Set[NodeID]
 }
 
-// NewClient returns the Client of a node. It starts nothing.
-func NewClient(asker Asker) *Client {
+// NewClient returns the Client of a node. It starts nothing. Now is the clock for the time that
+// an answer takes: one that this machine is too busy to read did not come late.
+func NewClient(asker Asker, now func() time.Time) *Client {
 	return &Client{
-		asker: asker, slots: make(chan struct{}, maxQuestions),
+		asker: asker, now: now, slots: make(chan struct{}, maxQuestions),
 		answered: backoff.NewSet[NodeID](maxKnown), silent: backoff.NewSet[NodeID](maxKnown),
 	}
 }
@@ -82,8 +85,9 @@ func (c *Client) ask(ctx context.Context, node NodeID, addr string, r Request, u
 	if c.silent.Has(node) { // another node redirected to it
 		return Answer{}, errSilent
 	}
-	wait, cancel := context.WithDeadline(ctx, until)
+	wait, cancel := context.WithCancel(ctx)
 	defer cancel()
+	defer runclock.AfterFunc(c.now, until, cancel)()
 	select {
 	case c.slots <- struct{}{}:
 	case <-wait.Done():
@@ -185,7 +189,7 @@ func (d Decision) Fetch() bool { return len(d.Sources) == 0 }
 func (c *Client) Begin(want Want) *Lease {
 	return &Lease{
 		client: c, saying: make(chan struct{}, 1), form: want.Forms[0].Form,
-		session: NewSession(c.asker.Self(), want, c.live(), c.patientWith, time.Now()),
+		session: NewSession(c.asker.Self(), want, c.live(), c.patientWith, c.now()),
 	}
 }
 
@@ -232,25 +236,25 @@ func (l *Lease) again(o Outcome) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if o.Stalled != "" {
-		l.session.Stalled(o.Stalled, live, time.Now())
+		l.session.Stalled(o.Stalled, live, l.client.now())
 	} else {
-		l.session.Again(live, time.Now())
+		l.session.Again(live, l.client.now())
 	}
 }
 
 func (l *Lease) step() Step {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.session.Next(time.Now())
+	return l.session.Next(l.client.now())
 }
 
 func (l *Lease) reply(node NodeID, a Answer, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if err != nil {
-		l.session.Unanswered(node, time.Now())
+		l.session.Unanswered(node, l.client.now())
 	} else {
-		l.session.Answered(node, a, time.Now())
+		l.session.Answered(node, a, l.client.now())
 	}
 }
 
@@ -383,7 +387,7 @@ func (l *Lease) heard(node NodeID, a Answer) {
 	if t == nil || !t.fetch || t.yielded {
 		return
 	}
-	now := time.Now()
+	now := l.client.now()
 	if l.session.Answered(node, a, now); l.session.Next(now).Kind == FollowStep {
 		t.yielded = true
 		close(t.over)

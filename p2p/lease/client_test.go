@@ -43,7 +43,7 @@ func newTown(n int) (*town, []*citizen) {
 	for i := range n {
 		id := NodeID(fmt.Sprintf("node-%d", i))
 		c := &citizen{town: t, id: id, coord: NewCoordinator(id)}
-		c.client = NewClient(c)
+		c.client = NewClient(c, time.Now)
 		t.nodes[id] = c
 		list = append(list, c)
 	}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"net/http"
+	"net/netip"
 	"strconv"
 	"time"
 
@@ -48,7 +49,9 @@ func (h *Handler) serveNAR(w http.ResponseWriter, r *http.Request, name nix.NARN
 // sendNAR answers with a NAR. It returns an error if it has sent nothing.
 func (h *Handler) sendNAR(ctx context.Context, w http.ResponseWriter, r *http.Request, name nix.NARName, scope source.Scope) error {
 	asked := rangeOf(r)
-	n, err := h.nar(ctx, name, transfer.Query{Scope: scope, Resume: resumes(asked), Head: r.Method == http.MethodHead})
+	n, err := h.nar(ctx, name, transfer.Query{
+		Scope: scope, Resume: resumes(asked), Head: r.Method == http.MethodHead, Client: clientOf(r, scope),
+	})
 	if err != nil {
 		return err
 	}
@@ -141,4 +144,13 @@ func (l *lateWriter) Write(p []byte) (int, error) {
 	n, err := l.w.Write(p)
 	l.failed = l.failed || err != nil
 	return n, err
+}
+
+// clientOf returns the address of a client on another machine, zero for one on this machine.
+func clientOf(r *http.Request, scope source.Scope) netip.Addr {
+	at, err := netip.ParseAddrPort(r.RemoteAddr)
+	if !scope.Public() || err != nil {
+		return netip.Addr{}
+	}
+	return at.Addr().Unmap()
 }

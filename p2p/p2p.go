@@ -52,8 +52,9 @@ type Config struct {
 	Reputation  reputation.Saved // may be nil
 	Resolver    discovery.Resolver
 	Events      source.Events
-	Metrics     *metrics.Metrics // required
-	Log         *slog.Logger     // nil discards
+	Conditions  *source.Conditions // what holds now is noted here; nil drops it
+	Metrics     *metrics.Metrics   // required
+	Log         *slog.Logger       // nil discards
 }
 
 // defaultCIDRs are private and link-local networks: a site, not the internet.
@@ -246,6 +247,9 @@ func (n *Node) MayHave(h nix.StoreHash) bool { return n.client.MayHave(h) }
 
 // Raw is part of source.Peers.
 func (n *Node) Raw(info *verify.Info) bool { return n.client.Raw(info) }
+
+// FileSize is part of source.Peers.
+func (n *Node) FileSize(info *verify.Info) int64 { return n.client.FileSize(info) }
 
 // Begin is part of source.Peers.
 func (n *Node) Begin(ctx context.Context, want source.Want) source.Session {

@@ -42,9 +42,11 @@ func (a *adminNode) State() admin.State {
 		return admin.State{}
 	}
 	s := admin.State{
-		Degraded: n.degraded(), Store: storeState(n.store), StateDir: n.cfg.StateDir,
-		Saved: admin.Saved(n.past.history.Saved()), Transfers: n.transfers(), Failures: n.failures(),
+		Conditions: n.current(), Store: storeState(n.store), StateDir: n.cfg.StateDir,
+		Transfers: n.transfers(), Failures: n.failures(),
 	}
+	saved, estimated := n.past.history.Saved()
+	s.Saved = admin.Saved{Spans: admin.Spans(saved), Estimated: admin.Spans(estimated)}
 	for _, h := range n.upstream.Health() {
 		s.Upstreams = append(s.Upstreams, admin.Upstream{
 			URL: h.URL, Up: h.Up, Why: h.Why, Since: h.Since, LastError: h.LastError,
@@ -57,11 +59,13 @@ func (a *adminNode) State() admin.State {
 	return s
 }
 
-// degraded returns what does not work now, a sentence each.
-func (n *node) degraded() []string {
-	list := n.problems.all()
+// current returns how the parts work now, where there is something to say.
+func (n *node) current() (list []admin.Condition) {
+	for _, c := range n.conditions.List() {
+		list = append(list, admin.Condition{Part: string(c.Part), Text: c.Text, Hint: c.Hint, Note: c.Note})
+	}
 	if err := n.state.Err(); err != nil {
-		list = append(list, "nothing is remembered over a restart: "+err.Error())
+		list = append(list, admin.Condition{Part: string(source.PartState), Text: "nothing is remembered over a restart: " + err.Error()})
 	}
 	return list
 }
@@ -179,7 +183,8 @@ func buckets(list []history.Bucket) []admin.Bucket {
 	out := make([]admin.Bucket, 0, len(list))
 	for _, b := range list {
 		out = append(out, admin.Bucket{
-			Start: b.Start, Bytes: admin.Bytes{Store: b.Store, Cache: b.Cache, Peer: b.Peer, Upstream: b.Upstream}, Saved: b.Saved,
+			Start: b.Start, Bytes: admin.Bytes{Store: b.Store, Cache: b.Cache, Peer: b.Peer, Upstream: b.Upstream},
+			Saved: b.Saved, Estimated: b.Estimated,
 		})
 	}
 	return out
@@ -187,10 +192,10 @@ func buckets(list []history.Bucket) []admin.Bucket {
 
 // counts reads the metrics: the history has no numbers of its own.
 func (n *node) counts() history.Counts {
-	sent := func(r source.Role) int64 { return metrics.Value(n.metrics.NarBytes.WithLabelValues(r.String())) }
+	sent := func(r source.Role) int64 { return metrics.Value(n.metrics.NarUnpacked.WithLabelValues(r.String())) }
 	return history.Counts{
 		Store: sent(source.Store), Cache: sent(source.Cache), Peer: sent(source.Peer), Upstream: sent(source.Upstream),
-		Saved: metrics.Value(n.metrics.SavedBytes),
+		Saved: metrics.Value(n.metrics.SavedBytes), Estimated: metrics.Value(n.metrics.SavedEstimated),
 	}
 }
 

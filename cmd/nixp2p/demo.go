@@ -197,12 +197,12 @@ func (s *demoShow) table(r demo.Result) {
 		})
 	}
 	s.u.printf("\n")
-	s.u.lines(s.terminal.table([]string{"NODE", "PATHS", "FROM UPSTREAM", "FROM PEERS", "TIME", ""}, rows))
+	s.u.lines(s.terminal.table([]string{"NODE", "PATHS", "NARS FROM UPSTREAM", "FROM PEERS", "TIME", ""}, rows))
 	if !r.OK {
 		s.u.printf("\n%s\n", s.paint(red, "It did not work."))
 		return
 	}
-	s.u.printf("\nThe upstream sent %s. To three machines without nixp2p it would have sent %s (3 x %s).\n",
+	s.u.printf("\nThe upstream sent %s of zstd files. To three machines without nixp2p it would have sent %s (3 x %s).\n",
 		s.paint(bold, demo.FormatMB(r.UplinkBytes)), s.paint(bold, demo.FormatMB(r.UplinkWithout)), demo.FormatMB(r.Files))
 	s.u.printf("%s Every path arrived as it was signed. Nothing is left behind.\n", s.paint(green, "It worked."))
 }
@@ -211,9 +211,6 @@ func demoNote(r demo.Result, n demo.Node) string {
 	var notes []string
 	if n.FromCache > 0 {
 		notes = append(notes, "(and "+demo.FormatMB(n.FromCache)+" from its cache)")
-	}
-	if n.FromPeers > 0 && n.Paths == r.Paths && n.FromUpstream+n.FromPeers+n.FromCache < r.NarBytes {
-		notes = append(notes, "(partly sent as zstd files)")
 	}
 	if n.Name == "C" && r.KilledAfter > 0 {
 		notes = append(notes, "A was killed after "+demo.FormatMB(r.KilledAfter))

@@ -165,7 +165,7 @@ func wantDemo(t *testing.T, r demo.Result) {
 		t.Errorf("A did not get all of %d bytes from the upstream: %+v", r.Files, a)
 	}
 	// On a busy machine a NAR may miss its time budget.
-	if b.FromUpstream > r.Files/10 || b.Uplink > r.Files/10 || b.FromPeers == 0 {
+	if b.FromUpstream > r.NarBytes/10 || b.Uplink > r.Files/10 || b.FromPeers == 0 {
 		t.Errorf("B did not get nearly all from A: %+v", b)
 	}
 	for _, n := range r.Nodes {

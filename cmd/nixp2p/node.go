@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -60,7 +59,8 @@ type node struct {
 	transfer *transfer.Server
 	front    http.Handler
 	past     past
-	problems problems
+	// conditions are how the parts work: those that work with less say so here.
+	conditions source.Conditions
 }
 
 // basics is what the parts share.
@@ -76,27 +76,13 @@ type past struct {
 	failures history.Failures
 }
 
-// problems are the parts that do not work, a sentence each.
-type problems struct {
-	mu   sync.Mutex
-	list []string
-}
-
-// add notes that a part failed and what that means.
-func (p *problems) add(log *slog.Logger, consequence string, err error) {
+// without notes that a part failed and what that means.
+func (n *node) without(log *slog.Logger, part source.Part, effect string, err error) {
 	if err == nil {
 		return
 	}
-	log.Warn("working without a part", "consequence", consequence, "err", err)
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.list = append(p.list, fmt.Sprintf("%s: %v", consequence, err))
-}
-
-func (p *problems) all() []string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return slices.Clone(p.list)
+	log.Warn("working without a part", "effect", effect, "err", err)
+	n.conditions.Set(string(part), source.Condition{Part: part, Text: fmt.Sprintf("%s: %v", effect, err)})
 }
 
 // newNode wires a node. A part that is not needed to answer Nix, such as a directory on disk,
@@ -106,7 +92,7 @@ func newNode(cfg *config.Config, m *metrics.Metrics, id string, log *slog.Logger
 	events := source.Events(n.past.failures.Note)
 	var err error
 	n.state, err = state.Open(cfg.StateDir, log)
-	n.problems.add(log, "nothing is remembered over a restart", err)
+	n.without(log, source.PartState, "nothing is remembered over a restart", err)
 	n.past.history = history.New(history.Config{Storage: n.state.History(), Read: n.counts, Log: log})
 	n.infos = n.state.Infos(cfg.Keys, cfg.ShareKeys, m)
 	access := nixCacheAccess(os.Getenv, log)
@@ -126,8 +112,8 @@ func newNode(cfg *config.Config, m *metrics.Metrics, id string, log *slog.Logger
 	n.cache, err = narcache.Open(narcache.Config{
 		Dir: filepath.Join(cfg.CacheDir, cacheSubdir), Size: cfg.CacheSize, InStore: n.inStore, Events: events, Log: log, Metrics: m,
 	})
-	n.problems.add(log, "NARs are not kept and not shared between clients", err)
-	n.problems.add(log, "this machine has no peers", n.joinSite(m, events, log))
+	n.without(log, source.PartCache, "NARs are not kept and not shared between clients", err)
+	n.without(log, source.PartPeers, "this machine has no peers", n.joinSite(m, events, log))
 	if err := n.wire(m, events, log); err != nil {
 		return nil, err
 	}
@@ -155,7 +141,8 @@ func (n *node) joinSite(m *metrics.Metrics, events source.Events, log *slog.Logg
 		MaxPeers: n.cfg.MaxPeers, SwarmKeyFile: n.cfg.SwarmKeyFile, AllowCIDRs: n.cfg.AllowCIDRs,
 		AllowOnLink: n.cfg.AllowOnLink, UploadLimit: n.cfg.UploadLimit, Leases: n.cfg.Leases, Clock: n.clock,
 		Keys: n.cfg.Keys, ShareKeys: n.cfg.ShareKeys, Holder: n.holder,
-		Saved: n.state.Peers(), Reputation: n.state.Reputation(), Events: events, Metrics: m, Log: log,
+		Saved: n.state.Peers(), Reputation: n.state.Reputation(), Events: events, Conditions: &n.conditions,
+		Metrics: m, Log: log,
 	})
 	return err
 }
@@ -231,7 +218,7 @@ func (n *node) run(ctx context.Context, log *slog.Logger) error {
 	if n.peers != nil {
 		g.Go(func() error {
 			// A port that is taken must not stop what works without peers.
-			n.problems.add(log, "this machine has no peers", n.peers.Run(ctx))
+			n.without(log, source.PartPeers, "this machine has no peers", n.peers.Run(ctx))
 			return nil
 		})
 	}

@@ -89,8 +89,8 @@ func numbersOf(s admin.Status) map[string]struct {
 		"cache-bytes":     {s.Cache.Bytes, []string{"nixp2p_cache_bytes"}},
 		"transfers-total": {int64(s.TransfersTotal), nil},
 	}
-	for source, n := range map[string]int64{"store": s.Bytes.Store, "cache": s.Bytes.Cache, "peer": s.Bytes.Peer, "upstream": s.Bytes.Upstream} {
-		all["bytes-"+source] = number{n, []string{"nixp2p_nar_bytes_total", `source="` + source + `"`}}
+	for source, n := range map[string]int64{"store": s.Unpacked.Store, "cache": s.Unpacked.Cache, "peer": s.Unpacked.Peer, "upstream": s.Unpacked.Upstream} {
+		all["bytes-"+source] = number{n, []string{"nixp2p_nar_unpacked_bytes_total", `source="` + source + `"`}}
 	}
 	for source, r := range s.Requests {
 		for result, n := range map[string]int64{"hit": r.Hit, "miss": r.Miss, "timeout": r.Timeout} {
@@ -140,17 +140,20 @@ func historyDiffers(t *testing.T, d *process, page string, s admin.Status) (wron
 	}
 	for name, list := range map[string][]admin.Bucket{"hours": h.Hours, "days": h.Days} {
 		var sum admin.Bucket
+		var estimated int64
 		for _, b := range list {
 			sum.Store, sum.Cache, sum.Peer, sum.Upstream, sum.Saved = sum.Store+b.Store, sum.Cache+b.Cache, sum.Peer+b.Peer, sum.Upstream+b.Upstream, sum.Saved+b.Saved
+			estimated += b.Estimated
 		}
-		if sum.Bytes != s.Bytes || sum.Saved != s.SavedBytes {
-			wrong = append(wrong, fmt.Sprintf("%s: %+v in all, the counters say %+v and %d saved", name, sum, s.Bytes, s.SavedBytes))
+		if sum.Bytes != s.Unpacked || sum.Saved != s.SavedBytes || estimated != s.SavedEstimated {
+			wrong = append(wrong, fmt.Sprintf("%s: %+v in all, the counters say %+v and %d saved", name, sum, s.Unpacked, s.SavedBytes))
 		}
 		last := list[len(list)-1]
 		cells := ""
-		for _, n := range []int64{last.Store, last.Cache, last.Peer, last.Upstream, last.Saved} {
+		for _, n := range []int64{last.Store, last.Cache, last.Peer, last.Upstream} {
 			cells += `<td class="n">` + humanSize(n) + "</td>"
 		}
+		cells += `<td class="n">` + strings.TrimPrefix(savedText(admin.Saved{Spans: admin.Spans{Total: last.Saved}, Estimated: admin.Spans{Total: last.Estimated}}), "today 0 B, in 7 days 0 B, in all ") + "</td>"
 		if !strings.Contains(page, cells) {
 			wrong = append(wrong, name+": the page's table lacks "+cells)
 		}
@@ -180,7 +183,7 @@ func printedDiffers(t *testing.T, d *process, page string, s admin.Status) (wron
 	}
 	text := run("status")
 	for _, want := range []string{
-		fmt.Sprintf("today %s, in 7 days %s, in all %s", humanSize(s.Saved.Today), humanSize(s.Saved.Week), humanSize(s.Saved.Total)),
+		savedText(s.Saved),
 		fmt.Sprintf("received %s, sent %s", humanSize(s.PeerReceivedBytes), humanSize(s.PeerSentBytes)),
 		"received " + humanSize(s.UpstreamBytes),
 		fmt.Sprintf("%s of %s", humanSize(s.Cache.Bytes), humanSize(s.Cache.Limit)),
@@ -190,7 +193,7 @@ func printedDiffers(t *testing.T, d *process, page string, s admin.Status) (wron
 			wrong = append(wrong, fmt.Sprintf("status lacks %q:\n%s", want, text))
 		}
 	}
-	for source, n := range map[string]int64{"store": s.Bytes.Store, "cache": s.Bytes.Cache, "peer": s.Bytes.Peer, "upstream": s.Bytes.Upstream} {
+	for source, n := range map[string]int64{"store": s.Unpacked.Store, "cache": s.Unpacked.Cache, "peer": s.Unpacked.Peer, "upstream": s.Unpacked.Upstream} {
 		size := humanSize(n)
 		if n == 0 {
 			size = "–"

@@ -156,7 +156,7 @@ func (p terminal) facts(s admin.Status) []string {
 		peers = count(s.Peers, "peer")
 	}
 	rows := [][]cell{
-		{{"saved", bold}, {fmt.Sprintf("today %s, in 7 days %s, in all %s", humanSize(s.Saved.Today), humanSize(s.Saved.Week), humanSize(s.Saved.Total)), green}},
+		{{"saved", bold}, {savedText(s.Saved), green}},
 		{{"shared", bold}, {text: count(s.StorePathsShared, "store path") + ", with " + peers}},
 		{{"peers", bold}, {text: fmt.Sprintf("received %s, sent %s", humanSize(s.PeerReceivedBytes), humanSize(s.PeerSentBytes))}},
 		{{"upstreams", bold}, {text: "received " + humanSize(s.UpstreamBytes)}},
@@ -167,9 +167,20 @@ func (p terminal) facts(s admin.Status) []string {
 	return p.table(nil, rows)
 }
 
+// savedText writes what was saved. What is partly an estimate has a sign in front.
+func savedText(s admin.Saved) string {
+	about := func(n, estimated int64) string {
+		if estimated > 0 {
+			return "≈ " + humanSize(n)
+		}
+		return humanSize(n)
+	}
+	return fmt.Sprintf("today %s, in 7 days %s, in all %s", about(s.Today, s.Estimated.Today), about(s.Week, s.Estimated.Week), about(s.Total, s.Estimated.Total))
+}
+
 // sources shows which source answered Nix since the start.
 func (p terminal) sources(s admin.Status) []string {
-	nars := map[string]int64{"store": s.Bytes.Store, "cache": s.Bytes.Cache, "peer": s.Bytes.Peer, "upstream": s.Bytes.Upstream}
+	nars := map[string]int64{"store": s.Unpacked.Store, "cache": s.Unpacked.Cache, "peer": s.Unpacked.Peer, "upstream": s.Unpacked.Upstream}
 	decimal := func(n int64) string { return fmt.Sprint(n) }
 	var rows [][]cell
 	for _, source := range []string{"memory", "disk", "store", "cache", "peer", "upstream", "none"} {
@@ -178,7 +189,7 @@ func (p terminal) sources(s admin.Status) []string {
 			rows = append(rows, []cell{{text: source}, dash(nars[source], humanSize), dash(r.Hit, decimal), dash(r.Miss, decimal), dash(r.Timeout, decimal)})
 		}
 	}
-	return p.table([]string{"SENT TO NIX", "NARS", "NARINFOS", "MISSES", "TIMED OUT"}, rows)
+	return p.table([]string{"GIVEN TO NIX", "NARS, UNPACKED", "NARINFOS", "MISSES", "TIMED OUT"}, rows)
 }
 
 // dash writes a number; zero is a dash, so that the others stand out.

@@ -117,13 +117,14 @@ func TestHealth(t *testing.T) {
 
 func TestStatus(t *testing.T) {
 	f := &fake{state: State{
-		Degraded:  []string{"the disk is full"},
-		Upstreams: []Upstream{{URL: "https://<b>.example", Up: false, Why: "refused", LatencyMS: 12}},
-		Cache:     Cache{Bytes: 5 << 20, Limit: 10 << 30, Entries: 3},
+		Conditions: []Condition{{Text: "the disk is full"}, {Text: "only said", Note: true}},
+		Upstreams:  []Upstream{{URL: "https://<b>.example", Up: false, Why: "refused", LatencyMS: 12}},
+		Cache:      Cache{Bytes: 5 << 20, Limit: 10 << 30, Entries: 3},
 	}}
 	s, m := start(t, f)
 	m.NarBytes.WithLabelValues("store").Add(10)
 	m.NarBytes.WithLabelValues("upstream").Add(1536)
+	m.NarUnpacked.WithLabelValues("upstream").Add(1536)
 	m.SavedBytes.Add(7)
 	m.StorePathsShared.Set(100)
 

@@ -201,7 +201,7 @@ func testScreenshots(t *testing.T, b *browser.Browser) {
 	}
 	s := startSite(t)
 	busy := madeUp(64, 64, 32)
-	busy.state.Degraded = []string{"the NAR cache cannot write: no space left on device; everything streams through"}
+	busy.state.Conditions = []Condition{{Part: "cache", Text: "the NAR cache cannot write: no space left on device; everything streams through"}}
 	empty := &fake{state: State{Upstreams: []Upstream{{URL: "https://cache.nixos.org", Up: true}}, Store: Store{Database: "live", Complete: true}}}
 	for _, p := range []struct {
 		name          string

@@ -79,7 +79,7 @@ func (h *Handler) handlePage() error {
 // status writes the page. It is made whole first, so that a mistake in it shows as one.
 func (h *Handler) status(w http.ResponseWriter, r *http.Request) {
 	p := page{Status: h.Status(), Now: time.Now(), Site: bySize(h.cfg.Node.Peers()), Charts: charts(h.cfg.Node.History())}
-	p.Sources = shares(p.Bytes)
+	p.Sources = shares(p.Unpacked)
 	for _, a := range [][2]string{{"memory", "memory"}, {"disk", "disk memory"}, {"store", "own store"}, {"peer", "peers"}, {"upstream", "upstream"}, {"none", "nobody"}} {
 		p.Asked = append(p.Asked, asked{a[0], a[1], p.Requests[a[0]]})
 	}
@@ -105,7 +105,8 @@ func bySize(peers []Peer) []Peer {
 	return peers
 }
 
-// shares says how much of the bytes came from where.
+// shares says how much came from where: of the NARs unpacked, since sources send them packed and
+// unpacked.
 func shares(b Bytes) (out []shareOfBytes) {
 	whole, left := float64(max(b.sum(), 1)), 0.0
 	for _, s := range sources {

@@ -45,7 +45,7 @@ func madeUp(peers, transfers, failures int) *fake {
 		},
 		Cache: Cache{Dir: "/var/cache/nixp2p", Bytes: 6420 << 20, Limit: 10 << 30, Entries: 1184},
 		Store: Store{Database: "live", Complete: true, Paths: 100210, Shared: 98764, Trusted: 210, Unsigned: 402, Addressed: 834},
-		Saved: Saved{Today: 3412 << 20, Week: 48 << 30, Total: 412 << 30},
+		Saved: Saved{Spans: Spans{Today: 3412 << 20, Week: 48 << 30, Total: 412 << 30}, Estimated: Spans{Week: 2 << 30, Total: 31 << 30}},
 	}}
 	f.peers = madePeers(r, peers)
 	for i := range transfers {
@@ -104,7 +104,7 @@ func madeHistory(r *rand.Rand, now time.Time) (h History) {
 		for i, at := range []*int64{&b.Store, &b.Cache, &b.Peer, &b.Upstream} {
 			*at = int64(busy * r.Float64() * float64(unit) * []float64{.3, .7, 1, .35}[i])
 		}
-		b.Saved = b.Store + b.Cache + b.Peer
+		b.Saved = (b.Store + b.Peer) / 3
 		return b
 	}
 	hour := now.Truncate(time.Hour)
@@ -128,9 +128,10 @@ func madeHistory(r *rand.Rand, now time.Time) (h History) {
 // count fills the counters as such a node would.
 func count(m *metrics.Metrics) {
 	for source, n := range map[string]float64{"store": 3.1e9, "cache": 9.2e9, "peer": 2.46e10, "upstream": 5.7e9} {
-		m.NarBytes.WithLabelValues(source).Add(n)
+		m.NarBytes.WithLabelValues(source).Add(n / 2)
+		m.NarUnpacked.WithLabelValues(source).Add(n)
 	}
-	m.SavedBytes.Add(3.1e9 + 9.2e9 + 2.46e10)
+	m.SavedBytes.Add(9.1e9)
 	m.UpstreamBytes.Add(1.9e9)
 	m.PeerReceivedBytes.Add(2.5e10)
 	m.PeerSentBytes.Add(4.4e10)
@@ -159,7 +160,7 @@ func values(page string) map[string]int64 {
 func wanted(s Status) map[string]int64 {
 	want := map[string]int64{
 		"saved-today": s.Saved.Today, "saved-week": s.Saved.Week, "saved-total": s.Saved.Total, "saved-start": s.SavedBytes,
-		"bytes-store": s.Bytes.Store, "bytes-cache": s.Bytes.Cache, "bytes-peer": s.Bytes.Peer, "bytes-upstream": s.Bytes.Upstream,
+		"bytes-store": s.Unpacked.Store, "bytes-cache": s.Unpacked.Cache, "bytes-peer": s.Unpacked.Peer, "bytes-upstream": s.Unpacked.Upstream,
 		"transfers-total": int64(s.TransfersTotal), "peers": int64(s.Peers), "shared": s.StorePathsShared,
 		"upstream-bytes": s.UpstreamBytes, "peer-received": s.PeerReceivedBytes, "peer-sent": s.PeerSentBytes,
 	}
@@ -201,11 +202,11 @@ func TestPageHostile(t *testing.T) {
 	const evil = `"'><script>alert(1)</script><img src=x onerror=alert(1)> {{.}} javascript:alert(1)`
 	f := &fake{
 		state: State{
-			Degraded:  []string{evil},
-			Upstreams: []Upstream{{URL: evil, Why: evil, LastError: evil}, {URL: evil, Up: true, LastError: evil}},
-			Store:     Store{Database: evil},
-			Transfers: []Transfer{{Direction: evil, StorePath: evil, NarHash: evil, Form: evil, Source: evil, Peer: evil}, {Direction: Out, Peer: evil, NarHash: evil}, {Direction: Nix, Source: evil}},
-			Failures:  []Failure{{What: evil, Source: evil, StorePath: evil, Error: evil}},
+			Conditions: []Condition{{Text: evil}},
+			Upstreams:  []Upstream{{URL: evil, Why: evil, LastError: evil}, {URL: evil, Up: true, LastError: evil}},
+			Store:      Store{Database: evil},
+			Transfers:  []Transfer{{Direction: evil, StorePath: evil, NarHash: evil, Form: evil, Source: evil, Peer: evil}, {Direction: Out, Peer: evil, NarHash: evil}, {Direction: Nix, Source: evil}},
+			Failures:   []Failure{{What: evil, Source: evil, StorePath: evil, Error: evil}},
 		},
 		peers: []Peer{{ID: evil, Addresses: []string{evil}, FoundBy: evil, Standing: evil}, {Addresses: []string{"/ip4/" + evil}}},
 		why: func(context.Context, nix.StoreHash) []Answer {

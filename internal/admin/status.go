@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/nixp2p/nixp2p/internal/metrics"
 )
 
@@ -19,15 +21,30 @@ type Status struct {
 	NotReady         string    `json:"not_ready,omitempty"` // the reason
 	StorePathsShared int64     `json:"store_paths_shared"`
 	Peers            int       `json:"peers"`
-	Bytes            Bytes     `json:"bytes"`       // NAR bytes sent to Nix, by source
-	SavedBytes       int64     `json:"saved_bytes"` // that did not cross the uplink, since the start
+	Bytes            Bytes     `json:"bytes"`    // sent to Nix, by source, as sent: packed or not
+	Unpacked         Bytes     `json:"unpacked"` // the same NARs unpacked: comparable between sources
+	// SavedBytes did not cross the uplink since the start: for each NAR and client the file that
+	// an upstream would have sent. SavedEstimated is the part of it that is an estimate.
+	SavedBytes     int64 `json:"saved_bytes"`
+	SavedEstimated int64 `json:"saved_estimated_bytes"`
 	// Requests counts narinfo requests since the start by where the answer came from: memory,
 	// disk, store, peer, upstream, none.
 	Requests          map[string]Results `json:"requests"`
 	UpstreamBytes     int64              `json:"upstream_bytes"`      // all response bodies of upstreams
 	PeerReceivedBytes int64              `json:"peer_received_bytes"` // NAR bytes on the wire
 	PeerSentBytes     int64              `json:"peer_sent_bytes"`     // NAR bytes on the wire
+	// Degraded are the texts of those Conditions that are no notes.
+	Degraded []string `json:"degraded"`
 	State
+}
+
+// Condition explains how a part of the node works, as long as that lasts: what it wanted and did
+// not get, or what it leaves out and why.
+type Condition struct {
+	Part string `json:"part"`
+	Text string `json:"text"`           // a sentence without capital and full stop
+	Hint string `json:"hint,omitempty"` // what to do about it
+	Note bool   `json:"note,omitempty"` // nothing is wrong, it only explains
 }
 
 // Results counts answers by what they were.
@@ -37,9 +54,15 @@ type Results struct {
 	Timeout int64 `json:"timeout"`
 }
 
-// Saved are NAR bytes that did not cross the uplink, by days of the local calendar and kept
-// over restarts.
+// Saved are bytes that did not cross the uplink, as in SavedBytes, by days of the local calendar
+// and kept over restarts.
 type Saved struct {
+	Spans
+	Estimated Spans `json:"estimated"` // the part that is an estimate
+}
+
+// Spans are bytes by time.
+type Spans struct {
 	Today int64 `json:"today"`
 	Week  int64 `json:"week"` // the last seven days, today included
 	Total int64 `json:"total"`
@@ -106,12 +129,13 @@ type History struct {
 	Days  []Bucket `json:"days"`  // 30
 }
 
-// Bucket is an hour or a day: NAR bytes sent to Nix by source, and those that did not cross the
-// uplink.
+// Bucket is an hour or a day: the NARs sent to Nix by source, in bytes as they are unpacked, and
+// the bytes that did not cross the uplink, with the part of them that is an estimate.
 type Bucket struct {
 	Start time.Time `json:"start"`
 	Bytes
-	Saved int64 `json:"saved"`
+	Saved     int64 `json:"saved"`
+	Estimated int64 `json:"estimated"`
 }
 
 // Bytes are counts by source.
@@ -124,13 +148,12 @@ type Bytes struct {
 
 // State is the part of Status that the node itself tells.
 type State struct {
-	// Degraded says what works with less than it should, a sentence each.
-	Degraded  []string   `json:"degraded"`
-	Upstreams []Upstream `json:"upstreams"`
-	Cache     Cache      `json:"cache"`
-	Store     Store      `json:"store"`
-	StateDir  string     `json:"state_dir,omitempty"`
-	Saved     Saved      `json:"saved"`
+	Conditions []Condition `json:"conditions"`
+	Upstreams  []Upstream  `json:"upstreams"`
+	Cache      Cache       `json:"cache"`
+	Store      Store       `json:"store"`
+	StateDir   string      `json:"state_dir,omitempty"`
+	Saved      Saved       `json:"saved"`
 	// Transfers are those on their way now, the largest first; the node gives all of them, the
 	// API cuts them.
 	Transfers      []Transfer `json:"transfers"`
@@ -248,7 +271,6 @@ type Refusal struct {
 // Status returns what /api/v1/status says now.
 func (h *Handler) Status() Status {
 	m := h.cfg.Metrics
-	bytes := func(source string) int64 { return metrics.Value(m.NarBytes.WithLabelValues(source)) }
 	s := Status{
 		Version:          h.cfg.Version,
 		Since:            h.cfg.Started.Round(0),
@@ -256,20 +278,32 @@ func (h *Handler) Status() Status {
 		Ready:            true,
 		StorePathsShared: metrics.Value(m.StorePathsShared),
 		Peers:            int(metrics.Value(m.Peers)),
-		Bytes:            Bytes{Store: bytes("store"), Cache: bytes("cache"), Peer: bytes("peer"), Upstream: bytes("upstream")},
-		SavedBytes:       metrics.Value(m.SavedBytes),
-		Requests:         requests(m),
-		UpstreamBytes:    metrics.Value(m.UpstreamBytes), PeerReceivedBytes: metrics.Value(m.PeerReceivedBytes), PeerSentBytes: metrics.Value(m.PeerSentBytes),
+		Bytes:            bySource(m.NarBytes), Unpacked: bySource(m.NarUnpacked),
+		SavedBytes: metrics.Value(m.SavedBytes), SavedEstimated: metrics.Value(m.SavedEstimated),
+		Requests:      requests(m),
+		UpstreamBytes: metrics.Value(m.UpstreamBytes), PeerReceivedBytes: metrics.Value(m.PeerReceivedBytes), PeerSentBytes: metrics.Value(m.PeerSentBytes),
 		State: h.cfg.Node.State(),
 	}
 	if err := h.cfg.Node.Ready(); err != nil {
 		s.Ready, s.NotReady = false, err.Error()
 	}
-	s.Degraded, s.Upstreams, s.Failures = list(s.Degraded), list(s.Upstreams), list(s.Failures)
+	s.Degraded = []string{}
+	for _, c := range s.Conditions {
+		if !c.Note {
+			s.Degraded = append(s.Degraded, c.Text)
+		}
+	}
+	s.Conditions, s.Upstreams, s.Failures = list(s.Conditions), list(s.Upstreams), list(s.Failures)
 	slices.SortStableFunc(s.Transfers, func(a, b Transfer) int { return cmp.Compare(b.Size, a.Size) })
 	s.TransfersTotal = len(s.Transfers)
 	s.Transfers = list(s.Transfers[:min(len(s.Transfers), maxTransfers)])
 	return s
+}
+
+// bySource reads a counter.
+func bySource(c *prometheus.CounterVec) Bytes {
+	of := func(source string) int64 { return metrics.Value(c.WithLabelValues(source)) }
+	return Bytes{Store: of("store"), Cache: of("cache"), Peer: of("peer"), Upstream: of("upstream")}
 }
 
 // list is never null in JSON.

@@ -59,13 +59,13 @@ func TestNames(t *testing.T) {
 		return m
 	}
 	if got, want := keys("/api/v1/history"), map[string]any{
-		"hours": []any{map[string]any{"start": "2026-11-22T15:00:00Z", "store": 0.0, "cache": 0.0, "peer": 1.0, "upstream": 0.0, "saved": 1.0}},
+		"hours": []any{map[string]any{"start": "2026-11-22T15:00:00Z", "store": 0.0, "cache": 0.0, "peer": 1.0, "upstream": 0.0, "saved": 1.0, "estimated": 0.0}},
 		"days":  []any{},
 	}; !reflect.DeepEqual(got, want) {
 		t.Errorf("history %v", got)
 	}
 	got := keys("/api/v1/status")
-	for _, list := range []string{"transfers", "failures", "upstreams", "degraded"} {
+	for _, list := range []string{"transfers", "failures", "upstreams", "degraded", "conditions"} {
 		if l, ok := got[list].([]any); !ok || len(l) != 0 {
 			t.Errorf("%s is %v", list, got[list])
 		}

@@ -26,6 +26,7 @@ var rooms = map[string]room{
 	"internal/nix":        {},
 	"internal/metrics":    {},
 	"internal/compress":   {},
+	"internal/delta":      {},
 	"internal/backoff":    {},
 	"internal/hedge":      {},
 	"internal/taskgroup":  {},
@@ -90,6 +91,7 @@ var rooms = map[string]room{
 	"lab/rig":            {floor: floorLab},
 	"lab/site":           {floor: floorLab},
 	"lab/cold":           {floor: floorLab},
+	"lab/delta":          {floor: floorLab},
 	"lab/hostile":        {floor: floorLab},
 	"lab/netlab/wanlink": {floor: floorLab},
 }

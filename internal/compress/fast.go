@@ -7,26 +7,39 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// ZstdWriter compresses a stream with zstd at the level that is fastest, some 200 MB/s, for
-// links that are slower than that. It is not safe for concurrent use. Close ends the stream;
-// Release gives the memory back and must be called, once.
-type ZstdWriter struct{ enc *zstd.Encoder }
+// ZstdWriter compresses a stream with zstd. It is not safe for concurrent use. Close ends the
+// stream; Release gives the memory back and must be called, once.
+type ZstdWriter struct {
+	enc  *zstd.Encoder
+	pool *sync.Pool // to which enc goes back
+}
 
-// encoders are kept because one has some megabytes, zeroed when made.
-var encoders sync.Pool
+// Encoders are kept because one has some megabytes, zeroed when made.
+var fastEncoders, deltaEncoders sync.Pool
 
-// NewZstdWriter returns a ZstdWriter to dst.
+// NewZstdWriter returns a ZstdWriter to dst at the level that is fastest, some 200 MB/s, for links
+// that are slower than that.
 func NewZstdWriter(dst io.Writer) *ZstdWriter {
-	if enc, ok := encoders.Get().(*zstd.Encoder); ok {
+	return newZstdWriter(dst, &fastEncoders, zstd.SpeedFastest, fastWindow)
+}
+
+// NewZstdDelta returns a ZstdWriter to dst that gains more, at some 100 MB/s, with a window of
+// MaxStreamWindow.
+func NewZstdDelta(dst io.Writer) *ZstdWriter {
+	return newZstdWriter(dst, &deltaEncoders, zstd.SpeedDefault, MaxStreamWindow)
+}
+
+func newZstdWriter(dst io.Writer, pool *sync.Pool, level zstd.EncoderLevel, window int) *ZstdWriter {
+	if enc, ok := pool.Get().(*zstd.Encoder); ok {
 		enc.Reset(dst)
-		return &ZstdWriter{enc}
+		return &ZstdWriter{enc, pool}
 	}
-	enc, err := zstd.NewWriter(dst, zstd.WithEncoderLevel(zstd.SpeedFastest),
-		zstd.WithEncoderConcurrency(1), zstd.WithLowerEncoderMem(true), zstd.WithWindowSize(fastWindow))
+	enc, err := zstd.NewWriter(dst, zstd.WithEncoderLevel(level),
+		zstd.WithEncoderConcurrency(1), zstd.WithLowerEncoderMem(true), zstd.WithWindowSize(window))
 	if err != nil {
 		panic(err) // only wrong options are errors
 	}
-	return &ZstdWriter{enc}
+	return &ZstdWriter{enc, pool}
 }
 
 // fastWindow is what the other side has to keep in memory.
@@ -44,6 +57,6 @@ func (z *ZstdWriter) Close() error { return z.enc.Close() }
 // Release makes the writer's memory ready for another one.
 func (z *ZstdWriter) Release() {
 	z.enc.Reset(nil)
-	encoders.Put(z.enc)
+	z.pool.Put(z.enc)
 	z.enc = nil
 }

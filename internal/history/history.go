@@ -12,9 +12,10 @@ import (
 	"time"
 )
 
-// Counts are NAR bytes sent to Nix by source, and those that did not cross the uplink.
+// Counts are the NARs sent to Nix by source, in bytes as they are unpacked, and the bytes of files
+// that did not cross the uplink, with the part of them that is an estimate.
 type Counts struct {
-	Store, Cache, Peer, Upstream, Saved int64
+	Store, Cache, Peer, Upstream, Saved, Estimated int64
 }
 
 // Bucket is an hour or a day.
@@ -23,8 +24,8 @@ type Bucket struct {
 	Counts
 }
 
-// Saved are bytes that did not cross the uplink. Days are those of the local calendar.
-type Saved struct {
+// Spans are bytes by days of the local calendar.
+type Spans struct {
 	Today, Week, Total int64
 }
 
@@ -118,6 +119,7 @@ func (h *History) save() {
 	h.read()
 	changed := h.changed
 	h.changed = false
+	h.book.Version = bookVersion
 	text, _ := json.Marshal(&h.book) // numbers cannot fail
 	h.mu.Unlock()
 	if changed && h.cfg.Storage != nil {
@@ -138,21 +140,21 @@ func (h *History) read() {
 	h.book.add(time.Now().In(h.cfg.Zone), d)
 }
 
-// Saved returns what did not cross the uplink.
-func (h *History) Saved() (s Saved) {
+// Saved returns what did not cross the uplink, and the part of it that is an estimate.
+func (h *History) Saved() (saved, estimated Spans) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.read()
 	today := time.Now().In(h.cfg.Zone)
 	for back := range 7 {
-		n := h.book.Days.get(dayOf(today.AddDate(0, 0, -back))).Saved
+		n := h.book.Days.get(dayOf(today.AddDate(0, 0, -back)))
 		if back == 0 {
-			s.Today = n
+			saved.Today, estimated.Today = n.Saved, n.Estimated
 		}
-		s.Week += n
+		saved.Week, estimated.Week = saved.Week+n.Saved, estimated.Week+n.Estimated
 	}
-	s.Total = h.book.Total.Saved
-	return s
+	saved.Total, estimated.Total = h.book.Total.Saved, h.book.Total.Estimated
+	return saved, estimated
 }
 
 // Buckets returns the last hours and days, the present ones last, without gaps.
@@ -177,9 +179,14 @@ func (h *History) Buckets() (hours, days []Bucket) {
 
 // book is what is kept: all bytes ever, and those of the last hours and days.
 type book struct {
+	Version     int // bookVersion
 	Total       Counts
 	Hours, Days series
 }
+
+// bookVersion says what the numbers mean. Others are not taken over: up to version 0, raw bytes
+// counted as saved.
+const bookVersion = 1
 
 // series has buckets in the order in which they were begun, which a clock that was set may make
 // another one than that of time. The bound falls on those begun first: what a wrong clock adds
@@ -233,7 +240,7 @@ const maxCount = 1 << 60
 
 // merge applies f to each number of c and d.
 func (c Counts) merge(d Counts, f func(a, b int64) int64) Counts {
-	return Counts{f(c.Store, d.Store), f(c.Cache, d.Cache), f(c.Peer, d.Peer), f(c.Upstream, d.Upstream), f(c.Saved, d.Saved)}
+	return Counts{f(c.Store, d.Store), f(c.Cache, d.Cache), f(c.Peer, d.Peer), f(c.Upstream, d.Upstream), f(c.Saved, d.Saved), f(c.Estimated, d.Estimated)}
 }
 
 // plus adds. Above maxCount it stays there, so that what was saved can always be read again.
@@ -253,6 +260,9 @@ var errRange = errors.New("numbers out of range")
 func parse(text []byte) (b book, err error) {
 	if err := json.Unmarshal(text, &b); err != nil {
 		return book{}, err
+	}
+	if b.Version != bookVersion {
+		return book{Version: bookVersion}, nil
 	}
 	all := []Counts{b.Total}
 	for _, e := range append(b.Hours[:len(b.Hours):len(b.Hours)], b.Days...) {

@@ -40,6 +40,11 @@ func (m *meter) sent(c Counts) {
 	m.now = m.now.plus(c)
 }
 
+func saved(h *History) Spans {
+	saved, _ := h.Saved()
+	return saved
+}
+
 // shelf is a Storage in memory.
 type shelf struct {
 	mu    sync.Mutex
@@ -88,22 +93,22 @@ func TestRestarts(t *testing.T) {
 		h, m, end := run(t, s, zone)
 		m.sent(Counts{Store: 10, Upstream: 5, Saved: 10})
 		wait(time.Minute)
-		if got, want := h.Saved(), (Saved{10, 10, 10}); got != want {
+		if got, want := saved(h), (Spans{10, 10, 10}); got != want {
 			t.Errorf("saved %+v, want %+v", got, want)
 		}
 		end()
 
 		wait(time.Hour) // the next day
 		h, m, end = run(t, s, zone)
-		m.sent(Counts{Cache: 1, Peer: 2, Saved: 3})
-		if got, want := h.Saved(), (Saved{3, 13, 13}); got != want {
+		m.sent(Counts{Cache: 1, Peer: 2, Saved: 3, Estimated: 2})
+		if got, want := saved(h), (Spans{3, 13, 13}); got != want {
 			t.Errorf("saved %+v, want %+v", got, want)
 		}
 		hours, days := h.Buckets()
 		if len(hours) != Hours || len(days) != Days {
 			t.Fatalf("%d hours, %d days", len(hours), len(days))
 		}
-		first, second := Counts{Store: 10, Upstream: 5, Saved: 10}, Counts{Cache: 1, Peer: 2, Saved: 3}
+		first, second := Counts{Store: 10, Upstream: 5, Saved: 10}, Counts{Cache: 1, Peer: 2, Saved: 3, Estimated: 2}
 		for i, want := range map[int]Counts{21: {}, 22: first, 23: second} {
 			if hours[i].Counts != want {
 				t.Errorf("hour %d (%v): %+v, want %+v", i, hours[i].Start, hours[i].Counts, want)
@@ -119,7 +124,7 @@ func TestRestarts(t *testing.T) {
 
 		wait(6 * 24 * time.Hour) // the first day is out of the week
 		h, _, end = run(t, s, zone)
-		if got, want := h.Saved(), (Saved{0, 3, 13}); got != want {
+		if got, want := saved(h), (Spans{0, 3, 13}); got != want {
 			t.Errorf("saved %+v, want %+v", got, want)
 		}
 		end()
@@ -148,7 +153,7 @@ func TestKilled(t *testing.T) {
 // was in an hour stays in it.
 func TestClockJumps(t *testing.T) {
 	start := time.Date(2026, 11, 22, 15, 30, 0, 0, time.UTC)
-	var b book
+	b := book{Version: bookVersion}
 	var want int64
 	at := func(now time.Time, n int64) { b.add(now, Counts{Peer: n, Saved: n}); want += n }
 	for back := range 30 {
@@ -178,10 +183,10 @@ func TestClockJumps(t *testing.T) {
 
 // TestBounded: years of use stay small and can be read again.
 func TestBounded(t *testing.T) {
-	var b book
+	b := book{Version: bookVersion}
 	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	for range 3 * 365 * 24 {
-		b.add(now, Counts{maxCount, maxCount, maxCount, maxCount, maxCount})
+		b.add(now, Counts{maxCount, maxCount, maxCount, maxCount, maxCount, maxCount})
 		now = now.Add(time.Hour)
 	}
 	text, err := json.Marshal(&b)
@@ -195,12 +200,12 @@ func TestBounded(t *testing.T) {
 
 func TestDamaged(t *testing.T) {
 	for _, text := range []string{
-		"", "\x00\x00", "[]", `{"Total":{"Peer":-1}}`, `{"Days":[{"Number":1,"Saved":9223372036854775807}]}`,
-		`{"Hours":[` + strings.Repeat("{},", keptHours) + `{}]}`,
+		"", "\x00\x00", "[]", `{"Version":1,"Total":{"Peer":-1}}`, `{"Version":1,"Days":[{"Number":1,"Saved":9223372036854775807}]}`,
+		`{"Version":1,"Hours":[` + strings.Repeat("{},", keptHours) + `{}]}`,
 	} {
 		var log bytes.Buffer
 		h := New(Config{Storage: &shelf{text: []byte(text)}, Read: (&meter{}).read, Log: slog.New(slog.NewTextHandler(&log, nil))})
-		if got := h.Saved(); got != (Saved{}) {
+		if got := saved(h); got != (Spans{}) {
 			t.Errorf("%q: %+v", text, got)
 		}
 		if !strings.Contains(log.String(), "damaged") {
@@ -208,7 +213,7 @@ func TestDamaged(t *testing.T) {
 		}
 	}
 	memory := New(Config{Read: (&meter{now: Counts{Saved: 9}}).read})
-	if got := memory.Saved(); got.Total != 9 {
+	if got := saved(memory); got.Total != 9 {
 		t.Errorf("without storage: %+v", got)
 	}
 }
@@ -268,8 +273,8 @@ func TestFailures(t *testing.T) {
 }
 
 func FuzzParse(f *testing.F) {
-	var b book
-	b.add(time.Unix(1e9, 0), Counts{1, 2, 3, 4, 5})
+	b := book{Version: bookVersion}
+	b.add(time.Unix(1e9, 0), Counts{1, 2, 3, 4, 5, 6})
 	text, _ := json.Marshal(&b)
 	f.Add(text)
 	f.Fuzz(func(t *testing.T, text []byte) {
@@ -277,7 +282,7 @@ func FuzzParse(f *testing.F) {
 		if err != nil {
 			return
 		}
-		b.add(time.Unix(1e9, 0), Counts{1, 2, 3, 4, maxCount})
+		b.add(time.Unix(1e9, 0), Counts{1, 2, 3, 4, maxCount, 5})
 		again, err := json.Marshal(&b)
 		if err != nil {
 			t.Fatal(err)

@@ -16,6 +16,7 @@ type Metrics struct {
 	NarinfoRequests   *prometheus.CounterVec // source, result
 	NarRequests       *prometheus.CounterVec // result
 	NarBytes          *prometheus.CounterVec // source
+	NarUnpacked       *prometheus.CounterVec // source
 	UpstreamBytes     prometheus.Counter
 	UpstreamRequests  *prometheus.CounterVec // kind, status
 	UpstreamUp        *prometheus.GaugeVec   // upstream
@@ -39,6 +40,7 @@ type Metrics struct {
 	StoreQuarantined  prometheus.Gauge
 	Failovers         *prometheus.CounterVec // source
 	SavedBytes        prometheus.Counter
+	SavedEstimated    prometheus.Counter
 }
 
 // New returns metrics on a registry of their own, together with the Go runtime's and the
@@ -49,7 +51,8 @@ func New() *Metrics {
 	b := builder{r}
 	m.NarinfoRequests = b.counters("narinfo_requests_total", "Narinfo requests by where the answer came from and what it was.", "source", "result")
 	m.NarRequests = b.counters("nar_requests_total", "NAR requests by how they ended: sent, cut after the first byte, left by the client.", "result")
-	m.NarBytes = b.counters("nar_bytes_total", "NAR bytes sent to Nix, by source.", "source")
+	m.NarBytes = b.counters("nar_bytes_total", "NAR bytes sent to Nix, by source: as sent, packed or not.", "source")
+	m.NarUnpacked = b.counters("nar_unpacked_bytes_total", "The same NARs as they are unpacked, by source: comparable between sources.", "source")
 	m.UpstreamBytes = b.counter("upstream_bytes_total", "Bytes of all response bodies received from upstreams.")
 	m.UpstreamRequests = b.counters("upstream_requests_total", "Requests to upstreams by kind and status.", "kind", "status")
 	m.UpstreamUp = b.gauges("upstream_up", "1 while the upstream is asked, 0 while it is down.", "upstream")
@@ -72,7 +75,8 @@ func New() *Metrics {
 	m.StorePathsShared = b.gauge("store_paths_shared", "Paths of this machine's store that may be shown to others.")
 	m.StoreQuarantined = b.gauge("store_quarantined", "Paths of this machine's store whose bytes do not match their hash.")
 	m.Failovers = b.counters("failovers_total", "Transfers that went on with another source, by the source that failed.", "source")
-	m.SavedBytes = b.counter("saved_bytes_total", "Bytes that did not have to cross the uplink.")
+	m.SavedBytes = b.counter("saved_bytes_total", "Bytes that did not have to cross the uplink: the file that an upstream would have sent, once for each client and NAR.")
+	m.SavedEstimated = b.counter("saved_estimated_bytes_total", "The part of saved_bytes_total that is an estimate: no upstream of this node has said how large the file is.")
 	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }

@@ -159,6 +159,9 @@ type Peers interface {
 	// nobody. Where peers have only an upstream's file, a narinfo of an upstream that names the
 	// file lets them pass it on without decoding.
 	Raw(info *verify.Info) bool
+	// FileSize returns how large an upstream's file of info's NAR is, as peers said lately, 0
+	// if none did. It asks nobody.
+	FileSize(info *verify.Info) int64
 	// Begin starts the transfer of one NAR. It returns nil if there is nobody to ask: no peer
 	// is connected, or no share key signed the narinfo. It asks nobody yet. The caller ends
 	// the session.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -22,6 +23,9 @@ type Query struct {
 	Resume bool
 	// Head: only its size is asked for. Nothing is fetched or decoded for that.
 	Head bool
+	// Client is the address of a client on another machine, zero for one on this machine. A NAR
+	// counts as saved once for each.
+	Client netip.Addr
 }
 
 // NAR is the answer to a NAR request: where it will come from is chosen, nothing is sent. The

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -92,25 +93,45 @@ func (s *Server) Prefetch(ctx context.Context, h nix.StoreHash, dry bool) (Prefe
 func (n *NAR) arrive(ctx context.Context) error {
 	n.out = &section{} // something is asked of the download
 	defer n.Close()
-	if n.d.private {
+	d := n.d
+	if d.private {
 		return errNoRoom
 	}
+	if n.began {
+		ended := n.s.savings.prefetching(n.info.NarHash())
+		defer func() { ended(d.role()) }()
+	}
 	select {
-	case <-n.d.done:
-		return n.d.err
+	case <-d.done:
+		return d.err
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+// role returns who gave the last bytes.
+func (d *download) role() source.Role {
+	if st := d.current(); st != nil {
+		return source.Role(st.role.Load())
+	}
+	return source.None
 }
 
 // response is a NAR on its way to Nix. It counts by the source that supplies at the moment.
 type response struct {
 	io.Writer
 	n       *NAR
+	info    *verify.Info // with what an upstream said, if it did
 	flow    metrics.Flow
-	size    int64
+	size    int64 // of what was asked for
 	started time.Time
 	role    atomic.Uint32 // source.Role
+
+	// Used by the goroutine that writes alone, in bytes of the response.
+	whole          int64 // of the response without a range
+	done, upstream int64 // sent, and those of them that an upstream gave
+	unpacked       int64 // of the NAR, as far as they were counted
+	kept           bool  // read from the cache's disk
 }
 
 func (c *response) Write(p []byte) (int, error) {
@@ -118,13 +139,42 @@ func (c *response) Write(p []byte) (int, error) {
 	role := c.n.role()
 	c.role.Store(uint32(role))
 	c.flow.Add(int64(n))
-	if m := c.n.s.cfg.Metrics; n > 0 {
-		m.NarBytes.WithLabelValues(role.String()).Add(float64(n))
-		if role != source.Upstream {
-			m.SavedBytes.Add(float64(n))
-		}
+	if n == 0 {
+		return n, err
 	}
+	c.done += int64(n)
+	switch role {
+	case source.Upstream:
+		c.upstream += int64(n)
+	case source.Cache:
+		c.kept = c.kept || c.n.local != nil
+	}
+	unpacked := int64(float64(c.done) / float64(max(c.whole, 1)) * float64(c.info.NarSize()))
+	m := c.n.s.cfg.Metrics
+	m.NarBytes.WithLabelValues(role.String()).Add(float64(n))
+	m.NarUnpacked.WithLabelValues(role.String()).Add(float64(unpacked - c.unpacked))
+	c.unpacked = unpacked
 	return n, err
+}
+
+// end books what did not cross the uplink.
+func (c *response) end() {
+	if c.done == 0 {
+		return
+	}
+	s, whole := c.n.s, float64(max(c.whole, 1))
+	part := s.savings.give(givenKey{c.info.NarHash(), c.n.q.Client}, float64(c.upstream)/whole, float64(c.done-c.upstream)/whole, c.kept)
+	size, known := s.savings.fileSize(c.info, func() int64 {
+		if s.cfg.Peers == nil {
+			return 0
+		}
+		return s.cfg.Peers.FileSize(c.info)
+	})
+	saved := math.Round(part * float64(size))
+	s.cfg.Metrics.SavedBytes.Add(saved)
+	if !known {
+		s.cfg.Metrics.SavedEstimated.Add(saved)
+	}
 }
 
 // responses are those on their way. The lock is taken when one begins and when it ends, never
@@ -138,7 +188,10 @@ type responses struct {
 // begin returns the writer for a response of size bytes, which counts, and what is called at
 // its end.
 func (r *responses) begin(n *NAR, w io.Writer, size int64) (io.Writer, func()) {
-	c := &response{Writer: w, n: n, size: size, started: time.Now()}
+	c := &response{Writer: w, n: n, info: n.info, size: size, whole: n.Size(), started: time.Now()}
+	if n.d != nil {
+		c.info = n.d.info
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.all == nil {
@@ -146,6 +199,7 @@ func (r *responses) begin(n *NAR, w io.Writer, size int64) (io.Writer, func()) {
 	}
 	r.all[c] = struct{}{}
 	return c, func() {
+		c.end()
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		delete(r.all, c)

@@ -88,6 +88,7 @@ type Server struct {
 	prover    prover
 	downloads downloads
 	responses responses
+	savings   *savings
 	tasks     taskgroup.Group
 }
 
@@ -117,6 +118,7 @@ func New(cfg Config) (*Server, error) {
 		wrongPeers: backoff.NewSet[nix.NarHash](remembered),
 		noPeers:    backoff.NewSet[nix.NarHash](remembered),
 		prover:     newProver(),
+		savings:    newSavings(),
 		downloads:  downloads{running: make(map[nix.NarHash]*download)},
 	}, nil
 }

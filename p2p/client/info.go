@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"net/http"
 	"sync"
 	"sync/atomic"
@@ -220,16 +221,38 @@ func (c *Client) forms(ctx context.Context, p *site.Peer, info *verify.Info) ([]
 // Raw reports whether a peer said lately that it has info's NAR raw, or is getting it raw. It
 // asks nobody.
 func (c *Client) Raw(info *verify.Info) bool {
-	for _, p := range c.cfg.Site.Holders(keyOf(info)) {
-		a, ok := c.answers.Get(asked{p.ID, info.NarHash()})
-		if !ok || time.Now().After(a.until) {
-			continue
-		}
-		for _, f := range a.forms {
-			if f.Form.IsRaw() {
-				return true
-			}
+	for f := range c.said(info) {
+		if f.Form.IsRaw() {
+			return true
 		}
 	}
 	return false
+}
+
+// FileSize returns the size of an upstream's file of info's NAR, as a peer said lately, 0 if none
+// did. It asks nobody.
+func (c *Client) FileSize(info *verify.Info) int64 {
+	for f := range c.said(info) {
+		if !f.Form.IsRaw() {
+			return f.Size
+		}
+	}
+	return 0
+}
+
+// said yields the forms that peers said lately they have of a NAR.
+func (c *Client) said(info *verify.Info) iter.Seq[wire.Present] {
+	return func(yield func(wire.Present) bool) {
+		for _, p := range c.cfg.Site.Holders(keyOf(info)) {
+			a, ok := c.answers.Get(asked{p.ID, info.NarHash()})
+			if !ok || time.Now().After(a.until) {
+				continue
+			}
+			for _, f := range a.forms {
+				if !yield(f) {
+					return
+				}
+			}
+		}
+	}
 }

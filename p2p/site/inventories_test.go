@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -26,7 +27,7 @@ type crowd struct {
 func newCrowd(maxPeers int, maxBytes int64) *crowd {
 	t := newPeerTable()
 	never := func(peer.ID) bool { return false }
-	return &crowd{newInventories(maxPeers, maxBytes, never, t.get), t, 0}
+	return &crowd{newInventories(maxPeers, maxBytes, never), t, 0}
 }
 
 // add returns a new peer on machine m.
@@ -89,7 +90,7 @@ func TestInventoryBytes(t *testing.T) {
 		if err := c.full(p, honest); err != nil {
 			t.Fatal(err)
 		}
-		c.use(p.ID)
+		c.use(p)
 	}
 	for range 8 {
 		for _, p := range flood {
@@ -111,7 +112,7 @@ func TestInventoryBytes(t *testing.T) {
 		t.Errorf("%v, %d paths", err, flood[0].Paths())
 	}
 	for _, p := range c.table.all() {
-		c.lost(p.ID)
+		c.lost(p)
 	}
 	if c.bytes.Cost() != 0 || c.members.Len() != 0 {
 		t.Error("what lost peers took is still counted")
@@ -142,7 +143,7 @@ func TestManyInventories(t *testing.T) {
 func TestMembers(t *testing.T) {
 	c := newCrowd(4, 0)
 	aborted := map[peer.ID]int{}
-	admit := func(p *Peer) bool { return c.admit(p, func() { aborted[p.ID]++ }) }
+	admit := func(p *Peer) bool { return c.admit(p, func() { aborted[p.ID]++ }) != nil }
 	var flood []*Peer
 	for range 20 {
 		p := c.add(1)
@@ -168,6 +169,50 @@ func TestMembers(t *testing.T) {
 	last := flood[len(flood)-1]
 	if !admit(last) || aborted[last.ID] != 1 {
 		t.Errorf("a second session ended %d others", aborted[last.ID])
+	}
+}
+
+// TestBounds: the bounds of members and of memory hold at every moment, whatever peers that
+// come, tell, and go do at the same time.
+func TestBounds(t *testing.T) {
+	const most, maxPeers = 4 << 20, 8
+	c := newCrowd(maxPeers, most)
+	var all []*Peer
+	for i := range 64 {
+		all = append(all, c.add(1+i%5))
+	}
+	body, list := fat(1), changes(64)
+	var flood sync.WaitGroup
+	for i := range 8 {
+		flood.Go(func() {
+			for n := range 12 {
+				p := all[(8*n+i)%len(all)]
+				c.pushed.Remove(p.ID)
+				leave := c.admit(p, func() {})
+				_ = c.full(p, body)
+				_ = c.changes(p, list)
+				if leave != nil && n%3 == 0 {
+					leave()
+				}
+				c.mu.Lock()
+				members, used := c.table.members(), c.used()
+				c.mu.Unlock()
+				if members > maxPeers+spareMembers || used > most {
+					t.Errorf("%d members, %d bytes", members, used)
+				}
+			}
+		})
+	}
+	flood.Wait()
+	for _, p := range all {
+		c.lost(p)
+		if c.admit(p, func() {}) != nil {
+			t.Fatal("a peer that was lost is a member")
+		}
+		_ = c.full(p, body)
+	}
+	if c.bytes.Cost() != 0 || c.members.Len() != 0 || c.table.members() != 0 {
+		t.Error("what lost peers took is still counted")
 	}
 }
 

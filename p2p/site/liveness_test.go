@@ -177,7 +177,7 @@ func TestPauses(t *testing.T) {
 		if p.Usable() {
 			t.Error("too slow, and usable")
 		}
-		if err := (&inventories{bytes: machine.NewShares[peer.ID](machine.Limits{Total: 1 << 20}), known: func(peer.ID) bool { return false }}).full(p, filter(t, 10)); err != nil {
+		if err := newInventories(8, 0, func(peer.ID) bool { return false }).full(p, filter(t, 10)); err != nil {
 			t.Fatal(err)
 		}
 		k := inventory.Key(0)
@@ -194,7 +194,7 @@ func TestPauses(t *testing.T) {
 		if !p.Has(k) {
 			t.Error("muted for ever")
 		}
-		p.session.heardOver.Add(1)
+		p.hear(&hearing{})
 		if p.Usable() || !p.Suspect() {
 			t.Error("a member that is silent is usable")
 		}

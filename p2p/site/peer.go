@@ -76,8 +76,7 @@ type sessionState struct {
 	end       context.CancelFunc
 	admitted  chan struct{} // closed when the peer has proved that it belongs to the site
 	once      sync.Once
-	heardOver atomic.Int32 // sessions of the peer to this node
-	takesOurs atomic.Bool  // the peer takes this node's inventory
+	takesOurs atomic.Bool // the peer takes this node's inventory
 }
 
 func (s *sessionState) admit() { s.once.Do(func() { close(s.admitted) }) }
@@ -94,7 +93,7 @@ func (p *Peer) Admitted() bool {
 
 // Member reports whether the peer tells this node its inventory. A peer that does not is an
 // extra one, beyond the number of peers of one side.
-func (p *Peer) Member() bool { return p.session.heardOver.Load() > 0 }
+func (p *Peer) Member() bool { return p.told.over.Load() != nil }
 
 // Told reports whether the peer takes this node's inventory.
 func (p *Peer) Told() bool { return p.session.takesOurs.Load() }
@@ -213,10 +212,19 @@ type pauses struct {
 	late backoff.Delay // for narinfos
 }
 
-// told is what a peer has told of what it shares.
+// told is what a peer has told of what it shares. It changes under the lock of inventories.
 type told struct {
 	inventory atomic.Pointer[inventory.Remote]
-	dropped   atomic.Bool // there was no room for it: changes mean nothing
+	over      atomic.Pointer[hearing] // the session of a member; nil: it is none
+	dropped   bool                    // there was no room for the inventory: changes mean nothing
+	gone      bool                    // the peer was lost
+}
+
+// hear has the peer tell its inventory over a session, nil for none. The one before ends.
+func (p *Peer) hear(h *hearing) {
+	if old := p.told.over.Swap(h); old != nil {
+		old.abort()
+	}
 }
 
 // positives is how the positives of a peer's inventory turned out lately: a peer that says
@@ -256,7 +264,7 @@ func (p *Peer) Has(k inventory.Key) bool { return p.told.inventory.Load().Has(k)
 
 // drop forgets the peer's inventory.
 func (p *Peer) drop() {
-	p.told.dropped.Store(true)
+	p.told.dropped = true
 	p.told.inventory.Store(new(inventory.Remote))
 }
 

@@ -40,71 +40,64 @@ const (
 )
 
 // inventories bounds, by machine, the peers whose inventories this node takes and the memory
-// that they use.
+// that they use. Both bounds hold at every moment: what peers have told, and who tells it,
+// changes only under mu, together with the shares.
 type inventories struct {
-	members  *machine.Shares[peer.ID]
-	bytes    *machine.Shares[peer.ID]
 	incoming *machine.Shares[*incoming]
 	pushed   *backoff.Set[peer.ID] // had to give way: no room for them for some time
 	known    func(peer.ID) bool    // from before: they give way last
-	peer     func(peer.ID) *Peer   // nil if it is not connected
 
 	mu      sync.Mutex
-	readers map[peer.ID]context.CancelFunc
+	members *machine.Shares[*Peer]
+	bytes   *machine.Shares[*Peer]
 }
 
 // incoming is a filter on its way in.
 type incoming struct{ abort context.CancelFunc }
 
-func newInventories(maxPeers int, maxBytes int64, known func(peer.ID) bool, get func(peer.ID) *Peer) *inventories {
+// hearing is a session over which a member tells its inventory.
+type hearing struct{ abort context.CancelFunc }
+
+func newInventories(maxPeers int, maxBytes int64, known func(peer.ID) bool) *inventories {
 	if maxBytes <= 0 {
 		maxBytes = defaultInventoryBytes
 	}
 	return &inventories{
-		members:  machine.NewShares[peer.ID](machine.Limits{Total: int64(maxPeers + spareMembers)}),
-		bytes:    machine.NewShares[peer.ID](machine.Limits{Total: maxBytes}),
+		members:  machine.NewShares[*Peer](machine.Limits{Total: int64(maxPeers + spareMembers)}),
+		bytes:    machine.NewShares[*Peer](machine.Limits{Total: maxBytes}),
 		incoming: machine.NewShares[*incoming](machine.Limits{Total: maxIncoming}),
-		pushed:   backoff.NewSet[peer.ID](maxPushed), known: known, peer: get,
-		readers: make(map[peer.ID]context.CancelFunc),
+		pushed:   backoff.NewSet[peer.ID](maxPushed), known: known,
 	}
 }
 
-// admit reports whether there is room for a peer's inventory. Others may have to give way.
-// Abort ends the session over which it comes; an older session of the peer ends now.
-func (v *inventories) admit(p *Peer, abort context.CancelFunc) bool {
-	if v.pushed.Has(p.ID) {
-		return false
-	}
-	gone, ok := v.members.Put(p.Machine, p.ID, 1, v.known(p.ID))
-	for _, id := range gone {
-		v.pushed.Add(id, fullAfter)
-		v.end(id)
-	}
-	if !ok {
-		return false
-	}
-	v.end(p.ID)
+// admit makes a peer a member, for which others may have to give way. Abort ends the session
+// over which it tells its inventory; an older session of the peer ends now. The caller calls
+// leave when the session has ended. If there is no room, leave is nil.
+func (v *inventories) admit(p *Peer, abort context.CancelFunc) (leave func()) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.readers[p.ID] = abort
-	return true
-}
-
-// end ends the session over which a peer tells its inventory.
-func (v *inventories) end(id peer.ID) {
-	v.mu.Lock()
-	abort := v.readers[id]
-	delete(v.readers, id)
-	v.mu.Unlock()
-	if abort != nil {
-		abort()
+	if p.told.gone || v.pushed.Has(p.ID) {
+		return nil
 	}
+	gone, ok := v.members.Put(p.Machine, p, 1, v.known(p.ID))
+	for _, o := range gone {
+		v.pushed.Add(o.ID, fullAfter)
+		o.hear(nil)
+	}
+	if !ok {
+		return nil
+	}
+	h := &hearing{abort}
+	p.hear(h)
+	return func() { p.told.over.CompareAndSwap(h, nil) }
 }
 
 // full takes a filter in place of all that was known of a peer's inventory. It is dropped
 // where there is no room for it.
 func (v *inventories) full(p *Peer, body []byte) error {
-	if !v.charge(p, int64(len(body))) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if p.told.gone || !v.charge(p, int64(len(body))) {
 		return nil
 	}
 	r := new(inventory.Remote)
@@ -117,10 +110,12 @@ func (v *inventories) full(p *Peer, body []byte) error {
 
 // changes takes a list of changes. Those to an inventory that was dropped mean nothing.
 func (v *inventories) changes(p *Peer, body []byte) error {
-	r := p.told.inventory.Load()
-	if !r.Loaded() && p.told.dropped.Load() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if p.told.gone || p.told.dropped {
 		return nil
 	}
+	r := p.told.inventory.Load()
 	if err := r.Delta(body); err != nil {
 		return fmt.Errorf("%w: %w", wire.ErrFrame, err)
 	}
@@ -131,31 +126,30 @@ func (v *inventories) changes(p *Peer, body []byte) error {
 // charge notes how much a peer's inventory takes. The inventories of those that give way for
 // it are dropped, perhaps its own.
 func (v *inventories) charge(p *Peer, bytes int64) bool {
-	gone, ok := v.bytes.Put(p.Machine, p.ID, bytes, v.known(p.ID))
-	for _, id := range gone {
-		if o := v.peer(id); o != nil {
-			o.drop()
-		}
+	gone, ok := v.bytes.Put(p.Machine, p, bytes, v.known(p.ID))
+	for _, o := range gone {
+		o.drop()
 	}
-	if !ok {
+	if p.told.dropped = !ok; !ok {
 		p.drop()
-	} else {
-		p.told.dropped.Store(false)
 	}
 	return ok
 }
 
 // use notes that a peer is of use.
-func (v *inventories) use(id peer.ID) {
-	v.members.Use(id)
-	v.bytes.Use(id)
+func (v *inventories) use(p *Peer) {
+	v.members.Use(p)
+	v.bytes.Use(p)
 }
 
 // lost forgets a peer.
-func (v *inventories) lost(id peer.ID) {
-	v.members.Remove(id)
-	v.bytes.Remove(id)
-	v.end(id)
+func (v *inventories) lost(p *Peer) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	p.told.gone = true
+	v.members.Remove(p)
+	v.bytes.Remove(p)
+	p.hear(nil)
 }
 
 // sessionReader is the listening side of a session.

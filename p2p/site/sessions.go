@@ -68,7 +68,7 @@ func (s *sessions) meet(ctx context.Context, h host.Host, conn network.Conn) *Pe
 		p := newPeer(id, machine.OfMultiaddr(conn.RemoteMultiaddr()), end, &s.table.beat)
 		p.usage.touch = func() {
 			s.door.use(id)
-			s.taken.use(id)
+			s.taken.use(p)
 		}
 		if len(s.keys) == 0 {
 			p.session.admit()
@@ -94,7 +94,7 @@ func (s *sessions) lost(p *Peer) {
 		return
 	}
 	p.session.end()
-	s.taken.lost(p.ID)
+	s.taken.lost(p)
 	if !s.gate.bans.Has(p.ID) {
 		s.book.Lost(p.Key, p.Machine, s.reachable(p), time.Now())
 	}
@@ -241,16 +241,20 @@ func (s *sessions) hear(ctx context.Context, st network.Stream, p *Peer) error {
 	stop := context.AfterFunc(ctx, func() { _ = st.Reset() })
 	defer stop()
 	in := newStreamConn(st, p)
+	leave := func() {}
 	room, err := receive(in, s.keys, s.self, p.ID, func() bool {
 		s.table.admit(p)
-		return s.taken.admit(p, abort)
+		if l := s.taken.admit(p, abort); l != nil {
+			leave = l
+			return true
+		}
+		return false
 	})
+	defer func() { leave() }()
 	if err != nil || !room {
 		_ = st.CloseWrite()
 		return err
 	}
-	p.session.heardOver.Add(1)
-	defer p.session.heardOver.Add(-1)
 	r := newSessionReader(p, in, s.taken)
 	r.received = func(n int) { s.metrics.InventoryBytes.WithLabelValues("received").Add(float64(n)) }
 	r.named = func(addrs []string) {

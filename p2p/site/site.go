@@ -76,7 +76,7 @@ func New(cfg Config) (*Site, error) {
 	parts.door = c.door
 	ss := &sessions{
 		core: c, local: cfg.Inventory, onLost: cfg.OnLost,
-		taken: newInventories(cfg.MaxPeers, cfg.MaxInventoryBytes, c.door.known, c.table.get),
+		taken: newInventories(cfg.MaxPeers, cfg.MaxInventoryBytes, c.door.known),
 	}
 	ss.news.init()
 	return &Site{

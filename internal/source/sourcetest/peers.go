@@ -262,3 +262,18 @@ func (p *Peers) Raw(info *verify.Info) bool {
 		return count(peer.Fake, func() bool { return peer.blobs[info.NarHash()][nix.Raw] != nil })
 	})
 }
+
+// FileSize returns the size of a file that a peer has.
+func (p *Peers) FileSize(info *verify.Info) (size int64) {
+	for _, peer := range p.List {
+		count(peer.Fake, func() bool {
+			for form, blob := range peer.blobs[info.NarHash()] {
+				if !form.IsRaw() {
+					size = int64(len(blob))
+				}
+			}
+			return true
+		})
+	}
+	return size
+}

@@ -6,7 +6,7 @@ buildGoModule {
 
   src = lib.cleanSource ../.;
   # `make vendor-hash` writes this line, `make test-nix` complains when it is wrong.
-  vendorHash = "sha256-EksGspXy2OGK/CyNfDs3I+i2Cj6n+zpGUBcuXUF6Jbk=";
+  vendorHash = "sha256-/lHexmuD+GTkUlhViSrv0SFGCrfm61MWZM7C8Icjwy4=";
 
   subPackages = [ "cmd/nixp2p" ];
   env.CGO_ENABLED = 0;

@@ -105,6 +105,8 @@ var fences = map[string][]string{
 	"github.com/klauspost/compress": {"internal/compress"},
 	"github.com/mikelolasagasti/xz": {"internal/compress"},
 	"github.com/andybalholm/brotli": {"internal/compress"},
+	"github.com/pierrec/lz4/v4":     {"internal/compress"},
+	"github.com/ulikunitz/xz":       {"internal/compress"},
 
 	"github.com/prometheus/client_golang/prometheus":            {"*"},
 	"github.com/prometheus/client_golang/prometheus/collectors": {"internal/metrics"},

@@ -11,6 +11,7 @@ import (
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"github.com/mikelolasagasti/xz"
+	"github.com/pierrec/lz4/v4"
 
 	"github.com/nixp2p/nixp2p/internal/nix"
 )
@@ -51,7 +52,11 @@ var codecs = map[nix.Compression]*codec{
 		tooLarge: []error{xz.ErrMemlimit},
 	},
 	nix.Zstd:   zstdCodec(maxZstdWindow),
-	nix.Bzip2:  {least: 14, open: func() (decoder, error) { return new(bzip2Decoder), nil }},
+	nix.Bzip2:  once(14, func(src *bufio.Reader) io.Reader { return bzip2.NewReader(src) }),
+	nix.LZ4:    once(11, func(src *bufio.Reader) io.Reader { return lz4.NewReader(src) }),
+	nix.LZMA:   lzmaCodec(18, func(src *bufio.Reader) io.Reader { return &lzmaReader{src: src} }),
+	nix.Lzip:   lzmaCodec(36, func(src *bufio.Reader) io.Reader { return &lzipReader{src: src} }),
+	nix.LZW:    once(4, func(src *bufio.Reader) io.Reader { return newLZWReader(src) }),
 	nix.Brotli: {least: 1, open: func() (decoder, error) { return &brotliDecoder{Reader: brotli.NewReader(nil)}, nil }},
 	nix.Gzip:   gzipCodec,
 }
@@ -121,12 +126,23 @@ func isAny(err error, targets []error) bool {
 	return false
 }
 
-// bzip2Decoder gives the standard library's reader, which cannot be used again, the shape
-// of the others.
-type bzip2Decoder struct{ io.Reader }
+// once is a codec whose readers cannot be used again.
+func once(least int64, open func(src *bufio.Reader) io.Reader) *codec {
+	return &codec{least: least, open: func() (decoder, error) { return &onceDecoder{open: open}, nil }}
+}
 
-func (d *bzip2Decoder) Reset(src io.Reader) error {
-	d.Reader = bzip2.NewReader(src)
+// onceDecoder gives such a reader the shape of the others. open reads nothing.
+type onceDecoder struct {
+	io.Reader
+	open func(src *bufio.Reader) io.Reader
+}
+
+func (d *onceDecoder) Reset(src io.Reader) error {
+	in, ok := src.(*bufio.Reader) // every kit reads through one
+	if !ok {
+		in = bufio.NewReader(src)
+	}
+	d.Reader = d.open(in)
 	return nil
 }
 

@@ -9,7 +9,8 @@ import (
 // Compression is a value of a narinfo's Compression line.
 type Compression string
 
-// The compressions that occur in narinfos. An absent or empty line means bzip2.
+// The compressions that Nix reads without programs of others. An absent or empty line means
+// bzip2.
 const (
 	None   Compression = "none"
 	XZ     Compression = "xz"
@@ -17,6 +18,10 @@ const (
 	Bzip2  Compression = "bzip2"
 	Brotli Compression = "br"
 	Gzip   Compression = "gzip"
+	LZ4    Compression = "lz4"
+	Lzip   Compression = "lzip"
+	LZMA   Compression = "lzma"
+	LZW    Compression = "compress"
 )
 
 // Form is a shape of the bytes of a NAR: the zero value is the raw NAR, any other is one exact

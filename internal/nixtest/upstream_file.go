@@ -2,7 +2,10 @@ package nixtest
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
+	"hash/crc32"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -11,13 +14,15 @@ import (
 	"github.com/andybalholm/brotli"
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
+	"github.com/pierrec/lz4/v4"
+	"github.com/ulikunitz/xz/lzma"
 
 	"github.com/nixp2p/nixp2p/internal/compress"
 	"github.com/nixp2p/nixp2p/internal/nix"
 )
 
-// Compress returns a NAR as a file. For bzip2 it needs the program of this name and skips the
-// test without it; xz is a stored container where there is no xz program.
+// Compress returns a NAR as a file. For bzip2 and compress it needs the program of this name and
+// skips the test without it; xz is a stored container where there is no xz program.
 func Compress(t testing.TB, c nix.Compression, nar []byte) Compressed {
 	t.Helper()
 	var out bytes.Buffer
@@ -54,6 +59,19 @@ func Compress(t testing.TB, c nix.Compression, nar []byte) Compressed {
 			t.Skip("no bzip2 program")
 		}
 		err = runFilter(t, &out, nar, "bzip2", "-1")
+	case nix.LZ4:
+		w := lz4.NewWriter(&out)
+		_, err = w.Write(nar)
+		err = errors.Join(err, w.Close())
+	case nix.LZMA:
+		err = writeLZMA(&out, nar)
+	case nix.Lzip:
+		err = writeLzip(&out, nar)
+	case nix.LZW:
+		if _, lerr := exec.LookPath("compress"); lerr != nil {
+			t.Skip("no compress program")
+		}
+		err = runFilter(t, &out, nar, "compress", "-f")
 	default:
 		out.Write(nar)
 	}
@@ -61,6 +79,29 @@ func Compress(t testing.TB, c nix.Compression, nar []byte) Compressed {
 		t.Fatal(err)
 	}
 	return Compressed{c, out.Bytes()}
+}
+
+func writeLZMA(out io.Writer, nar []byte) error {
+	w, err := lzma.WriterConfig{EOSMarker: true}.NewWriter(out) // with the properties that lzip wants
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(nar)
+	return errors.Join(err, w.Close())
+}
+
+// writeLzip puts the stream of an LZMA file into an lzip member.
+func writeLzip(out *bytes.Buffer, nar []byte) error {
+	var file bytes.Buffer
+	if err := writeLZMA(&file, nar); err != nil {
+		return err
+	}
+	out.WriteString("LZIP\x01\x17") // a dictionary of 8 MiB
+	out.Write(file.Bytes()[lzma.HeaderLen:])
+	b := binary.LittleEndian.AppendUint32(nil, crc32.ChecksumIEEE(nar))
+	b = binary.LittleEndian.AppendUint64(b, uint64(len(nar)))
+	out.Write(binary.LittleEndian.AppendUint64(b, uint64(out.Len()+len(b)+8)))
+	return nil
 }
 
 func runFilter(t testing.TB, out *bytes.Buffer, in []byte, name string, args ...string) error {

@@ -20,8 +20,8 @@ func TestInfo(t *testing.T) {
 	unsigned := hello.NarInfo().AppendText(nil)
 	forged := hello.Signed(key)
 	forged.NarSize++
-	lz4, lzip := hello.Signed(key), hello.Signed(key)
-	lz4.Compression, lzip.Compression = "lz4", "lzip"
+	lzop, lz4 := hello.Signed(key), hello.Signed(key)
+	lzop.Compression, lz4.Compression = "lzop", nix.LZ4
 	for name, c := range map[string]struct {
 		fault    nixtest.Fault
 		want     string
@@ -52,8 +52,8 @@ func TestInfo(t *testing.T) {
 		"wrong path":   {nixtest.Fault{Body: other.Signed(key).AppendText(nil)}, "invalid wrong_path", 1, "200"},
 		"unsigned":     {nixtest.Fault{Body: unsigned}, "invalid unsigned", 1, "200"},
 		"forged":       {nixtest.Fault{Body: forged.AppendText(nil)}, "invalid bad_signature", 1, "200"},
-		"lz4":          {nixtest.Fault{Body: lz4.AppendText(nil)}, "unavailable", 1, "200"},
-		"lzip":         {nixtest.Fault{Body: lzip.AppendText(nil)}, "unavailable", 1, "200"},
+		"lzop":         {nixtest.Fault{Body: lzop.AppendText(nil)}, "unavailable", 1, "200"},
+		"lz4":          {nixtest.Fault{Body: lz4.AppendText(nil)}, "ok", 1, "200"},
 		"too large":    {nixtest.Fault{Body: []byte(strings.Repeat("A: b\n", 1<<20))}, "invalid corrupt", 1, "200"},
 		"nowhere":      {nixtest.Fault{Redirect: "/else"}, "absent", 1, "302"},
 		"to files":     {nixtest.Fault{Redirect: "file:///etc/passwd"}, "unavailable", 1, "302"},
@@ -102,8 +102,8 @@ func TestInfoOfMany(t *testing.T) {
 	p := nixtest.NewPath("hello", 1000)
 	lie := nixtest.Fault{Body: nixtest.NewPath("other", 10).Signed(key).AppendText(nil)}
 	n := p.Signed(key)
-	n.Compression = "lz4"
-	lz4 := nixtest.Fault{Body: n.AppendText(nil)}
+	n.Compression = "lzop"
+	lzop := nixtest.Fault{Body: n.AppendText(nil)}
 	no, ill, hang := nixtest.Fault{Status: 404}, nixtest.Fault{Status: 500}, nixtest.Fault{Do: nixtest.Hang, At: nixtest.BeforeHeaders}
 	for name, c := range map[string]struct {
 		faults []nixtest.Fault
@@ -114,8 +114,8 @@ func TestInfoOfMany(t *testing.T) {
 		"a lie before":             {[]nixtest.Fault{lie, {}}, "ok"},
 		"the first hangs":          {[]nixtest.Fault{hang, {}}, "ok"},
 		"the first is ill":         {[]nixtest.Fault{ill, {}}, "ok"},
-		"one as lz4":               {[]nixtest.Fault{lz4, {}}, "ok"},
-		"all as lz4":               {[]nixtest.Fault{lz4, no, lz4}, "unavailable"},
+		"one as lzop":              {[]nixtest.Fault{lzop, {}}, "ok"},
+		"all as lzop":              {[]nixtest.Fault{lzop, no, lzop}, "unavailable"},
 		"nobody":                   {[]nixtest.Fault{no, no, no}, "absent"},
 		"one could not say":        {[]nixtest.Fault{no, ill, no}, "unavailable"},
 		"one hangs, the other no":  {[]nixtest.Fault{hang, no}, "unavailable"},

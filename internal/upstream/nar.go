@@ -146,7 +146,9 @@ type decodedBody struct {
 }
 
 // cheapest orders the compressions by what decoding costs. One that is not in it cannot be decoded here.
-var cheapest = []nix.Compression{nix.None, nix.Zstd, nix.Gzip, nix.Bzip2, nix.Brotli, nix.XZ}
+var cheapest = []nix.Compression{
+	nix.None, nix.LZ4, nix.Zstd, nix.Gzip, nix.LZW, nix.Brotli, nix.Bzip2, nix.XZ, nix.LZMA, nix.Lzip,
+}
 
 // choose opens the file that is cheapest to decode among those not tried yet. Caches that
 // were not asked yet are asked one after the other when no other file is left.

@@ -1,11 +1,19 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime/pprof"
+	"strings"
+	"syscall"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -13,6 +21,77 @@ import (
 
 // notify tells systemd a state; without systemd it does nothing.
 func notify(state string) { _, _ = daemon.SdNotify(false, state) }
+
+// statusTime is how long after a change systemd's STATUS= says so at most.
+const statusTime = 5 * time.Second
+
+// statusText says in one line how the daemon is; `systemctl status` shows it.
+func (s *server) statusText() string {
+	n := s.admin.node.Load()
+	if n == nil {
+		return clean(fmt.Sprintf("cannot work, answering 404 to everything: %v", s.admin.Ready()))
+	}
+	text := "answering"
+	if list := n.degraded(); len(list) > 0 {
+		text = "degraded: " + strings.Join(list, "; ")
+	}
+	if n.peers != nil {
+		text += ", " + count(len(n.peers.Peers()), "peer")
+	}
+	return clean(text)
+}
+
+// tellStatus tells systemd how the daemon is whenever that changes, from the start of the node
+// until ctx ends.
+func (s *server) tellStatus(ctx context.Context) {
+	if os.Getenv("NOTIFY_SOCKET") == "" {
+		return
+	}
+	select {
+	case <-ctx.Done():
+		return
+	case <-s.started:
+	}
+	tick := time.NewTicker(statusTime)
+	defer tick.Stop()
+	for told := ""; ; {
+		if text := s.statusText(); text != told {
+			notify("STATUS=" + text)
+			told = text
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// hungFile is where a daemon that the watchdog ends writes what it was doing, in the state
+// directory.
+const hungFile = "hung.txt"
+
+// dumpOnAbort ends the process on SIGABRT, which the watchdog sends, and writes what each goroutine
+// was doing to a file. What Go does by itself is a line for each call of each goroutine in the log.
+func (s *server) dumpOnAbort(ctx context.Context) {
+	abort := make(chan os.Signal, 1)
+	signal.Notify(abort, syscall.SIGABRT)
+	defer signal.Stop(abort)
+	select {
+	case <-ctx.Done():
+		return
+	case <-abort:
+	}
+	var calls bytes.Buffer
+	_ = pprof.Lookup("goroutine").WriteTo(&calls, 1) // the same calls are counted, not repeated
+	file := filepath.Join(s.cfg.StateDir, hungFile)
+	why := slog.String("goroutines", file)
+	if err := os.WriteFile(file, calls.Bytes(), 0o600); err != nil {
+		why = slog.Any("err", err)
+	}
+	s.log.Error("ended by SIGABRT, which systemd's watchdog sends to a daemon that does not answer itself", why)
+	os.Exit(exitFailed)
+}
 
 // feedWatchdog tells systemd that this process is healthy as long as it answers real requests. It
 // returns when ctx ends, or at once without a watchdog.

@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -139,7 +138,7 @@ func (s *server) runNode(ctx context.Context, start func() (*node, error)) error
 	}
 	close(s.started)
 	s.sayListening()
-	notify(daemon.SdNotifyReady)
+	notify(daemon.SdNotifyReady + "\nSTATUS=" + s.statusText())
 	if err != nil {
 		return nil
 	}
@@ -222,6 +221,8 @@ func (s *server) work(ctx context.Context, page http.Handler, load func() (*conf
 	defer stopNode()
 	g.Go(func() error { return s.runNode(nctx, start) })
 	g.Go(func() error { return feedWatchdog(gctx, s.listen.front[0]) })
+	g.Go(func() error { s.tellStatus(gctx); return nil })
+	g.Go(func() error { s.dumpOnAbort(gctx); return nil })
 	g.Go(func() error { s.reloadOnHangup(gctx, load); return nil })
 	g.Go(func() error {
 		<-gctx.Done()
@@ -252,7 +253,7 @@ func (s *server) drain(servers ...*http.Server) {
 	defer cancel()
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	notify(daemon.SdNotifyStopping)
+	notify(daemon.SdNotifyStopping + "\nSTATUS=shutting down, transfers may end")
 	s.log.Info("shutting down", "drain", drainTime)
 	// Peers are told to go on elsewhere at once; what they are getting they get to its end.
 	var uploads sync.WaitGroup
@@ -312,14 +313,6 @@ func (s *server) reload(load func() (*config.Config, error)) {
 // without returns keys less one.
 func without(keys []string, key string) []string {
 	return slices.DeleteFunc(keys, func(k string) bool { return k == key })
-}
-
-func newLog(w io.Writer, format string, level slog.Leveler) *slog.Logger {
-	opts := &slog.HandlerOptions{Level: level}
-	if format == "json" {
-		return slog.New(slog.NewJSONHandler(w, opts))
-	}
-	return slog.New(slog.NewTextHandler(w, opts))
 }
 
 // newID names this process in Via headers.

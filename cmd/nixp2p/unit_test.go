@@ -260,6 +260,7 @@ func TestDegradedStart(t *testing.T) {
 	if code != 1 || !strings.Contains(stdout, "cache-size") {
 		t.Errorf("status: exit code %d\n%s%s", code, stdout, stderr)
 	}
+	eventually(t, func() bool { return strings.Contains(u.Status(), "404") && strings.Contains(u.Status(), "cache-size") })
 	// What was repaired works after a restart, and no client has noticed anything.
 	u.configure("")
 	if err := u.Signal(syscall.SIGTERM); err != nil {
@@ -269,6 +270,24 @@ func TestDegradedStart(t *testing.T) {
 		status, _ := d.get(u.URL() + "/" + p.Hash().String() + ".narinfo")
 		return status == http.StatusOK
 	})
+	eventually(t, func() bool { return u.Status() == "answering" })
+}
+
+// A daemon that the watchdog ends leaves what it was doing in a file, and not in the log.
+func TestAbort(t *testing.T) {
+	u := newUnit(t)
+	u.run(supervise.Config{}, "--p2p=false", "--upstream", "http://127.0.0.1:1", "--store-root", u.dir)
+	<-u.Ready()
+	if err := u.Signal(syscall.SIGABRT); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() bool {
+		text, _ := os.ReadFile(filepath.Join(u.dir, "state", hungFile))
+		return strings.Contains(string(text), "goroutine profile") && strings.Contains(u.text(), "ended by SIGABRT")
+	})
+	if strings.Contains(u.text(), "\ngoroutine ") {
+		t.Errorf("goroutines in the log:\n%s", u.text())
+	}
 }
 
 // A store whose database cannot be opened, as on a file server that is gone, keeps nobody

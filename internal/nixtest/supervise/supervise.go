@@ -77,7 +77,8 @@ type Supervisor struct {
 	mu      sync.Mutex
 	process *os.Process
 	starts  int
-	bitten  int // times that the watchdog ended the daemon
+	bitten  int    // times that the watchdog ended the daemon
+	status  string // STATUS= that the daemon told last
 	ready   chan struct{}
 }
 
@@ -206,6 +207,7 @@ func (s *Supervisor) watch(ctx context.Context, p *os.Process, notes <-chan stri
 		case err := <-ended:
 			return err
 		case note := <-notes:
+			s.noteStatus(note)
 			if has(note, "READY=1") {
 				s.setReady()
 				hungry.Reset(s.cfg.Watchdog)
@@ -228,6 +230,23 @@ func (s *Supervisor) watch(ctx context.Context, p *os.Process, notes <-chan stri
 			_ = p.Kill()
 		}
 	}
+}
+
+func (s *Supervisor) noteStatus(note string) {
+	for l := range strings.Lines(note) {
+		if text, ok := strings.CutPrefix(strings.TrimSpace(l), "STATUS="); ok {
+			s.mu.Lock()
+			s.status = text
+			s.mu.Unlock()
+		}
+	}
+}
+
+// Status returns what `systemctl status` would show of the daemon.
+func (s *Supervisor) Status() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.status
 }
 
 func has(note, line string) bool {

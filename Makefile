@@ -159,6 +159,13 @@ deb: ## make dist/nixp2p_VERSION_ARCH.deb (ARCH=amd64|arm64)
 deb-test: ## install, run and remove the package in a copy of a chroot of `make chroots` (root)
 	deploy/debian/test.sh
 
+# Both releases side by side. Trees are made once and kept in ~/.cache/nixp2p-test/system.
+BOOT_FLAGS ?=
+RELEASES ?= bookworm sid
+.PHONY: test-system
+test-system: deb ## boot Debian 12 and sid in containers, install, break, upgrade, remove (root, systemd-nspawn, 5 minutes; RELEASES, BOOT_FLAGS)
+	$(GO) run ./lab/boot -deb dist/nixp2p_$(VERSION)_$$(dpkg --print-architecture).deb $(BOOT_FLAGS) $(RELEASES)
+
 .PHONY: release
 release: ## make dist/ with archives for all platforms; the same bytes from the same sources (TARGETS='linux/amd64 ...')
 	.ci/release dist $(TARGETS)

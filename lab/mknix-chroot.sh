@@ -3,7 +3,7 @@
 # that tests and measurements can run other versions of Nix than the machine's.
 # It sets up no daemon and no store: the tests bring their own.
 #
-#	lab/mknix-chroot.sh DIST DIR      DIST: trixie (Nix 2.26), sid (Nix 2.34)
+#	lab/mknix-chroot.sh DIST DIR [PACKAGE...]     DIST: trixie (Nix 2.26), sid (Nix 2.34)
 #
 # The tests look for the trees in /var/cache/nixp2p/chroot/{trixie,sid}, or where
 # NIXP2P_NIX_CHROOT_226 and NIXP2P_NIX_CHROOT_234 say. Needs root, debootstrap and
@@ -12,12 +12,13 @@
 # name when its Nix works.
 set -eu
 
-if [ $# -ne 2 ]; then
-	echo "usage: $0 DIST DIR" >&2
+if [ $# -lt 2 ]; then
+	echo "usage: $0 DIST DIR [PACKAGE...]" >&2
 	exit 2
 fi
 dist=$1
 dir=$2
+shift 2
 
 # Nix reads /proc/self/exe at its start. A mount namespace of its own for each
 # command leaves no mount behind, however the command ends.
@@ -53,8 +54,10 @@ trap 'exit 1' HUP INT TERM
 debootstrap --variant=minbase "$dist" "$tmp" "$mirror" >&2
 printf '#!/bin/sh\nexit 101\n' >"$tmp/usr/sbin/policy-rc.d" # start no service in there
 chmod 755 "$tmp/usr/sbin/policy-rc.d"
+# A mirror of a release in the making may not have been signed for days.
+echo 'Acquire::Check-Valid-Until "false";' >"$tmp/etc/apt/apt.conf.d/99valid-until"
 in_tree "$tmp" apt-get -q -y -f install >&2
-in_tree "$tmp" apt-get -q -y --no-install-recommends install nix-bin >&2
+in_tree "$tmp" apt-get -q -y --no-install-recommends install nix-bin "$@" >&2
 in_tree "$tmp" apt-get clean
 rm -rf "$tmp"/var/lib/apt/lists/*
 

@@ -92,6 +92,7 @@ var rooms = map[string]room{
 	"lab/site":           {floor: floorLab},
 	"lab/cold":           {floor: floorLab},
 	"lab/delta":          {floor: floorLab},
+	"lab/boot":           {floor: floorLab},
 	"lab/hostile":        {floor: floorLab},
 	"lab/netlab/wanlink": {floor: floorLab},
 }

@@ -32,8 +32,14 @@ func (s *server) statusText() string {
 		return clean(fmt.Sprintf("cannot work, answering 404 to everything: %v", s.admin.Ready()))
 	}
 	text := "answering"
-	if list := n.degraded(); len(list) > 0 {
-		text = "degraded: " + strings.Join(list, "; ")
+	var degraded []string
+	for _, c := range n.current() {
+		if !c.Note {
+			degraded = append(degraded, c.Text)
+		}
+	}
+	if degraded != nil {
+		text = "degraded: " + strings.Join(degraded, "; ")
 	}
 	if n.peers != nil {
 		text += ", " + count(len(n.peers.Peers()), "peer")

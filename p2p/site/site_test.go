@@ -91,20 +91,17 @@ func near(others ...*testSite) func(*Config) {
 }
 
 // within waits up to limit until cond is true.
-func within(t testing.TB, limit time.Duration, what string, cond func() bool) {
+// wait waits until cond holds. Whoever is kept out is so for as long as an attack lasts, or
+// for five minutes; a busy machine takes seconds.
+func wait(t testing.TB, what string, cond func() bool) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	for !cond() {
 		if !pause(ctx, 10*time.Millisecond) {
-			t.Fatalf("not within %v: %s", limit, what)
+			t.Fatalf("not within a minute: %s", what)
 		}
 	}
-}
-
-func wait(t testing.TB, what string, cond func() bool) {
-	t.Helper()
-	within(t, 20*time.Second, what, cond)
 }
 
 // has reports whether n knows what another site shares.
@@ -382,9 +379,9 @@ func TestSilentConnections(t *testing.T) {
 			})
 		}
 		wait(t, "the flood has begun", func() bool { return opened.Load() > 1500 })
-		for m, limit := range map[int]time.Duration{2: 20 * time.Second, 3: 5 * time.Second} {
+		for _, m := range []int{2, 3} {
 			b := start(t, m, both(change, near(a)))
-			within(t, limit, fmt.Sprintf("%s: a newcomer on machine %d is a member", name, m), func() bool { return b.has(a, key(1)) })
+			wait(t, fmt.Sprintf("%s: a newcomer on machine %d is a member", name, m), func() bool { return b.has(a, key(1)) })
 		}
 		if n := a.core.door.handshakes.Len(); n > maxHandshakes {
 			t.Errorf("%d handshakes", n)
@@ -415,7 +412,7 @@ func TestManyIdentities(t *testing.T) {
 	}
 	for _, m := range []int{2, 4} {
 		b := start(t, m, near(a), key(10+m))
-		within(t, 5*time.Second, "the newcomer's inventory is taken", func() bool { return a.has(b, key(10+m)) })
+		wait(t, "the newcomer's inventory is taken", func() bool { return a.has(b, key(10+m)) })
 	}
 	if !a.has(old, key(3)) {
 		t.Error("the peer from before had to give way")
@@ -551,11 +548,8 @@ func TestViolations(t *testing.T) {
 		go func() { _, _ = io.Copy(io.Discard, st) }()
 		_, _ = st.Write(body)
 		wait(t, name, func() bool { return a.core.gate.bans.Has(s.ID()) && a.Peer(s.ID()) == nil })
-		if err := s.connect(a); err == nil {
-			_, err = s.NewStream(t.Context(), a.ID(), siteProtocol)
-			if err == nil {
-				t.Errorf("%s: it comes back", name)
-			}
+		if _, err := s.join(a); err == nil {
+			t.Errorf("%s: it comes back", name)
 		}
 	}
 	if n := a.core.book.Len(); n != 0 {
@@ -604,7 +598,7 @@ func TestSilentRequests(t *testing.T) {
 	a.listener.open.mu.Unlock()
 	for _, m := range []int{2, 3} {
 		b := start(t, m, near(a))
-		within(t, 5*time.Second, "an honest peer is answered", func() bool {
+		wait(t, "an honest peer is answered", func() bool {
 			text, err := b.ask(t.Context(), a)
 			return err == nil && text == "hello"
 		})

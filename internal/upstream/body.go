@@ -116,7 +116,7 @@ func (r *resumableBody) connect(ctx context.Context) error {
 
 // lacks returns why m cannot have the file, nil if it may. known: it has.
 func (r *resumableBody) lacks(m *mirror) (known bool, err error) {
-	if r.u.wasWrong(m, r.info, r.form) {
+	if max(r.u.untilAsked(m, r.info, r.form), r.u.untilAsked(m, r.info, nix.Raw)) > 0 {
 		return false, errWrong
 	}
 	l, known := r.u.located(m, r.info)
@@ -154,7 +154,7 @@ func (r *resumableBody) pick(ctx context.Context) (*mirror, error) {
 		}
 		n := s.strikes
 		switch {
-		case i >= usable, s.slow:
+		case i >= usable, s.slow, r.u.wasWrong(m, r.info, r.form):
 			n++
 		case n == 1 && m == r.from: // what broke off once may go on
 			n = 0

@@ -1,7 +1,9 @@
 package upstream
 
 import (
+	"context"
 	"slices"
+	"time"
 
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/verify"
@@ -69,25 +71,45 @@ func sentBy(m *mirror, info *verify.Info, form nix.Form) sent {
 	return sent{m.index, info.NarHash(), form.File}
 }
 
-// wasWrong reports whether m has sent this form of the NAR, or the raw NAR, wrong.
+// wasWrong reports whether others are asked for this form of the NAR before m, which has sent
+// it, or the raw NAR, wrong.
 func (s *shared) wasWrong(m *mirror, info *verify.Info, form nix.Form) bool {
 	return s.wrong.Has(sentBy(m, info, nix.Raw)) || s.wrong.Has(sentBy(m, info, form))
 }
 
-// Invalid reports that all bytes of this form of info's NAR came from here and were wrong: the
-// caches that sent them are not asked for it again for some time; all, if nobody is known to have.
-// After a wrong file they are still asked for raw: FileHash is not signed, and the NAR in the
-// file may be right.
-func (u *Upstreams) Invalid(info *verify.Info, form nix.Form, _ error) {
-	d := invalidFor
-	if len(u.all) == 1 {
-		d = onlyInvalidFor
+// untilAsked returns how long it takes until m may be asked again for what it has just sent wrong.
+func (s *shared) untilAsked(m *mirror, info *verify.Info, form nix.Form) time.Duration {
+	until, ok := s.wrong.Until(sentBy(m, info, form))
+	if !ok {
+		return 0
 	}
+	return max(time.Until(until)-avoidedFor+s.timeouts.wrong, 0)
+}
+
+// awaitAsked waits until m may be asked for the raw NAR again. It reports false if ctx ends first.
+func (s *shared) awaitAsked(ctx context.Context, m *mirror, info *verify.Info) bool {
+	timer := time.NewTimer(s.untilAsked(m, info, nix.Raw))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// Invalid reports that all bytes of this form of info's NAR came from here and were wrong: the
+// caches that sent them are asked for it again only if no other one has it, and then for a
+// narinfo first, which may name another file; all, if nobody is known to have sent them. After a
+// wrong file they are still asked for raw: FileHash is not signed, and the NAR in the file may
+// be right.
+func (u *Upstreams) Invalid(info *verify.Info, form nix.Form, _ error) {
 	known := slices.ContainsFunc(u.all, func(m *mirror) bool { return u.senders.Has(sentBy(m, info, form)) })
 	for _, m := range u.all {
 		if k := sentBy(m, info, form); !known || u.senders.Has(k) {
 			u.senders.Remove(k)
-			u.wrong.Add(k, d)
+			u.wrong.Add(k, avoidedFor)
+			u.found.Remove(place{m.index, info.StorePath().Hash()})
 		}
 	}
 }

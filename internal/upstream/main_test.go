@@ -36,6 +36,7 @@ var quick = timeouts{
 	headers: 10 * time.Second, late: 10 * time.Second, first: 10 * time.Second, stall: 10 * time.Second, crawl: 10 * time.Second,
 	probe: 20 * time.Millisecond, probing: 2 * time.Second, refresh: time.Hour,
 	hedge: 30 * time.Millisecond, retry: 4 * time.Millisecond, busyMost: time.Minute, busy: time.Minute,
+	wrong: 5 * time.Millisecond,
 }
 
 // hasty is for those who are kept waiting.
@@ -112,7 +113,7 @@ func (b *bench) run() {
 // until waits for something that another goroutine brings about.
 func until(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(5 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
 	for !ok() {

@@ -190,12 +190,14 @@ func (d *decodedBody) best(ctx context.Context) (*mirror, location, error) {
 	d.verdict.add(left)
 	var best *mirror
 	var at location
-	var unknown []*mirror
+	var unknown, avoided []*mirror
 	for _, m := range may {
 		l, ok := d.u.located(m, d.info)
 		switch {
 		case d.u.wasWrong(m, d.info, nix.Raw):
-			d.verdict.add(fmt.Errorf("%s: %w", m.name, errWrong))
+			if !d.asked[m] {
+				avoided = append(avoided, m)
+			}
 		case !ok && !d.asked[m]:
 			unknown = append(unknown, m)
 		case !ok, d.tried[l.key(m)]:
@@ -206,8 +208,11 @@ func (d *decodedBody) best(ctx context.Context) (*mirror, location, error) {
 	if best != nil {
 		return best, at, nil
 	}
-	for _, m := range unknown {
+	for _, m := range append(unknown, avoided...) {
 		d.asked[m] = true
+		if !d.u.awaitAsked(ctx, m, d.info) {
+			return nil, location{}, ctx.Err()
+		}
 		l, err := d.u.find(ctx, m, d.info, d.budget)
 		switch {
 		case err != nil:

@@ -319,7 +319,7 @@ func TestInvalid(t *testing.T) {
 	p := nixtest.NewPath("hello", 100_000)
 	wrong := &verify.InvalidError{Reason: verify.ReasonHash, Err: errors.New("wrong")}
 	bad, good := nixtest.NewUpstream(t, cache(nix.Zstd, p)), nixtest.NewUpstream(t, cache(nix.Zstd, p))
-	b := open(t, nil, bad.URL(), good.URL())
+	b := open(t, func(c *Config) { c.timeouts.wrong = time.Hour }, bad.URL()+"?priority=1", good.URL()+"?priority=2")
 	info, form := b.mustInfo(p), fileForm(t, bad, p)
 	if _, err := b.read(info, form, 0); err != nil {
 		t.Fatal(err)
@@ -342,9 +342,6 @@ func TestInvalid(t *testing.T) {
 	}
 	b.Invalid(info, nix.Raw, wrong)
 	b.Invalid(info, nix.Raw, wrong)
-	if _, err := b.read(info, nix.Raw, 0); kindOf(err) != "absent" {
-		t.Errorf("all convicted: %v", err)
-	}
 	other := nixtest.NewPath("other", 10)
 	bad.Add(other)
 	if _, err := b.read(b.mustInfo(other), nix.Raw, 0); err != nil {
@@ -355,6 +352,43 @@ func TestInvalid(t *testing.T) {
 	}
 	if _, err := b.read(info, nix.Raw, 0); err != nil {
 		t.Errorf("afterwards: %v", err)
+	}
+}
+
+// TestHealed: a cache that named a wrong file, and alone has the NAR, is asked for a narinfo and
+// the NAR again; but not while another one has it.
+func TestHealed(t *testing.T) {
+	p, other := nixtest.NewPath("hello", 100_000), nixtest.NewPath("other", 100_000)
+	u, empty := nixtest.NewUpstream(t, cache(nix.Zstd, p)), nixtest.NewUpstream(t, cache(nix.Zstd))
+	wrong := nixtest.Compress(t, nix.XZ, other.NAR)
+	n := wrong.NarInfo(p, key)
+	n.URL = "nar/wrong.nar.xz"
+	u.Serve("/"+n.URL, wrong.Bytes)
+	poison := nixtest.Fault{Body: n.AppendText(nil)}
+	for _, urls := range [][]string{{u.URL()}, {u.URL(), empty.URL()}, {empty.URL(), u.URL()}} {
+		u.Set(nixtest.NarInfo, poison)
+		b := open(t, nil, urls...)
+		info := b.mustInfo(p)
+		got, err := b.read(info, nix.Raw, 0)
+		if err != nil || bytes.Equal(got, p.NAR) {
+			t.Fatalf("poisoned: %v", err)
+		}
+		b.Invalid(info, nix.Raw, &verify.InvalidError{Reason: verify.ReasonHash, Err: errors.New("wrong")})
+		u.SetAll()
+		if got, err := b.read(info, nix.Raw, 0); err != nil || !bytes.Equal(got, p.NAR) {
+			t.Errorf("%d caches: it is right again: %v", len(urls), err)
+		}
+	}
+	good := nixtest.NewUpstream(t, cache(nix.XZ, p))
+	b := open(t, nil, u.URL()+"?priority=1", good.URL()+"?priority=2")
+	info := b.mustInfo(p)
+	if _, err := b.read(info, nix.Raw, 0); err != nil {
+		t.Fatal(err)
+	}
+	b.Invalid(info, nix.Raw, &verify.InvalidError{Reason: verify.ReasonHash, Err: errors.New("wrong")})
+	before := u.Requests(nixtest.NarFile)
+	if got, err := b.read(info, nix.Raw, 0); err != nil || !bytes.Equal(got, p.NAR) || u.Requests(nixtest.NarFile) != before {
+		t.Errorf("another one has it: %v, asked %d times", err, u.Requests(nixtest.NarFile)-before)
 	}
 }
 

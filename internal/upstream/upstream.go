@@ -88,6 +88,7 @@ type timeouts struct {
 	retry    time.Duration // before a cache is asked again after a failure
 	busyMost time.Duration // the most that Retry-After is honoured
 	busy     time.Duration // for 429 without Retry-After
+	wrong    time.Duration // before a cache is asked again for what it sent wrong
 }
 
 var defaults = timeouts{
@@ -95,15 +96,13 @@ var defaults = timeouts{
 	headers: 5 * time.Second, late: time.Second, first: 10 * time.Second, stall: 5 * time.Second, crawl: 10 * time.Second,
 	probe: 5 * time.Second, probing: 2 * time.Second, refresh: time.Hour,
 	hedge: 75 * time.Millisecond, retry: 100 * time.Millisecond,
-	busyMost: time.Minute, busy: 5 * time.Second,
+	busyMost: time.Minute, busy: 5 * time.Second, wrong: time.Second,
 }
 
 const (
-	// invalidFor is how long a cache is not asked again for what it sent wrong.
-	invalidFor = 10 * time.Minute
-	// onlyInvalidFor is the same for the only cache: there is nobody else to ask, and what was
-	// wrong, such as a proxy, may be right again.
-	onlyInvalidFor = 30 * time.Second
+	// avoidedFor is how long a cache is asked again for what it sent wrong only if no other one
+	// has it: what was wrong, such as a proxy, may be right again.
+	avoidedFor = 10 * time.Minute
 )
 
 // Upstreams is one or many caches, asked as one source. It is safe for concurrent use.

@@ -3,6 +3,9 @@ package main
 import (
 	"context"
 	"errors"
+	"net/http"
+	"os"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -10,6 +13,7 @@ import (
 	"github.com/nixp2p/nixp2p/internal/history"
 	"github.com/nixp2p/nixp2p/internal/metrics"
 	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/nixconf"
 	"github.com/nixp2p/nixp2p/internal/resolve"
 	"github.com/nixp2p/nixp2p/internal/source"
 	"github.com/nixp2p/nixp2p/localstore"
@@ -42,6 +46,7 @@ func (a *adminNode) State() admin.State {
 		return admin.State{}
 	}
 	s := admin.State{
+		Machine: machineName(), Nix: n.nixUse(),
 		Conditions: n.current(), Store: storeState(n.store), StateDir: n.cfg.StateDir,
 		Transfers: n.transfers(), Failures: n.failures(),
 	}
@@ -57,6 +62,35 @@ func (a *adminNode) State() admin.State {
 		s.Cache = admin.Cache{Dir: n.cfg.CacheDir, Bytes: n.cache.Usage(), Limit: n.cfg.CacheSize, Entries: len(n.cache.Entries())}
 	}
 	return s
+}
+
+// machineName is how people know this machine, "" if it has no name.
+func machineName() string {
+	name, _ := os.Hostname()
+	return name
+}
+
+// nixUse says whether this machine's Nix uses the node.
+func (n *node) nixUse() admin.NixUse {
+	places := nixconf.Look(os.Getenv)
+	settings, _ := places.ReadSystem() // what cannot be read does not list us
+	use := admin.NixUse{Conf: places.System}
+	use.URL, _ = substituterURL(n.cfg.Listen)
+	use.Listed = use.URL != "" && settings.Uses(use.URL)
+	if at := n.asked.Load(); at != 0 {
+		use.Asked = time.Unix(at, 0)
+	}
+	return use
+}
+
+// noteNix notes when a Nix asks.
+func (n *node) noteNix(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.Contains(r.UserAgent(), "Nix/") {
+			n.asked.Store(time.Now().Unix())
+		}
+		h.ServeHTTP(w, r)
+	})
 }
 
 // current returns how the parts work now, where there is something to say.

@@ -45,7 +45,7 @@ func doctorConfig(cfg *config.Config) doctor.Config {
 	return doctor.Config{
 		Listen: cfg.Listen, URL: url, AdminListen: cfg.AdminListen, Priority: cfg.Priority, Upstreams: cfg.Upstreams,
 		TrustedKeys: cfg.TrustedPublicKeys, StateDir: cfg.StateDir, CacheDir: cfg.CacheDir,
-		CacheSize: cfg.CacheSize, StoreRoot: cfg.StoreRoot, P2P: cfg.P2P, P2PListen: cfg.P2PListen,
+		CacheSize: cfg.CacheSize, StoreRoot: cfg.StoreRoot, P2P: cfg.P2P, P2PListen: cfg.P2PListen, MDNS: cfg.MDNS,
 		Closed: cfg.SwarmKeyFile != "", Getenv: os.Getenv,
 	}
 }

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"errors"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -12,6 +14,7 @@ import (
 type cacheAccess struct {
 	netrc  string // file with credentials, "" for none
 	caFile string // file with certificate authorities, "" for the system's
+	err    error  // why the file with credentials is not used; nil if there is none
 }
 
 // nixCacheAccess reads the machine's nix.conf. $NETRC and a credential that systemd passes
@@ -32,7 +35,12 @@ func nixCacheAccess(getenv func(string) string, log *slog.Logger) cacheAccess {
 		if name == "" {
 			name = filepath.Join(filepath.Dir(places.System), "netrc")
 		}
-		a.netrc = readable(name)
+		if a.netrc = readable(name); a.netrc == "" {
+			_, a.err = os.ReadFile(name)
+			if errors.Is(a.err, fs.ErrNotExist) {
+				a.err = nil
+			}
+		}
 	}
 	return a
 }

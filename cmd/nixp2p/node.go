@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -58,6 +59,7 @@ type node struct {
 	resolver *resolve.Resolver
 	transfer *transfer.Server
 	front    http.Handler
+	asked    atomic.Int64 // when a Nix asked last, in seconds since 1970; 0 before
 	past     past
 	// conditions are how the parts work: those that work with less say so here.
 	conditions source.Conditions
@@ -96,9 +98,15 @@ func newNode(cfg *config.Config, m *metrics.Metrics, id string, log *slog.Logger
 	n.past.history = history.New(history.Config{Storage: n.state.History(), Read: n.counts, Log: log})
 	n.infos = n.state.Infos(cfg.Keys, cfg.ShareKeys, m)
 	access := nixCacheAccess(os.Getenv, log)
+	if access.err != nil {
+		n.conditions.Set("netrc", source.Condition{
+			Part: source.PartUpstream, Text: fmt.Sprintf("caches are asked without the credentials that Nix has: %v", access.err),
+			Hint: "put a copy into /etc/credstore/nixp2p.netrc and restart nixp2p; see docs/ci.md",
+		})
+	}
 	if n.upstream, err = upstream.New(upstream.Config{
 		URLs: cfg.Upstreams, Keys: cfg.Keys, ID: id, Version: version(), Netrc: access.netrc, CAFile: access.caFile,
-		Events: events, Log: log, Metrics: m,
+		Events: events, Conditions: &n.conditions, Log: log, Metrics: m,
 	}); err != nil {
 		return nil, err
 	}
@@ -117,13 +125,17 @@ func newNode(cfg *config.Config, m *metrics.Metrics, id string, log *slog.Logger
 	if err := n.wire(m, events, log); err != nil {
 		return nil, err
 	}
-	n.front, err = httpfront.New(httpfront.Config{
+	front, err := httpfront.New(httpfront.Config{
 		Resolver: n.resolver, Transfer: n.transfer, Metrics: m, Share: cfg.ShareKeys, Names: hostNames(cfg.Listen, cfg.ServerNames),
 		// A trusted key that is not a share key signs private paths.
 		Private:  slices.ContainsFunc(cfg.Keys.Names(), func(k string) bool { return !slices.Contains(cfg.ShareKeys, k) }),
 		Priority: cfg.Priority, ID: id, Log: log,
 	})
-	return n, err
+	if err != nil {
+		return nil, err
+	}
+	n.front = n.noteNix(front)
+	return n, nil
 }
 
 // joinSite makes this machine a node among peers, if that is wanted.

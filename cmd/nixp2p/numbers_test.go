@@ -209,7 +209,7 @@ func printedDiffers(t *testing.T, d *process, page string, s admin.Status) (wron
 	for _, p := range peers {
 		_, row, ok := strings.Cut(page, `<tr data-key="`+html.EscapeString(p.ID)+`">`)
 		row, _, _ = strings.Cut(row, "</tr>")
-		if want := fmt.Sprintf(`<td class="n mid"><data value="%d">%s</data></td><td class="n mid"><data value="%d">%s</data></td>`, p.ReceivedBytes, humanSize(p.ReceivedBytes), p.SentBytes, humanSize(p.SentBytes)); !ok || !strings.Contains(row, want) {
+		if want := fmt.Sprintf(`<td class="n"><data value="%d">%s</data></td><td class="n"><data value="%d">%s</data></td>`, p.ReceivedBytes, humanSize(p.ReceivedBytes), p.SentBytes, humanSize(p.SentBytes)); !ok || !strings.Contains(row, want) {
 			wrong = append(wrong, fmt.Sprintf("peer %s: the page has %q, `peers` %s", p.ID, row, want))
 		}
 	}

@@ -45,11 +45,19 @@ func (p terminal) peers(peers []admin.Peer) []string {
 			standing.style = red
 		}
 		rows = append(rows, []cell{
-			{text: admin.ShortID(x.ID)}, standing, {text: humanSize(x.SentBytes)}, {text: rate(x.SendingBytesPerSecond)}, {text: humanSize(x.ReceivedBytes)},
-			{text: rate(x.ReceivingBytesPerSecond)}, {text: fmt.Sprint(x.Paths)}, {text: admin.FormatMS(x.RTTMS)}, {text: x.FoundBy}, {text: strings.Join(x.Addresses, " ")},
+			{text: x.Label()}, standing, {text: humanSize(x.SentBytes)}, {text: rate(x.SendingBytesPerSecond)}, {text: humanSize(x.ReceivedBytes)},
+			{text: rate(x.ReceivingBytesPerSecond)}, {text: fmt.Sprint(x.Paths)}, {text: admin.FormatMS(x.RTTMS)}, {text: x.FoundBy}, {text: address(x)}, {text: admin.ShortID(x.ID)},
 		})
 	}
-	return p.table([]string{"PEER", "STANDING", "SENT", "NOW", "RECEIVED", "NOW", "PATHS", "RTT", "FOUND BY", "ADDRESSES"}, rows)
+	return p.table([]string{"PEER", "STANDING", "SENT", "NOW", "RECEIVED", "NOW", "PATHS", "RTT", "FOUND BY", "ADDRESS", "ID"}, rows)
+}
+
+// address returns one address at which others can reach a peer; --json has all.
+func address(p admin.Peer) string {
+	if len(p.Addresses) == 0 {
+		return ""
+	}
+	return p.Addresses[0]
 }
 
 // rate writes bytes a second.

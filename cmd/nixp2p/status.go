@@ -134,14 +134,21 @@ func (v *view) end() {
 
 // status formats s for a person, as lines.
 func (p terminal) status(s admin.Status, now time.Time) []string {
-	lines := []string{p.paint(bold, clean(fmt.Sprintf("nixp2p %s, up %s, since %s", s.Version, admin.FormatDuration(s.UptimeSeconds), admin.FormatClock(s.Since, now))))}
+	lines := []string{p.paint(bold, clean(fmt.Sprintf("%s: nixp2p %s, up %s, since %s", cmp.Or(s.Machine, "this machine"), s.Version, admin.FormatDuration(s.UptimeSeconds), admin.FormatClock(s.Since, now))))}
 	if !s.Ready {
 		lines = append(lines, p.paint(red, clean("not ready: "+s.NotReady)))
 	}
-	for _, d := range s.Degraded {
-		lines = append(lines, p.paint(yellow, clean("degraded: "+d)))
+	for _, c := range s.Conditions {
+		if c.Note {
+			lines = append(lines, p.paint(dim, clean("note: "+c.Text)))
+			continue
+		}
+		lines = append(lines, p.paint(yellow, clean("degraded: "+c.Text)))
+		if c.Hint != "" {
+			lines = append(lines, p.paint(dim, clean("          "+c.Hint)))
+		}
 	}
-	for _, part := range [][]string{p.facts(s), p.sources(s), p.upstreams(s.Upstreams, now), p.transfers(s), p.failures(s.Failures, now)} {
+	for _, part := range [][]string{p.facts(s, now), p.sources(s), p.upstreams(s.Upstreams, now), p.transfers(s), p.failures(s.Failures, now)} {
 		if len(part) > 0 {
 			lines = append(append(lines, ""), part...)
 		}
@@ -150,12 +157,17 @@ func (p terminal) status(s admin.Status, now time.Time) []string {
 }
 
 // facts has one line for each thing to know first.
-func (p terminal) facts(s admin.Status) []string {
+func (p terminal) facts(s admin.Status, now time.Time) []string {
 	peers := "no peers"
 	if s.Peers > 0 {
 		peers = count(s.Peers, "peer")
 	}
+	use := cell{s.Nix.Text(now), plain}
+	if s.Ready && !s.Nix.Used() {
+		use.style = yellow
+	}
 	rows := [][]cell{
+		{{"Nix", bold}, use},
 		{{"saved", bold}, {savedText(s.Saved), green}},
 		{{"shared", bold}, {text: count(s.StorePathsShared, "store path") + ", with " + peers}},
 		{{"peers", bold}, {text: fmt.Sprintf("received %s, sent %s", humanSize(s.PeerReceivedBytes), humanSize(s.PeerSentBytes))}},
@@ -230,6 +242,9 @@ func (p terminal) transfers(s admin.Status) []string {
 	var rows [][]cell
 	for _, t := range s.Transfers[:min(len(s.Transfers), maxListed)] {
 		to := map[string]string{admin.In: "cache", admin.Out: "peer", admin.Nix: "Nix"}[t.Direction]
+		if t.ToNix {
+			to = "Nix"
+		}
 		what := t.NarHash
 		if _, name, ok := strings.Cut(t.StorePath, "-"); ok {
 			what = name // it means more than the hash

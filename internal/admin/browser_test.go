@@ -2,6 +2,7 @@ package admin
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -202,6 +203,9 @@ func testScreenshots(t *testing.T, b *browser.Browser) {
 	s := startSite(t)
 	busy := madeUp(64, 64, 32)
 	busy.state.Conditions = []Condition{{Part: "cache", Text: "the NAR cache cannot write: no space left on device; everything streams through"}}
+	unused := madeUp(2, 2, 1)
+	unused.state.Nix = NixUse{URL: "http://127.0.0.1:7654", Conf: "/etc/nix/nix.conf"}
+	broken := &fake{ready: errors.New("/etc/nixp2p/config.toml:3: unknown key \"upstreams\"")}
 	empty := &fake{state: State{Upstreams: []Upstream{{URL: "https://cache.nixos.org", Up: true}}, Store: Store{Database: "live", Complete: true}}}
 	for _, p := range []struct {
 		name          string
@@ -214,7 +218,10 @@ func testScreenshots(t *testing.T, b *browser.Browser) {
 		{"dark", madeUp(12, 5, 5), "dark", 1280, 900, "/"},
 		{"phone", madeUp(12, 5, 5), "light", 390, 844, "/"},
 		{"busy-phone", busy, "dark", 360, 800, "/?path=" + hash},
+		{"dark-phone", madeUp(12, 5, 5), "dark", 390, 844, "/"},
 		{"empty", empty, "light", 1280, 900, "/"},
+		{"unused", unused, "light", 1280, 900, "/"},
+		{"broken", broken, "light", 390, 844, "/"},
 	} {
 		s.node.Store(p.node)
 		s.m.Peers.Set(float64(len(p.node.peers)))

@@ -36,6 +36,14 @@ func formatCount[T int | int64](n T) string {
 	return s
 }
 
+// plural writes n with a noun: "1 request", "2,000 requests".
+func plural(n int64, noun string) string {
+	if n != 1 {
+		noun += "s"
+	}
+	return formatCount(n) + " " + noun
+}
+
 // FormatDuration writes seconds for people.
 func FormatDuration(seconds float64) string {
 	d := time.Duration(seconds * float64(time.Second))

@@ -56,7 +56,7 @@ const maxAsked = 1024
 func parsePage() (*template.Template, error) {
 	funcs := template.FuncMap{
 		"bytes": FormatBytes, "count": formatCount[int64], "counted": formatCount[int], "duration": FormatDuration, "ms": FormatMS, "clock": FormatClock,
-		"pathName": pathName, "pathHash": pathHash, "tail": ShortID, "host": host, "join": strings.Join,
+		"pathName": pathName, "pathHash": pathHash, "tail": ShortID, "host": host, "join": strings.Join, "source": sourceName, "plural": plural,
 		"rfc3339": func(t time.Time) string { return t.Format(time.RFC3339) },
 	}
 	return template.New("status.html").Funcs(funcs).ParseFS(pageFiles, "status.html")
@@ -80,8 +80,8 @@ func (h *Handler) handlePage() error {
 func (h *Handler) status(w http.ResponseWriter, r *http.Request) {
 	p := page{Status: h.Status(), Now: time.Now(), Site: bySize(h.cfg.Node.Peers()), Charts: charts(h.cfg.Node.History())}
 	p.Sources = shares(p.Unpacked)
-	for _, a := range [][2]string{{"memory", "memory"}, {"disk", "disk memory"}, {"store", "own store"}, {"peer", "peers"}, {"upstream", "upstream"}, {"none", "nobody"}} {
-		p.Asked = append(p.Asked, asked{a[0], a[1], p.Requests[a[0]]})
+	for _, source := range []string{"memory", "disk", "store", "peer", "upstream", "none"} {
+		p.Asked = append(p.Asked, asked{source, sourceName(source), p.Requests[source]})
 	}
 	if path := strings.TrimSpace(r.URL.Query().Get("path")); path != "" {
 		p.Lookup = h.lookUp(r.Context(), path)
@@ -94,6 +94,26 @@ func (h *Handler) status(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
 	_, _ = w.Write(b.Bytes())
+}
+
+// PeerLabel is how people know a peer by its ID.
+func (p page) PeerLabel(id string) string {
+	for _, x := range p.Site {
+		if x.ID == id {
+			return x.Label()
+		}
+	}
+	return ShortID(id)
+}
+
+// sourceName is how people know a source.
+func sourceName(source string) string {
+	if name, ok := map[string]string{
+		"memory": "memory", "disk": "memory on disk", "store": "own store", "cache": "NAR cache", "peer": "peers", "upstream": "upstream", "none": "no source",
+	}[source]; ok {
+		return name
+	}
+	return source
 }
 
 // bySize sorts peers so that they seldom change places.

@@ -83,9 +83,10 @@ type Transfer struct {
 	Direction string `json:"direction"`
 	StorePath string `json:"store_path"` // "" when only the NAR hash is known
 	NarHash   string `json:"nar_hash"`
-	Form      string `json:"form"`   // raw, xz, zstd: of the bytes that are counted
-	Source    string `json:"source"` // where they come from: store, cache, peer, upstream; "" when not known yet
-	Peer      string `json:"peer"`   // ID of the peer on the other end, "" when there is none or several
+	ToNix     bool   `json:"to_nix,omitempty"` // of what comes in: a client of the substituter gets it as it comes
+	Form      string `json:"form"`             // raw, xz, zstd: of the bytes that are counted
+	Source    string `json:"source"`           // where they come from: store, cache, peer, upstream; "" when not known yet
+	Peer      string `json:"peer"`             // ID of the peer on the other end, "" when there is none or several
 
 	Bytes          int64     `json:"bytes"`            // done
 	Size           int64     `json:"size"`             // of the whole
@@ -148,17 +149,44 @@ type Bytes struct {
 
 // State is the part of Status that the node itself tells.
 type State struct {
+	Machine    string      `json:"machine,omitempty"` // its host name
+	Nix        NixUse      `json:"nix"`
 	Conditions []Condition `json:"conditions"`
 	Upstreams  []Upstream  `json:"upstreams"`
 	Cache      Cache       `json:"cache"`
 	Store      Store       `json:"store"`
 	StateDir   string      `json:"state_dir,omitempty"`
 	Saved      Saved       `json:"saved"`
-	// Transfers are those on their way now, the largest first; the node gives all of them, the
-	// API cuts them.
+	// Transfers are those on their way now, the largest first. The node gives all of them, each
+	// response to a client too; the API joins responses with the download that they follow, and
+	// cuts the list.
 	Transfers      []Transfer `json:"transfers"`
 	TransfersTotal int        `json:"transfers_total"`
 	Failures       []Failure  `json:"failures"` // the last ones, the newest first
+}
+
+// NixUse says whether this machine's Nix uses the node.
+type NixUse struct {
+	URL    string    `json:"url,omitempty"` // at which Nix can ask, "" if it cannot
+	Conf   string    `json:"conf,omitempty"`
+	Listed bool      `json:"listed"`         // Conf names the URL
+	Asked  time.Time `json:"asked,omitzero"` // when a Nix asked last, since the start
+}
+
+// Used reports whether Nix asks the node, or would.
+func (n NixUse) Used() bool { return n.Listed || !n.Asked.IsZero() }
+
+// Text says it in a sentence, as seen at now.
+func (n NixUse) Text(now time.Time) string {
+	switch {
+	case !n.Asked.IsZero():
+		return "Nix last asked this node at " + FormatClock(n.Asked, now)
+	case n.URL == "":
+		return "Nix cannot ask a node that does not listen on an address"
+	case n.Listed:
+		return n.Conf + " lists this node; Nix has not asked it since the start"
+	}
+	return "Nix does not use this node: " + n.Conf + " does not list " + n.URL + ", and no Nix has asked since the start. `nixp2p setup` shows what to change"
 }
 
 // Store is this machine's own Nix store: how much of it can be shared, and why not the rest.
@@ -251,6 +279,7 @@ type Answer struct {
 // Peer is one element of /api/v1/peers.
 type Peer struct {
 	ID            string   `json:"id"`
+	Name          string   `json:"name,omitempty"` // of the machine, if it tells
 	Addresses     []string `json:"addresses"`
 	FoundBy       string   `json:"found_by"`
 	RTTMS         float64  `json:"rtt_ms"`
@@ -261,6 +290,17 @@ type Peer struct {
 
 	ReceivingBytesPerSecond int64 `json:"receiving_bytes_per_second"` // of the last seconds
 	SendingBytesPerSecond   int64 `json:"sending_bytes_per_second"`
+}
+
+// Label is how people know the peer: its name, else its address, else the end of its ID.
+func (p Peer) Label() string {
+	switch {
+	case p.Name != "":
+		return p.Name
+	case len(p.Addresses) > 0:
+		return host(p.Addresses[0])
+	}
+	return ShortID(p.ID)
 }
 
 // Refusal is the body of an API answer that is not 200.
@@ -294,10 +334,29 @@ func (h *Handler) Status() Status {
 		}
 	}
 	s.Conditions, s.Upstreams, s.Failures = list(s.Conditions), list(s.Upstreams), list(s.Failures)
+	s.Transfers = joined(s.Transfers)
 	slices.SortStableFunc(s.Transfers, func(a, b Transfer) int { return cmp.Compare(b.Size, a.Size) })
 	s.TransfersTotal = len(s.Transfers)
 	s.Transfers = list(s.Transfers[:min(len(s.Transfers), maxTransfers)])
 	return s
+}
+
+// joined makes one of a download and the responses that follow it.
+func joined(list []Transfer) []Transfer {
+	list = slices.Clone(list)
+	in := map[string]int{}
+	for i, t := range list {
+		if t.Direction == In {
+			in[t.NarHash] = i
+		}
+	}
+	return slices.DeleteFunc(list, func(t Transfer) bool {
+		i, follows := in[t.NarHash]
+		if follows = follows && t.Direction == Nix; follows {
+			list[i].ToNix = true
+		}
+		return follows
+	})
 }
 
 // bySource reads a counter.

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"reflect"
+	"strings"
 	"testing"
 	"time"
 )
@@ -41,6 +42,35 @@ func TestTransfers(t *testing.T) {
 	}
 	if d := time.Since(got.Since).Seconds() - got.UptimeSeconds; d < -1 || d > 5 {
 		t.Errorf("since %v, up %v s", got.Since, got.UptimeSeconds)
+	}
+}
+
+// TestJoined: a download and the responses that follow it are one transfer; what the node lists
+// stays as it is.
+func TestJoined(t *testing.T) {
+	list := []Transfer{
+		{NarHash: "a", Direction: Nix, Source: "cache"}, {NarHash: "a", Direction: In, Source: "peer"}, {NarHash: "a", Direction: Nix, Source: "peer"},
+		{NarHash: "a", Direction: Out}, {NarHash: "b", Direction: Nix}, {NarHash: "c", Direction: In},
+	}
+	want := []Transfer{{NarHash: "a", Direction: In, Source: "peer", ToNix: true}, {NarHash: "a", Direction: Out}, {NarHash: "b", Direction: Nix}, {NarHash: "c", Direction: In}}
+	if got := joined(list); !reflect.DeepEqual(got, want) || list[0].Direction != Nix || list[1].ToNix {
+		t.Errorf("%+v", got)
+	}
+}
+
+// TestNixUse: whether Nix uses the node is said in one sentence.
+func TestNixUse(t *testing.T) {
+	now := time.Date(2026, 11, 22, 15, 4, 5, 0, time.Local)
+	const url, conf = "http://127.0.0.1:7654", "/etc/nix/nix.conf"
+	for want, n := range map[string]NixUse{
+		"Nix last asked this node at 15:04:05":                          {URL: url, Conf: conf, Asked: now},
+		conf + " lists this node; Nix has not asked it since the start": {URL: url, Conf: conf, Listed: true},
+		"Nix does not use this node: " + conf + " does not list " + url: {URL: url, Conf: conf},
+		"Nix cannot ask a node that does not listen on an address":      {Conf: conf},
+	} {
+		if got := n.Text(now); !strings.HasPrefix(got, want) || n.Used() != (n.Listed || !n.Asked.IsZero()) {
+			t.Errorf("%+v: %s", n, got)
+		}
 	}
 }
 

@@ -5,8 +5,10 @@
 package doctor
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/nixp2p/nixp2p/internal/admin"
@@ -64,7 +66,8 @@ type Config struct {
 
 	P2P       bool
 	P2PListen []string // multiaddrs
-	Closed    bool     // there is a swarm key
+	MDNS      bool
+	Closed    bool // there is a swarm key
 
 	Getenv func(string) string // the environment of the user
 	Sys    string              // "" means /sys
@@ -93,6 +96,7 @@ func checks() []check {
 		{"recent", checkRecent},
 		{"nix", checkNix},
 		{"used", checkUsed},
+		{"proxy", checkProxy},
 		{"order", checkOrder},
 		{"keys", checkKeys},
 		{"signatures", checkSignatures},
@@ -104,6 +108,7 @@ func checks() []check {
 		{"clock", checkClock},
 		{"online", checkOnline},
 		{"port", checkPort},
+		{"firewall", checkFirewall},
 		{"peers", checkPeers},
 		{"wifi", checkWifi},
 	}
@@ -138,7 +143,9 @@ func run(ctx context.Context, cfg Config, checks []check, limit time.Duration) R
 	late, stop := context.WithTimeout(ctx, limit+200*time.Millisecond)
 	defer stop()
 	var r Report
+	said := map[string]bool{} // parts whose conditions have been reported
 	for i, l := range checks {
+		said[l.name] = true
 		all := unknown("no answer within %s", limit)
 		select {
 		case all = <-found[i]:
@@ -148,12 +155,61 @@ func run(ctx context.Context, cfg Config, checks []check, limit time.Duration) R
 			default:
 			}
 		}
-		for _, f := range all {
-			f.Check = l.name
+		for _, f := range p.withConditions(l.name, all) {
+			r.Add(f)
+		}
+	}
+	for _, part := range p.otherParts(said) {
+		for _, f := range p.withConditions(part, nil) {
 			r.Add(f)
 		}
 	}
 	return r
+}
+
+// withConditions names the findings of a check, and adds what the node says of the part of that
+// name, in its own words. Where the node wanted something and did not get it, nothing is fine.
+func (p *facts) withConditions(name string, found []Finding) []Finding {
+	var said []Finding
+	faulty := false
+	for _, c := range p.conditions() {
+		switch {
+		case c.Part != name:
+		case c.Note:
+			said = append(said, ok("%s", c.Text)...)
+		default:
+			faulty = true
+			said = append(said, warn(cmp.Or(c.Hint, "the rest works; `journalctl -u nixp2p` says more"), "%s", c.Text)...)
+		}
+	}
+	if faulty {
+		found = slices.DeleteFunc(found, func(f Finding) bool { return f.Level == OK })
+	}
+	found = append(found, said...)
+	for i := range found {
+		found[i].Check = name
+	}
+	return found
+}
+
+// conditions are what the node says of its parts.
+func (p *facts) conditions() []admin.Condition {
+	if p.status == nil {
+		return nil
+	}
+	return p.status.Conditions
+}
+
+// otherParts returns the parts that have no check of their own and of which the node says
+// something.
+func (p *facts) otherParts(checked map[string]bool) (parts []string) {
+	for _, c := range p.conditions() {
+		if !checked[c.Part] {
+			checked[c.Part] = true
+			parts = append(parts, c.Part)
+		}
+	}
+	return parts
 }
 
 // ok, unknown, warn and fail make findings of one look; the last argument but one of warn and

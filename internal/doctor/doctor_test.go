@@ -161,28 +161,74 @@ func TestProbe(t *testing.T) {
 // A mirror that is down is a warning as long as another one answers.
 func TestCheckUpstream(t *testing.T) {
 	ill := errors.New("ill")
-	status := &admin.Status{State: admin.State{Upstreams: []admin.Upstream{
-		{URL: "http://a/", Up: true}, {URL: "http://b/", Why: "refused"}, {URL: "http://k/", Up: true, LastError: "answers 401 Unauthorized"},
-	}}, Ready: true}
+	status := &admin.Status{State: admin.State{Upstreams: []admin.Upstream{{URL: "http://a/", Up: true}, {URL: "http://b/", Why: "refused"}}}, Ready: true}
+	absent := []admin.Answer{{Source: "peer", Result: admin.Has}, {Source: "upstream", Result: admin.Absent, TookMS: 12}}
 	for _, tt := range []struct {
 		name   string
 		probes []probe
+		tried  []admin.Answer
 		want   []Level
+		says   string
 	}{
-		{"none", nil, []Level{Warning}},
-		{"well", []probe{{url: "http://a"}}, []Level{OK}},
-		{"one of two", []probe{{url: "http://a"}, {url: "c", err: ill}}, []Level{Warning}},
-		{"all", []probe{{url: "http://d", err: ill}, {url: "c", err: ill}}, []Level{Failure, Failure}},
-		{"the node does not ask it", []probe{{url: "http://a"}, {url: "http://b"}}, []Level{Warning}},
-		{"the node does not ask the only one", []probe{{url: "http://b"}}, []Level{Failure}},
-		{"it refuses our credentials", []probe{{url: "http://a"}, {url: "http://k"}}, []Level{Warning}},
+		{"none", nil, absent, []Level{Warning}, "no upstream"},
+		{"well", []probe{{url: "http://a"}}, absent, []Level{OK}, "asked through the node: 1 cache, http://a first, after 12 ms"},
+		{"too slow for the node", []probe{{url: "http://a"}}, nil, []Level{Warning}, "the node got no answer from its caches within 3s"},
+		{"the node is refused", []probe{{url: "http://a"}}, []admin.Answer{{Source: "upstream", Result: admin.Unavailable, Err: "status 407"}}, []Level{Failure}, "the node gets no answer from its caches: status 407"},
+		{"one of two", []probe{{url: "http://a"}, {url: "c", err: ill}}, absent, []Level{Warning, OK}, "c cannot be reached: ill"},
+		{"all", []probe{{url: "http://d", err: ill}, {url: "c", err: ill}}, absent, []Level{Failure, Failure}, "http://d cannot be reached"},
+		{"the node does not ask it", []probe{{url: "http://a"}, {url: "http://b"}}, absent, []Level{Warning, OK}, "the node does not ask http://b: refused"},
+		{"the node does not ask the only one", []probe{{url: "http://b"}}, absent, []Level{Failure}, "the node does not ask http://b: refused"},
+		{"the node does not have it", []probe{{url: "http://n"}}, absent, []Level{Failure}, "the running node does not have http://n"},
 	} {
 		var got []Level
-		for _, f := range checkUpstream(t.Context(), &facts{probes: tt.probes, status: status}) {
+		all := checkUpstream(t.Context(), &facts{probes: tt.probes, status: status, tried: tt.tried})
+		for _, f := range all {
 			got = append(got, f.Level)
 		}
-		if !slices.Equal(got, tt.want) {
-			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
+		if !slices.Equal(got, tt.want) || !strings.Contains(all[0].Message, tt.says) {
+			t.Errorf("%s: %+v, want %v", tt.name, all, tt.want)
+		}
+	}
+}
+
+// TestConditions: what the node says of a part is said in its words, and nothing is fine where
+// it wanted something and did not get it.
+func TestConditions(t *testing.T) {
+	p := &facts{status: &admin.Status{State: admin.State{Conditions: []admin.Condition{
+		{Part: "port", Text: "listen tcp :7656: address already in use", Hint: "stop it"}, {Part: "mdns", Text: "no mDNS over IPv4"},
+		{Part: "links", Text: "virbr0 is left out", Note: true},
+	}}}}
+	if got := p.withConditions("port", append(ok("listening"), unknown("perhaps")...)); fmt.Sprint(got) != "[{port unknown perhaps } {port warning listen tcp :7656: address already in use stop it}]" {
+		t.Errorf("%+v", got)
+	}
+	if got := p.withConditions("links", ok("fine")); fmt.Sprint(got) != "[{links ok fine } {links ok virbr0 is left out }]" {
+		t.Errorf("%+v", got)
+	}
+	if got := p.otherParts(map[string]bool{"port": true}); !slices.Equal(got, []string{"mdns", "links"}) {
+		t.Errorf("%v", got)
+	}
+}
+
+// TestRules: rules as nft, iptables, NixOS and firewalld write them.
+func TestRules(t *testing.T) {
+	const open = "table inet filter {\n\tchain input {\n\t\ttype filter hook input priority filter; policy accept;\n"
+	for _, tt := range []struct {
+		name, rules, want string // of what is found, "" for nothing
+	}{
+		{"none", "", ""},
+		{"open", open + "\t}\n}\n", ""},
+		{"a rule drops the port", open + "\t\ttcp dport 7656 drop\n\t}\n}\n", "a firewall rule keeps peers out of port 7656: tcp dport 7656 drop"},
+		{"a rule rejects several", open + "\t\ttcp dport { 80, 7656 } reject\n\t}\n}\n", "a firewall rule keeps peers out of port 7656"},
+		{"mDNS dropped", open + "\t\tudp dport 5353 drop\n\t}\n}\n", "a firewall rule keeps peers out of port 5353"},
+		{"iptables", "-P INPUT ACCEPT\n-A INPUT -p tcp -m tcp --dport 7656 -j DROP\n", "a firewall rule keeps peers out of port 7656"},
+		{"default drop", strings.Replace(open, "accept", "drop", 1) + "\t\ttcp dport 22 accept\n\t}\n}\n", "no rule names 7656/tcp"},
+		{"default drop, let in", strings.Replace(open, "accept", "drop", 1) + "\t\ttcp dport 7656 accept\n\t\tudp dport 5353 accept\n\t}\n}\n", ""},
+		{"NixOS", "-P INPUT ACCEPT\n-A nixos-fw -p tcp -m tcp --dport 7656 -j nixos-fw-accept\n-A nixos-fw -j nixos-fw-log-refuse\n", "no rule names 5353/udp"},
+		{"another port", open + "\t\ttcp dport 17656 drop\n\t}\n}\n", ""},
+	} {
+		f := judgeRules(tt.rules, "7656", true)[0]
+		if f.Level == OK != (tt.want == "") || tt.want != "" && !strings.Contains(f.Message, tt.want) {
+			t.Errorf("%s: %+v", tt.name, f)
 		}
 	}
 }

@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -27,6 +28,9 @@ type facts struct {
 	status    *admin.Status // nil: see statusErr
 	statusErr error
 	peers     []admin.Peer
+	// tried is what each source of the node answered just now when it was asked for a path that
+	// nobody has; nil if it took too long.
+	tried []admin.Answer
 
 	front    *nix.CacheInfo // what the substituter says of itself; nil: see frontErr
 	frontErr error
@@ -74,6 +78,21 @@ func (p *facts) askNode(ctx context.Context) {
 	default:
 		p.status = &status
 		p.peers, _ = c.Peers(ctx) // the number of peers is in the status, too
+		p.try(ctx, c)
+	}
+}
+
+// try makes the node ask every source, so that what it says of them is of now.
+func (p *facts) try(ctx context.Context, c admin.Client) {
+	var h nix.StoreHash
+	_, _ = rand.Read(h[:]) // never fails
+	var w admin.Why
+	if !p.status.Ready || c.Get(ctx, "/api/v1/why/"+h.String(), &w) != nil {
+		return
+	}
+	p.tried = w.Answers
+	if status, err := c.Status(ctx); err == nil {
+		p.status = &status
 	}
 }
 

@@ -71,11 +71,6 @@ func checkPort(ctx context.Context, p *facts) []Finding {
 	case p.status == nil:
 		return unknown("the daemon is not running")
 	}
-	for _, d := range p.status.Degraded {
-		if strings.Contains(d, "listen") && strings.Contains(d, "peer") {
-			return fail(portHint+"--p2p-listen", "%s", d)
-		}
-	}
 	var open []string
 	for _, a := range at {
 		if connects(ctx, a) {

@@ -5,13 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
+	"os/exec"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/internal/nixconf"
@@ -79,6 +82,49 @@ func checkUsed(_ context.Context, p *facts) []Finding {
 		return warn("keep https://cache.nixos.org in the list", "%s is the only substituter: while it is stopped, nothing can be substituted", as)
 	}
 	return ok("%s is one of %d substituters", as, len(p.settings.Substituters))
+}
+
+// checkProxy looks for a proxy between Nix and the node: Nix would ask the proxy for what is on
+// this machine.
+func checkProxy(ctx context.Context, p *facts) []Finding {
+	host, _, err := net.SplitHostPort(strings.TrimPrefix(p.URL, "http://"))
+	if err != nil || p.noNix() {
+		return unknown("Nix does not ask the node")
+	}
+	who, getenv := "this user's Nix", p.Getenv
+	if p.multiUser() {
+		env, err := daemonEnv(ctx)
+		if err != nil {
+			return unknown("the environment of the Nix daemon is not known: %v", err)
+		}
+		who, getenv = "the Nix daemon", func(k string) string { return env[k] }
+	}
+	if variable, proxy := nixconf.ProxyTo(getenv, host); variable != "" {
+		return fail("add to its environment: `no_proxy="+host+",localhost`", "%s asks %s through the proxy %s ($%s), which cannot reach it", who, p.URL, redacted(proxy), variable)
+	}
+	return ok("no proxy between %s and the node", who)
+}
+
+// daemonEnv returns the environment that systemd gives the Nix daemon.
+func daemonEnv(ctx context.Context) (map[string]string, error) {
+	env := map[string]string{}
+	cmd := exec.CommandContext(ctx, "systemctl", "show", "--property=Environment", "--value", "nix-daemon.service")
+	cmd.WaitDelay = 100 * time.Millisecond
+	text, err := cmd.Output()
+	for _, word := range strings.Fields(string(text)) {
+		if k, v, set := strings.Cut(strings.Trim(word, `"'`), "="); set {
+			env[k] = v
+		}
+	}
+	return env, err
+}
+
+// redacted leaves out the password of a URL.
+func redacted(s string) string {
+	if u, err := url.Parse(s); err == nil {
+		return u.Redacted()
+	}
+	return "in it"
 }
 
 // used returns how the node is written in the list of substituters.

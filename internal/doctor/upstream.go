@@ -75,18 +75,35 @@ func checkUpstream(_ context.Context, p *facts) []Finding {
 			found[i].Level = Failure
 		}
 	}
-	if len(found) == 0 {
-		return ok("%s answering, %s first", count(fine, "cache"), p.probes[0].url)
+	if len(found) > 0 || p.status == nil || !p.status.Ready {
+		return append(found, ok("%s answering from here, %s first", count(fine, "cache"), p.probes[0].url)[:min(fine, 1)]...)
 	}
-	return found
+	return p.throughNode(fine)
 }
+
+// throughNode reports how the node's own question to its caches ended.
+func (p *facts) throughNode(caches int) []Finding {
+	i := slices.IndexFunc(p.tried, func(a admin.Answer) bool { return a.Source == "upstream" })
+	switch {
+	case i < 0:
+		return warn("`nixp2p status` shows how fast they answer", "the node got no answer from its caches within %s", askTime)
+	case p.tried[i].Result == admin.Absent:
+		return ok("asked through the node: %s, %s first, after %s", count(caches, "cache"), p.probes[0].url, admin.FormatMS(p.tried[i].TookMS))
+	}
+	return fail("`nixp2p status` shows which; "+restartHint, "the node gets no answer from its caches: %s", p.tried[i].Err)
+}
+
+const restartHint = "after changes of the network or the configuration: `systemctl restart nixp2p.service`"
 
 // judge returns what is wrong with an upstream, nil if nothing is.
 func (p *facts) judge(pr probe) []Finding {
 	up := p.upstream(pr.url)
 	if up == nil {
-		if pr.err == nil {
+		if pr.err == nil && (p.status == nil || !p.status.Ready) {
 			return nil
+		}
+		if pr.err == nil {
+			return warn(restartHint, "the running node does not have %s among its upstreams", pr.url)
 		}
 		return warn(hintFor(pr.err), "%s cannot be reached: %s", pr.url, describe(pr.err))
 	}
@@ -97,20 +114,12 @@ func (p *facts) judge(pr probe) []Finding {
 			"the node does not ask %s: %s", pr.url, why)
 	case !up.Up:
 		return warn(hintFor(pr.err), "the node does not ask %s: %s", pr.url, why)
-	case refusedUs(why):
-		return warn("are its credentials in a file that only root can read? put them into /etc/credstore/nixp2p.netrc and restart nixp2p, see docs/ci.md",
-			"%s refuses our credentials: %s", pr.url, why)
 	case up.Why != "":
 		return warn("`nixp2p status` shows it", "%s is degraded: %s", pr.url, up.Why)
 	case pr.err != nil:
 		return warn(hintFor(pr.err), "%s cannot be reached from here: %s", pr.url, describe(pr.err))
 	}
 	return nil
-}
-
-// refusedUs reports whether an upstream answered 401 or 403.
-func refusedUs(why string) bool {
-	return strings.Contains(why, "401") || strings.Contains(why, "403") || strings.Contains(why, "credentials")
 }
 
 // describe says what an error means to a user.

@@ -21,6 +21,7 @@ import (
 	"github.com/nixp2p/nixp2p/internal/compress"
 	"github.com/nixp2p/nixp2p/internal/httprange"
 	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/source"
 )
 
 // maxRedirects is what Nix follows.
@@ -313,6 +314,9 @@ func timedOut(err error) bool {
 	return errors.As(err, &f) && (f.kind == failedSilent || f.kind == failedDial && isTimeout(f.err))
 }
 
+// refusedFor is how long an upstream is said to refuse our credentials after it did.
+const refusedFor = 10 * time.Minute
+
 // refused turns a status other than 200 and 206 into an error, and notes what it says: the
 // cache is busy, or wants credentials.
 func (u *Upstreams) refused(m *mirror, r *reply) error {
@@ -324,8 +328,12 @@ func (u *Upstreams) refused(m *mirror, r *reply) error {
 		return fmt.Errorf("%w: %s", errBusy, err.Error())
 	case r.status == http.StatusUnauthorized, r.status == http.StatusProxyAuthRequired:
 		if u.logOnce(m, "credentials") {
-			u.log.Warn("upstream wants other credentials", "upstream", m.name, "err", err)
+			u.log.Warn("upstream refused our credentials", "upstream", m.name, "err", err)
 		}
+		u.conditions.SetFor("credentials/"+m.name, source.Condition{
+			Part: source.PartUpstream, Text: fmt.Sprintf("%s wants credentials, and has not accepted those of this node: %v", m.name, err),
+			Hint: "where the service can read them: /etc/credstore/nixp2p.netrc, then restart nixp2p; see docs/ci.md",
+		}, refusedFor)
 	}
 	return err
 }

@@ -59,9 +59,11 @@ type Config struct {
 	// $SSL_CERT_FILE may name.
 	CAFile string
 	// Events gets caches that go down and come back, and invalid narinfos.
-	Events  source.Events
-	Log     *slog.Logger
-	Metrics *metrics.Metrics
+	Events source.Events
+	// Conditions gets caches that refuse our credentials. Nil drops them.
+	Conditions *source.Conditions
+	Log        *slog.Logger
+	Metrics    *metrics.Metrics
 
 	// Tests set these.
 	timeouts timeouts
@@ -125,13 +127,16 @@ type shared struct {
 	netrc    *netrc
 	pace     pace
 	logged   *backoff.Set[logKey]
-	via      string
-	agent    string
 	timeouts timeouts
-	events   source.Events
-	log      *slog.Logger
-	metrics  *metrics.Metrics
+	greeting
+	events     source.Events
+	conditions *source.Conditions
+	log        *slog.Logger
+	metrics    *metrics.Metrics
 }
+
+// greeting is how this node names itself in requests.
+type greeting struct{ via, agent string }
 
 // logKey is a message that may repeat with every request.
 type logKey struct {
@@ -154,8 +159,8 @@ func New(cfg Config) (*Upstreams, error) {
 	s := &shared{
 		keys: cfg.Keys, logged: backoff.NewSet[logKey](1 << 10),
 		senders: backoff.NewSet[sent](maxSenders), wrong: backoff.NewSet[sent](maxSenders),
-		via: "nixp2p/" + cfg.ID, agent: "nixp2p/" + cfg.Version, timeouts: cfg.timeouts,
-		events: cfg.Events, log: cfg.Log, metrics: cfg.Metrics,
+		greeting: greeting{"nixp2p/" + cfg.ID, "nixp2p/" + cfg.Version}, timeouts: cfg.timeouts,
+		events: cfg.Events, conditions: cfg.Conditions, log: cfg.Log, metrics: cfg.Metrics,
 	}
 	if s.timeouts == (timeouts{}) {
 		s.timeouts = defaults

@@ -4,23 +4,39 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/nixp2p/nixp2p/internal/nix"
 )
 
-// maxDepth is how many directories may lie in each other: each level holds a descriptor
-// open. Nix takes 64 since its 2.28 and any number before.
-const maxDepth = 512
+// maxDepth is how many directories may lie in each other. Nix takes 64 since its 2.28; before, what
+// fits into a path name of the system, which is fewer than this.
+const maxDepth = unix.PathMax / 2
+
+// caseHack is what Nix appends, with a number, to names that differ from another one of their
+// directory in case only, where file systems are blind to that (macOS). In the NAR, such a name
+// ends before it.
+const caseHack = "~nix~case~hack~"
+
+// narName returns the length of the name that a file has in the NAR.
+func narName(name string, hacked bool) int {
+	if i := strings.Index(name, caseHack); hacked && i > 0 {
+		return i
+	}
+	return len(name)
+}
 
 // Errors of a tree that is not, or no longer, one that Nix has registered.
 var (
 	errKind    = errors.New("neither file nor directory nor symbolic link")
 	errDepth   = fmt.Errorf("more than %d directories in each other", maxDepth)
 	errTooBig  = errors.New("larger than its NAR")
+	errTwice   = errors.New("the NAR would have this name twice")
 	errChanged = errors.New("changed while it was read")
 )
 
@@ -63,21 +79,24 @@ type node struct {
 	parent uint32
 	closes uint16 // directories that end behind it, itself included
 	kind   kind
-	length uint8 // of its name
+	length uint8 // of its name in the NAR
+	hack   uint8 // of what follows in its name on disk
 }
 
 // layout is the shape of the NAR of a tree, made of what lstat says: no contents are read.
-// 32 bytes and the name for each node. Names are taken as they are: what Nix appends to some on
-// file systems blind to case (macOS) makes such a tree one that does not match its hash.
+// 32 bytes and the name for each node.
 type layout struct {
 	nodes []node // in the order of the NAR, the root first
 	names []byte
 	size  int64 // of the whole NAR
 }
 
-func (l *layout) nameOf(n *node) string { return string(l.names[n.name:][:n.length]) }
+// nameOf returns the name on disk.
+func (l *layout) nameOf(n *node) string { return string(l.names[n.name:][:int(n.length)+int(n.hack)]) }
 
-func (l *layout) target(n *node) []byte { return l.names[int(n.name)+int(n.length):][:n.size] }
+func (l *layout) target(n *node) []byte {
+	return l.names[int(n.name)+int(n.length)+int(n.hack):][:n.size]
+}
 
 // head appends what stands before the contents of node i.
 func (l *layout) head(b []byte, i int) []byte {
@@ -140,17 +159,39 @@ func (l *layout) tail(b []byte, i int) []byte {
 // walker makes a layout.
 type walker struct {
 	layout
-	limit int64
-	head  []byte
-	buf   []byte
-	stat  unix.Stat_t
+	limit  int64
+	hacked bool
+	head   []byte
+	buf    []byte
+	stat   unix.Stat_t
 }
 
-// makeLayout walks the tree whose root is top. A tree that grows beyond limit bytes of NAR is an
-// error as soon as that is seen. No link is followed, not even when somebody puts one in
-// the way meanwhile.
-func makeLayout(ctx context.Context, top *rootEntry, limit int64) (*layout, error) {
-	w := &walker{limit: limit, buf: make([]byte, 16<<10)}
+// makeLayout walks the tree whose root is top, and returns a layout of exactly size bytes of NAR.
+// Names are taken as they are, and without what Nix appends to some where only that makes the
+// size right: the hash decides anyway.
+func makeLayout(ctx context.Context, top *rootEntry, size int64) (*layout, error) {
+	lay, err := walk(ctx, top, size, false)
+	if err != nil && !errors.Is(err, errTooBig) || err == nil && lay.size == size {
+		return lay, err
+	}
+	if top.kind == kindDirectory {
+		if _, err := unix.Seek(top.fd, 0, io.SeekStart); err != nil {
+			return nil, err
+		}
+		if hacked, err := walk(ctx, top, size, true); err == nil && hacked.size == size {
+			return hacked, nil
+		}
+	}
+	if err == nil {
+		err = fmt.Errorf("%w: %d bytes", errSize, lay.size)
+	}
+	return nil, err
+}
+
+// walk makes a layout. A tree that grows beyond limit bytes of NAR is an error as soon as that is
+// seen. No link is followed, not even when somebody puts one in the way meanwhile.
+func walk(ctx context.Context, top *rootEntry, limit int64, hacked bool) (*layout, error) {
+	w := &walker{limit: limit, hacked: hacked, buf: make([]byte, 16<<10)}
 	n := node{kind: top.kind}
 	if top.kind != kindDirectory {
 		n.size = top.size
@@ -194,8 +235,13 @@ func (w *walker) directory(ctx context.Context, fd int, self uint32, depth int) 
 	if err != nil {
 		return err
 	}
-	slices.Sort(names) // bytewise, as NARs want it
-	for _, name := range names {
+	// Bytewise, as NARs want it.
+	inNAR := func(name string) string { return name[:narName(name, w.hacked)] }
+	slices.SortFunc(names, func(a, b string) int { return strings.Compare(inNAR(a), inNAR(b)) })
+	for i, name := range names {
+		if i > 0 && inNAR(names[i-1]) == inNAR(name) {
+			return fmt.Errorf("%q: %w", name, errTwice)
+		}
 		if err := w.entry(ctx, fd, self, depth, name); err != nil {
 			return fmt.Errorf("%q: %w", name, err)
 		}
@@ -216,7 +262,8 @@ func (w *walker) entry(ctx context.Context, dir int, parent uint32, depth int, n
 	if err := lstatAt(dir, name, st); err != nil {
 		return err
 	}
-	n := node{name: uint32(len(w.names)), length: uint8(len(name)), parent: parent}
+	length := narName(name, w.hacked)
+	n := node{name: uint32(len(w.names)), length: uint8(length), hack: uint8(len(name) - length), parent: parent}
 	w.names = append(w.names, name...)
 	var err error
 	if n.kind, err = kindOf(st); err != nil {

@@ -43,9 +43,6 @@ func (s *Store) NAR(ctx context.Context, info *verify.Info, form nix.Form, off i
 	if err == nil {
 		lay, err = makeLayout(ctx, t, info.NarSize())
 	}
-	if err == nil && lay.size != info.NarSize() {
-		err = fmt.Errorf("%w: %d bytes", errSize, lay.size)
-	}
 	// A row that is still there after the path was opened cannot be collected by a garbage
 	// collector that looks for roots from now on.
 	again, gone := s.valid(ctx, path, info.NarHash())
@@ -338,8 +335,11 @@ func (b *body) closeFile() {
 	b.file = -1
 }
 
-// directory returns the descriptor of a directory. Those that stay open are the ones on the way
-// to it.
+// maxOpenDirs bounds the descriptors of one body, the root's among them.
+const maxOpenDirs = 64
+
+// directory returns the descriptor of a directory. Those that stay open are the root and the
+// last ones on the way to it.
 func (b *body) directory(node uint32) (int, error) {
 	if i := slices.IndexFunc(b.dirs, func(d openDir) bool { return d.node == node }); i >= 0 {
 		b.leave(i + 1)
@@ -354,6 +354,10 @@ func (b *body) directory(node uint32) (int, error) {
 		return -1, err
 	}
 	b.dirs = append(b.dirs, openDir{node, fd})
+	if len(b.dirs) > maxOpenDirs {
+		closeFD(b.dirs[1].fd) // opened again on the way back
+		b.dirs = slices.Delete(b.dirs, 1, 2)
+	}
 	return fd, nil
 }
 

@@ -344,7 +344,7 @@ func TestLargeFile(t *testing.T) {
 	size := sparse(t, path)
 	top, err := openRootEntry(path)
 	must(t, err)
-	lay, err := makeLayout(t.Context(), top, 5<<30)
+	lay, err := walk(t.Context(), top, 5<<30, false)
 	must(t, err)
 	at := lay.nodes[2].start + int64(len(lay.head(nil, 2)))
 	for off, want := range map[int64]string{0: "mark!", 1<<31 - 2: "\x00\x00mark!\x00", 1<<32 - 4: "\x00mark!\x00", size - 6: "\x00mark!\x00\x00\x00\x00\x00\x00\x01"} {
@@ -373,7 +373,7 @@ func TestRealLargeFile(t *testing.T) {
 	must(t, err)
 	top, err := openRootEntry(path)
 	must(t, err)
-	lay, err := makeLayout(t.Context(), top, 5<<30)
+	lay, err := walk(t.Context(), top, 5<<30, false)
 	must(t, err)
 	b := newBody(nix.StorePath{}, top, lay, 0)
 	h := sha256.New()

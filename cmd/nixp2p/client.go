@@ -2,13 +2,11 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"net/http"
 	"time"
 
 	"github.com/nixp2p/nixp2p/internal/admin"
 	"github.com/nixp2p/nixp2p/internal/config"
-	"github.com/nixp2p/nixp2p/internal/nix"
 )
 
 // daemonTime bounds a question to the running daemon. What it is told to do may take longer.
@@ -36,12 +34,3 @@ func ask(ctx context.Context, flags *config.Flags, path string, v any) error {
 
 // humanSize writes bytes for people, as the status page does.
 func humanSize(n int64) string { return admin.FormatBytes(n) }
-
-// parsePathArg reads a store path, its base name, a path inside it, or its hash alone.
-func parsePathArg(s string) (nix.StoreHash, error) {
-	h, err := admin.ParseAsked(s)
-	if err != nil {
-		return h, &usageError{&hintError{fmt.Errorf("%q is not a store path", s), err.Error()}}
-	}
-	return h, nil
-}

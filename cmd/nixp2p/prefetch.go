@@ -1,30 +1,23 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
-	"strings"
 	"sync"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/nixp2p/nixp2p/internal/admin"
-	"github.com/nixp2p/nixp2p/internal/compress"
 	"github.com/nixp2p/nixp2p/internal/config"
 	"github.com/nixp2p/nixp2p/internal/nix"
 )
 
 // prefetchers is how many paths are worked on at once: as many as Nix fetches.
 const prefetchers = 16
-
-// maxPathList bounds the decoded list of paths: a channel's store-paths has some 10 MB.
-const maxPathList = 1 << 30
 
 func prefetchCommand(u *ui) *cobra.Command {
 	var asJSON, dry bool
@@ -33,7 +26,8 @@ func prefetchCommand(u *ui) *cobra.Command {
 		Use:   "prefetch STORE-PATH…",
 		Short: "fetch the closures of paths into the NAR cache",
 		Long: `Asks the running daemon to fetch those paths of the given closures that this machine does not
-have. It can be interrupted at any time: what was fetched stays, and the next run continues from
+have. A path may be given in every way that Nix takes: as store path, base name or hash, as a link
+to one such as ./result or a profile, as DERIVATION^OUTPUT, or with - as a list on standard input. It can be interrupted at any time: what was fetched stays, and the next run continues from
 there.`,
 		Args: cobra.ArbitraryArgs,
 	}
@@ -42,7 +36,7 @@ there.`,
 	c.Flags().BoolVar(&dry, "dry-run", false, "show how much would be fetched")
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		roots, err := pathArgs(args, from)
+		roots, err := rootArgs(args, from, c.InOrStdin())
 		if err != nil {
 			return err
 		}
@@ -66,18 +60,18 @@ there.`,
 	return c
 }
 
-// pathArgs reads the roots from the command line and a file.
-func pathArgs(args []string, from string) ([]nix.StoreHash, error) {
+// rootArgs reads the roots from the command line and a file.
+func rootArgs(args []string, from string, stdin io.Reader) ([]nix.StoreHash, error) {
 	var roots []nix.StoreHash
 	for _, a := range args {
-		h, err := parsePathArg(a)
+		more, err := pathArgs(a, stdin)
 		if err != nil {
 			return nil, err
 		}
-		roots = append(roots, h)
+		roots = append(roots, more...)
 	}
 	if from != "" {
-		more, err := readPathList(from)
+		more, err := readPathFile(from, stdin)
 		if err != nil {
 			return nil, err
 		}
@@ -85,42 +79,6 @@ func pathArgs(args []string, from string) ([]nix.StoreHash, error) {
 	}
 	if len(roots) == 0 {
 		return nil, &usageError{&hintError{errors.New("no path to prefetch"), "name store paths, or a list of them with --from-file"}}
-	}
-	return roots, nil
-}
-
-func readPathList(name string) (roots []nix.StoreHash, err error) {
-	var r io.Reader = os.Stdin
-	if name != "-" {
-		f, err := os.Open(name)
-		if err != nil {
-			return nil, err
-		}
-		defer f.Close()
-		r = f
-	}
-	if strings.HasSuffix(name, ".xz") {
-		dec, err := compress.NewReader(nix.XZ, r)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", name, err)
-		}
-		defer dec.Close()
-		r = dec
-	}
-	lines := bufio.NewScanner(io.LimitReader(r, maxPathList))
-	for n := 1; lines.Scan(); n++ {
-		line := strings.TrimSpace(lines.Text())
-		if line == "" || strings.HasPrefix(line, "#") {
-			continue
-		}
-		h, err := parsePathArg(line)
-		if err != nil {
-			return nil, fmt.Errorf("%s:%d: %w", name, n, err)
-		}
-		roots = append(roots, h)
-	}
-	if err := lines.Err(); err != nil {
-		return nil, fmt.Errorf("read %s: %w", name, err)
 	}
 	return roots, nil
 }

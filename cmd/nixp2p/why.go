@@ -13,11 +13,14 @@ func whyCommand(u *ui) *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
 		Use: "why STORE-PATH", Short: "ask every source for a path and show the answers", Args: oneArg("STORE-PATH", false),
+		Long: `Asks every source for a path, past all memory, and shows what each answers. The path may be given
+in every way that Nix takes: as store path, base name or hash, as a link to one such as ./result or
+a profile, as DERIVATION^OUTPUT, or with - on standard input.`,
 	}
 	flags := config.RegisterClient(c.Flags())
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		h, err := parsePathArg(args[0])
+		h, err := pathArg(args[0], c.InOrStdin())
 		if err != nil {
 			return err
 		}

@@ -83,7 +83,7 @@ func New(cfg Config) *Server {
 	}
 }
 
-// Serve answers the streams of l until ctx ends. It returns when all answers have ended.
+// Serve answers the streams of l, which bounds how many there are, until ctx ends. It returns when all answers have ended.
 func (s *Server) Serve(ctx context.Context, l net.Listener) {
 	srv := &http.Server{
 		Handler:           http.HandlerFunc(s.answer),
@@ -94,7 +94,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) {
 	}
 	srv.SetKeepAlivesEnabled(false) // each request has a stream of its own
 	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
-	_ = srv.Serve(newListener(l, s.cfg.Site))
+	_ = srv.Serve(l)
 	stop()
 	_ = srv.Close()
 	s.requests.Close()

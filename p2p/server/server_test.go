@@ -301,33 +301,6 @@ func TestBodies(t *testing.T) {
 	})
 }
 
-// TestStreams: one machine with any number of streams does not keep another one out.
-func TestStreams(t *testing.T) {
-	p := nixtest.NewPath("small", 1000)
-	synctest.Test(t, func(t *testing.T) {
-		w := serve(t, nil, []nixtest.Path{p})
-		var conns []net.Conn
-		for i := range 2 * maxStreams {
-			conns = append(conns, w.dial(w.peers.on(i%50, 1)))
-		}
-		synctest.Wait()
-		if n := len(w.pipes.conns); n != 0 {
-			t.Errorf("%d streams wait", n)
-		}
-		for _, host := range []byte{2, 1} { // of another machine, and of the same
-			began := time.Now()
-			resp, c := w.get(t, w.peers.on(100, host), "GET", narPath(p), "")
-			if body, err := io.ReadAll(resp.Body); err != nil || !bytes.Equal(body, p.NAR) || time.Since(began) > time.Second {
-				t.Errorf("host %d: %d bytes, %v, after %v", host, len(body), err, time.Since(began))
-			}
-			_ = c.Close()
-		}
-		for _, c := range conns {
-			_ = c.Close()
-		}
-	})
-}
-
 // TestSlotsExhausted: peers that take a NAR slowly do not keep others from theirs, whether they
 // are one machine or many, for small NARs and large ones.
 func TestSlotsExhausted(t *testing.T) {

@@ -88,11 +88,11 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) {
 	srv := &http.Server{
 		Handler:           http.HandlerFunc(s.answer),
 		ReadHeaderTimeout: headerTime,
+		IdleTimeout:       headerTime,
 		MaxHeaderBytes:    maxHeader,
 		ErrorLog:          slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug),
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 	}
-	srv.SetKeepAlivesEnabled(false) // each request has a stream of its own
 	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
 	_ = srv.Serve(l)
 	stop()
@@ -128,6 +128,9 @@ func (s *Server) answer(w http.ResponseWriter, req *http.Request) {
 	defer p.Use()()
 	w.Header()["Date"] = nil // no peer needs it
 	isLease := req.Method == http.MethodPost && req.URL.Path == LeasePath
+	if isLease || req.ContentLength != 0 {
+		w.Header().Set("Connection", "close") // the deadlines below stay with the stream
+	}
 	if req.ContentLength != 0 && !isLease {
 		// Nobody waits for a body that is not wanted, not even to drop it.
 		_ = http.NewResponseController(w).SetReadDeadline(time.Unix(1, 0))

@@ -301,6 +301,32 @@ func TestBodies(t *testing.T) {
 	})
 }
 
+// TestKeepAlive: one stream may ask for several narinfos and for what is not here, and ends when
+// it asks nothing.
+func TestKeepAlive(t *testing.T) {
+	p := nixtest.NewPath("small", 1000)
+	synctest.Test(t, func(t *testing.T) {
+		w := serve(t, nil, []nixtest.Path{p})
+		c := w.dial(w.peers.on(1, 1))
+		in := bufio.NewReader(c)
+		for _, path := range []string{narPath(nixtest.NewPath("absent", 1)), infoPath(p), infoPath(nixtest.NewPath("absent", 1)), infoPath(p)} {
+			_, _ = io.WriteString(c, "GET "+path+" HTTP/1.1\r\nHost: peer\r\n\r\n")
+			resp, err := http.ReadResponse(in, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.Copy(io.Discard, resp.Body); err != nil || resp.Close {
+				t.Errorf("%s: %v, closed %v", path, err, resp.Close)
+			}
+		}
+		began := time.Now()
+		if _, err := in.ReadByte(); err == nil || time.Since(began) > headerTime {
+			t.Errorf("an idle stream: %v after %v", err, time.Since(began))
+		}
+		_ = c.Close()
+	})
+}
+
 // TestSlotsExhausted: peers that take a NAR slowly do not keep others from theirs, whether they
 // are one machine or many, for small NARs and large ones.
 func TestSlotsExhausted(t *testing.T) {

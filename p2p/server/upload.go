@@ -57,6 +57,7 @@ func (u *upload) send(ctx context.Context, status int, off int64, zstd bool) err
 		h.Set("Content-Encoding", string(nix.Zstd))
 		h.Set(wire.SizeHeader, strconv.FormatInt(u.nar.Size, 10))
 	}
+	u.w.Header().Set("Connection", "close") // the deadlines of the writes stay with the stream
 	u.w.WriteHeader(status)
 	if u.size >= smallNAR || u.nar.Partial() {
 		// The other side waits for a beginning, and a download may have nothing yet.

@@ -39,6 +39,7 @@ rec {
     leases = key types.bool "Agree with the site on which node downloads what no peer has.";
     max-peers = key types.ints.positive "Connected peers (256).";
     swarm-key-file = key types.str "Closed site: only holders of this secret. Use {option}`services.nixp2p.swarmKeyFile` instead.";
+    peer-name = key types.str "Name of this machine for peers (its host name on a closed site, none on an open one); none: no names are exchanged.";
     allow-cidr = key strings "Networks in which peers are accepted and dialled (private and on-link ones).";
     upload-limit = key types.str ''To peers, such as "20MB/s".'';
     log-level = key (types.enum [ "debug" "info" "warn" "error" ]) "How much is logged (info).";

@@ -38,6 +38,7 @@ type Config struct {
 	MDNS         bool
 	MaxPeers     int    // 0: 256
 	SwarmKeyFile string // "": an open site
+	Name         string // of this machine, exchanged with peers; "": names are not exchanged
 	// AllowCIDRs are the networks whose machines may be peers; nil: the private ones. Loopback
 	// is allowed as well if Listen names a loopback address.
 	AllowCIDRs  []netip.Prefix
@@ -118,7 +119,7 @@ func New(cfg Config) (*Node, error) {
 		leaseless: backoff.NewSet[string](maxLeaseless), ready: make(chan struct{}),
 	}
 	n.site, err = site.New(site.Config{
-		Listen: cfg.Listen, Bootstrap: cfg.Bootstrap, MDNS: cfg.MDNS, MaxPeers: cfg.MaxPeers, SwarmKeyFile: cfg.SwarmKeyFile,
+		Listen: cfg.Listen, Bootstrap: cfg.Bootstrap, MDNS: cfg.MDNS, MaxPeers: cfg.MaxPeers, SwarmKeyFile: cfg.SwarmKeyFile, Name: cfg.Name,
 		AllowCIDRs: cfg.AllowCIDRs, AllowOnLink: cfg.AllowOnLink, Identity: key, Saved: cfg.Saved, Banned: n.reputation.Blamed,
 		Inventory: cfg.Holder.Inventory(), Resolver: cfg.Resolver, Events: cfg.Events, Metrics: cfg.Metrics, Log: cfg.Log,
 		OnLost: n.lost,

@@ -55,6 +55,7 @@ func (a admitted) RoundTrip(p *site.Peer, req *http.Request) (*http.Response, er
 // PeerStatus is what is known of one connected peer, for status pages.
 type PeerStatus struct {
 	ID            string   `json:"id"`
+	Name          string   `json:"name,omitempty"` // of its machine, if it tells
 	Addresses     []string `json:"addresses"`
 	FoundBy       string   `json:"found_by"`
 	RTT           float64  `json:"rtt_ms"`
@@ -76,7 +77,7 @@ func (n *Node) Peers() []PeerStatus {
 	for _, p := range n.site.Peers() {
 		seen[p.Key] = true
 		list = append(list, PeerStatus{
-			ID: p.Key, Addresses: n.site.RemoteAddrs(p.ID), FoundBy: n.site.FoundBy(p.ID), Paths: p.Paths(),
+			ID: p.Key, Name: p.Name(), Addresses: n.addresses(p), FoundBy: n.site.FoundBy(p.ID), Paths: p.Paths(),
 			RTT:       math.Round(float64(p.Meter().RTT())/float64(time.Microsecond)) / 1000,
 			SentBytes: p.Sent.Load(), ReceivedBytes: p.Received.Load(), Standing: n.standing(p),
 			Sending: p.Sent.Rate(p.Since), Receiving: p.Received.Rate(p.Since),
@@ -88,6 +89,18 @@ func (n *Node) Peers() []PeerStatus {
 		}
 	}
 	slices.SortFunc(list, func(a, b PeerStatus) int { return strings.Compare(a.ID, b.ID) })
+	return list
+}
+
+// addresses returns where others can reach a peer, else the other ends of its connections.
+func (n *Node) addresses(p *site.Peer) []string {
+	list := n.site.Reachable(p.ID)
+	for i, a := range list {
+		list[i] = strings.TrimSuffix(a, "/p2p/"+p.Key)
+	}
+	if len(list) == 0 {
+		return n.site.RemoteAddrs(p.ID)
+	}
 	return list
 }
 

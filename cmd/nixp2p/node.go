@@ -150,13 +150,25 @@ func (n *node) joinSite(m *metrics.Metrics, events source.Events, log *slog.Logg
 	}
 	n.peers, err = p2p.New(p2p.Config{
 		StateDir: n.cfg.StateDir, Listen: n.cfg.P2PListen, Bootstrap: n.cfg.Bootstrap, MDNS: n.cfg.MDNS,
-		MaxPeers: n.cfg.MaxPeers, SwarmKeyFile: n.cfg.SwarmKeyFile, AllowCIDRs: n.cfg.AllowCIDRs,
+		MaxPeers: n.cfg.MaxPeers, SwarmKeyFile: n.cfg.SwarmKeyFile, Name: peerName(n.cfg), AllowCIDRs: n.cfg.AllowCIDRs,
 		AllowOnLink: n.cfg.AllowOnLink, UploadLimit: n.cfg.UploadLimit, Leases: n.cfg.Leases, Clock: n.clock,
 		Keys: n.cfg.Keys, ShareKeys: n.cfg.ShareKeys, Holder: n.holder,
 		Saved: n.state.Peers(), Reputation: n.state.Reputation(), Events: events, Conditions: &n.conditions,
 		Metrics: m, Log: log,
 	})
 	return err
+}
+
+// peerName is what peers are told of this machine: a configured name, or its host name on a
+// closed site; "" if nothing.
+func peerName(cfg *config.Config) string {
+	switch {
+	case cfg.PeerName == config.NoName, cfg.PeerName == "" && cfg.SwarmKeyFile == "":
+		return ""
+	case cfg.PeerName != "":
+		return cfg.PeerName
+	}
+	return machineName()
 }
 
 // wire joins the sources to their users. A source that is missing is left out: a nil pointer

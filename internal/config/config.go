@@ -40,6 +40,7 @@ type Config struct {
 	Leases       bool
 	MaxPeers     int
 	SwarmKeyFile string // "" means an open site
+	PeerName     string // "": the host name on a closed site, none on an open one; NoName: none
 	AllowCIDRs   []netip.Prefix
 	AllowOnLink  bool  // also the prefixes that this machine's interfaces are on
 	UploadLimit  int64 // bytes a second; 0: no limit

@@ -277,6 +277,7 @@ func TestValues(t *testing.T) {
 		},
 		"max-peers":      {"1", "65536"},
 		"swarm-key-file": {"", "/x"},
+		"peer-name":      {"", "none", "ada", "ada.example.org"},
 		"allow-cidr":     {"10.0.0.0/8", "10.1.2.3", "fd00::/8", "on-link", "0.0.0.0/0"},
 		"upload-limit":   {"", "20MB/s", "1.5MiB/s", "100Mbit/s", "1B/s"},
 		"log-level":      {"debug", "Info", "WARN", "error"},
@@ -285,6 +286,7 @@ func TestValues(t *testing.T) {
 	bad := map[string][]string{
 		"listen":             {"", "127.0.0.1", "127.0.0.1:65536", "127.0.0.1:http", "a b:1", "unix:rel", "unix:/" + strings.Repeat("x", 200), "1.2.3.4:+1"},
 		"server-name":        {"", "a b", "a:1", "http://a"},
+		"peer-name":          {"a b", "a:1", "ä"},
 		"admin-listen":       {"unix:/x", "127.0.0.1:7654"}, // the latter is the substituter's
 		"cache-size":         {"", "x", "-1", "1.GiB", ".5GiB", "1e9", "10 gigs", "99999999PiB", "1.5.5G", "1GiB/s"},
 		"priority":           {"", "-1", "1.5", "99999999"},
@@ -378,7 +380,7 @@ func TestHelp(t *testing.T) {
 			t.Errorf("the help lacks %q:\n%s", want, help)
 		}
 	}
-	if len(Rows()) != 22 {
+	if len(Rows()) != 23 {
 		t.Errorf("%d flags", len(Rows()))
 	}
 }

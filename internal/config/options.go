@@ -129,6 +129,10 @@ var options = []option{
 		meaning: "closed site: only holders of this secret",
 		access:  one(func(c *Config) *string { return &c.SwarmKeyFile }, maybe(parseDir)),
 	}, {
+		name: "peer-name", arg: "NAME", def: []string{""}, defText: "the host name on a closed site, none on an open one",
+		meaning: "name of this machine for peers, whose names it then shows; `none`: no names are exchanged",
+		access:  one(func(c *Config) *string { return &c.PeerName }, maybe(parseServerName)),
+	}, {
 		name: "allow-cidr", arg: "CIDR", kind: list, defFor: defaultCIDRs,
 		defText: "10/8, 172.16/12, 192.168/16, 169.254/16, fc00::/7, fe80::/10, `on-link`; 127/8 and ::1 if `--p2p-listen` names a loopback address",
 		meaning: "networks in which peers are accepted and dialled; `on-link` stands for the networks of this machine's interfaces",
@@ -242,6 +246,9 @@ func parseFormat(s string) (string, error) {
 	}
 	return s, nil
 }
+
+// NoName is the value of peer-name with which no names are exchanged.
+const NoName = "none"
 
 func parseDir(s string) (string, error) {
 	if !filepath.IsAbs(s) || strings.ContainsRune(s, 0) {

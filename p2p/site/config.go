@@ -26,6 +26,9 @@ type Config struct {
 	MDNS         bool
 	MaxPeers     int    // members; 0: 256
 	SwarmKeyFile string // "": an open site
+	// Name is how people call this machine. Peers are told it, and their names are taken; "":
+	// neither.
+	Name string
 	// AllowCIDRs are the networks whose machines may be peers. Loopback is allowed as well
 	// if Listen names a loopback address.
 	AllowCIDRs  []netip.Prefix

@@ -71,6 +71,14 @@ func newPeer(id peer.ID, m machine.ID, end context.CancelFunc, beat *atomic.Int6
 	return p
 }
 
+// Name is how people call the peer's machine, "" if it has not told.
+func (p *Peer) Name() string {
+	if name := p.told.name.Load(); name != nil {
+		return *name
+	}
+	return ""
+}
+
 // sessionState is what the two sessions with a peer, one in each direction, have reached.
 type sessionState struct {
 	end       context.CancelFunc
@@ -214,6 +222,7 @@ type pauses struct {
 
 // told is what a peer has told of what it shares. It changes under the lock of inventories.
 type told struct {
+	name      atomic.Pointer[string] // of its machine, for people
 	inventory atomic.Pointer[inventory.Remote]
 	over      atomic.Pointer[hearing] // the session of a member; nil: it is none
 	dropped   bool                    // there was no room for the inventory: changes mean nothing

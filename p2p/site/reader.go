@@ -159,6 +159,7 @@ type sessionReader struct {
 	taken    *inventories
 	received func(bytes int)      // counts bytes of inventories
 	named    func(addrs []string) // takes addresses of other nodes
+	names    bool                 // whether the peer's own name is of interest
 	frames   *rate.Limiter
 	filters  *rate.Limiter
 	lists    *rate.Limiter // of addresses
@@ -205,6 +206,10 @@ func (r *sessionReader) frame(ctx context.Context, k wire.Kind, size int) error 
 	case wire.Changes:
 		r.received(len(body))
 		err = r.taken.changes(r.peer, body)
+	case wire.Name:
+		if name := wire.ParseName(body); r.names {
+			r.peer.told.name.Store(&name)
+		}
 	case wire.Peers:
 		var list []string
 		if list, err = wire.ParsePeers(body); err == nil && r.lists.Allow() {

@@ -30,6 +30,7 @@ type sessions struct {
 	local  *inventory.Local
 	news   signal // the local inventory has changed
 	onLost func(*Peer)
+	name   string // of this machine, for peers; "" if names are not exchanged
 }
 
 // follow has a session with every peer that is connected, until ctx ends.
@@ -200,6 +201,7 @@ func (s *sessions) writer(p *Peer, in *streamConn) *sessionWriter {
 		sent:     func(n int) { s.metrics.InventoryBytes.WithLabelValues("sent").Add(float64(n)) },
 		isolated: s.table.isolated,
 		named:    func() []byte { return s.others(p.ID) },
+		name:     s.name,
 		every: func() time.Duration {
 			if s.table.members() >= s.maxPeers {
 				return peersOften
@@ -257,6 +259,7 @@ func (s *sessions) hear(ctx context.Context, st network.Stream, p *Peer) error {
 	}
 	r := newSessionReader(p, in, s.taken)
 	r.received = func(n int) { s.metrics.InventoryBytes.WithLabelValues("received").Add(float64(n)) }
+	r.names = s.name != ""
 	r.named = func(addrs []string) {
 		named := s.learn(p, addrs)
 		p.neighbours.Store(&named)

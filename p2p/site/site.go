@@ -76,7 +76,7 @@ func New(cfg Config) (*Site, error) {
 	parts.door = c.door
 	ss := &sessions{
 		core: c, local: cfg.Inventory, onLost: cfg.OnLost,
-		taken: newInventories(cfg.MaxPeers, cfg.MaxInventoryBytes, c.door.known),
+		taken: newInventories(cfg.MaxPeers, cfg.MaxInventoryBytes, c.door.known), name: cfg.Name,
 	}
 	ss.news.init()
 	return &Site{

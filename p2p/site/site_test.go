@@ -181,6 +181,33 @@ func TestTwoSites(t *testing.T) {
 	}
 }
 
+// TestNames: machines that exchange names know each other's, and one that does not neither tells
+// its own nor takes theirs.
+func TestNames(t *testing.T) {
+	named := func(name string, also func(*Config)) func(*Config) {
+		return func(c *Config) {
+			c.Name = name
+			if also != nil {
+				also(c)
+			}
+		}
+	}
+	a := start(t, 1, named("ada", nil), key(1))
+	b := start(t, 2, named("grace", near(a)), key(2))
+	c := start(t, 3, near(a), key(3))
+	nameOf := func(of, at *testSite) string {
+		if p := at.Peer(of.ID()); p != nil {
+			return p.Name()
+		}
+		return "not connected"
+	}
+	wait(t, "both know the other's name", func() bool { return nameOf(a, b) == "ada" && nameOf(b, a) == "grace" })
+	wait(t, "all know what the third shares", func() bool { return a.has(c, key(3)) && c.has(a, key(1)) })
+	if nameOf(c, a) != "" || nameOf(a, c) != "" {
+		t.Errorf("%q, %q", nameOf(c, a), nameOf(a, c))
+	}
+}
+
 func TestRunTwice(t *testing.T) {
 	a := start(t, 1, nil)
 	if err := a.Run(t.Context()); err == nil {

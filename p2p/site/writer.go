@@ -28,6 +28,7 @@ type sessionWriter struct {
 	sent     func(bytes int)      // counts bytes of inventories
 	isolated func() bool          // whether most peers are silent
 	named    func() []byte        // a list of other nodes
+	name     string               // of this machine; "": the peer is not told
 	every    func() time.Duration // between two such lists
 
 	mark   inventory.Mark
@@ -46,6 +47,11 @@ func (w *sessionWriter) run(ctx context.Context, pongs <-chan []byte, done <-cha
 	// The first ping measures the round trip at once, before anybody chooses by it.
 	if err := w.ping(time.Now()); err != nil {
 		return err
+	}
+	if w.name != "" {
+		if err := w.send(wire.Name, []byte(w.name), writeTime); err != nil {
+			return err
+		}
 	}
 	for {
 		news := w.news.next()

@@ -29,6 +29,7 @@ const (
 	Peers     Kind = 8  // addresses of other nodes, a line each
 	Refused   Kind = 9  // in place of Welcome, before the stream ends; empty
 	Full      Kind = 10 // the same: admitted, but no inventory is taken; empty
+	Name      Kind = 11 // how people call the machine; not on every site
 )
 
 // Sizes of the small frames.
@@ -54,6 +55,8 @@ func (k Kind) limit() int {
 		return inventory.MaxDeltaBytes
 	case Peers:
 		return maxPeers
+	case Name:
+		return maxName
 	default:
 		return maxUnknown
 	}

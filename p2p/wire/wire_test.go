@@ -140,3 +140,24 @@ func FuzzPeers(f *testing.F) {
 		}
 	})
 }
+
+func TestName(t *testing.T) {
+	for text, want := range map[string]string{
+		"ada": "ada", "grace-hopper.example.org": "grace-hopper.example.org", "a_1": "a_1", "": "",
+		"two words": "", "a\x1b[2J": "", "ä": "", "<b>": "", strings.Repeat("a", 256): "",
+	} {
+		if got := ParseName([]byte(text)); got != want {
+			t.Errorf("%q: %q, want %q", text, got, want)
+		}
+	}
+}
+
+func FuzzName(f *testing.F) {
+	f.Add([]byte("ada.example.org"))
+	f.Add([]byte("a\x00b"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if name := ParseName(b); name != "" && name != string(b) {
+			t.Errorf("%q: %q", b, name)
+		}
+	})
+}

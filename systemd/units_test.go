@@ -82,9 +82,6 @@ func TestReleasesSocket(t *testing.T) {
 // TestMemory: the unit, the Kubernetes manifest and docs/tuning.md name the same figures.
 func TestMemory(t *testing.T) {
 	service, manifest, doc := read(t, "nixp2p.service"), read(t, "../deploy/kubernetes.yaml"), read(t, "../docs/tuning.md")
-	if got := setting(t, service, "Environment"); got != "GOMEMLIMIT=180MiB" || !strings.Contains(manifest, "value: 180MiB") || !strings.Contains(doc, "`GOMEMLIMIT=180MiB`") {
-		t.Errorf("GOMEMLIMIT: %s", got)
-	}
 	if got := setting(t, service, "MemoryHigh"); got != "256M" || !strings.Contains(manifest, "memory: 256Mi") || !strings.Contains(doc, "`MemoryHigh=256M`") {
 		t.Errorf("MemoryHigh: %s", got)
 	}

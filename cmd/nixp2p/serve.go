@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"net/http"
 	"os"
@@ -40,6 +41,9 @@ const (
 	// startWait is how long requests wait for a node that is being started, counted from the
 	// start: below the deadline of a narinfo, and a 404 costs the client an hour.
 	startWait = 8 * time.Second
+	// memoryLimit is where Go collects garbage more often: what one hostile machine can make a
+	// node keep, and the code, fit into 200 MB then.
+	memoryLimit = 160 << 20
 )
 
 // server is the daemon: its listeners, and what answers on them at the moment.
@@ -62,6 +66,9 @@ type server struct {
 // serve runs the daemon until ctx ends. A start that fails after systemd handed over the
 // socket stays up and answers 404: the socket would take connections that nobody answers.
 func serve(ctx context.Context, u *ui, load func() (*config.Config, error)) error {
+	if debug.SetMemoryLimit(-1) == math.MaxInt64 { // no GOMEMLIMIT
+		debug.SetMemoryLimit(memoryLimit)
+	}
 	// From the first moment: SIGHUP ends a process that does not expect it.
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP)

@@ -293,9 +293,10 @@ func (h *Handler) scope(r *http.Request) (context.Context, source.Scope) {
 	return nix.ContextWithVia(r.Context(), chain), scope
 }
 
-// missTick is far longer than sources differ in the time that they take for a private path and for
-// one that does not exist.
-const missTick = 10 * time.Millisecond
+// missTick is far longer than sources differ, on a busy machine too, in the time that they take
+// for a private path and for one that does not exist: the share of answers that take a tick more
+// tells them apart.
+const missTick = 25 * time.Millisecond
 
 // settle waits until a whole number of ticks has passed since began, so that the time of a miss
 // tells a client on another machine nothing about private paths.

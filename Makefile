@@ -134,7 +134,7 @@ install-units:
 	install -d $(DESTDIR)$(UNITDIR)
 	install -m 0644 systemd/nixp2p.socket systemd/nixp2p-retry.timer $(DESTDIR)$(UNITDIR)
 	for unit in nixp2p.service nixp2p-retry.service; do \
-	  sed -e 's|=/usr/local/bin/nixp2p |=$(BINDIR)/nixp2p |' -e 's|^ExecReload=kill |ExecReload=$(KILL) |' -e 's|=+systemctl |=+$(SYSTEMCTL) |' systemd/$$unit > $(DESTDIR)$(UNITDIR)/$$unit; done
+	  sed -e 's|=/usr/local/bin/nixp2p |=$(BINDIR)/nixp2p |' -e 's|^ExecReload=kill |ExecReload=$(KILL) |' -e 's,=+systemctl ,=+$(SYSTEMCTL) ,' -e 's,|| systemctl ,|| $(SYSTEMCTL) ,' systemd/$$unit > $(DESTDIR)$(UNITDIR)/$$unit; done
 	@grep -q '^ExecStart=$(BINDIR)/nixp2p ' $(DESTDIR)$(UNITDIR)/nixp2p.service || { echo "the unit starts something else" >&2; exit 1; }
 
 .PHONY: uninstall

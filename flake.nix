@@ -1,12 +1,13 @@
 {
-  description = "nixp2p: a binary cache on every machine, fed by the machines around it";
+  description = "nixp2p: every machine is a binary cache for its neighbours on the LAN";
 
   # Go 1.26 or later is needed, which the stable releases may not have yet.
   inputs.nixpkgs.url = "github:NixOS/nixpkgs/nixos-unstable";
 
   outputs = { self, nixpkgs }:
     let
-      systems = [ "x86_64-linux" "aarch64-linux" "aarch64-darwin" ];
+      # Those that this nixpkgs has: x86_64-darwin goes away in 2026.
+      systems = builtins.filter (system: nixpkgs.legacyPackages ? ${system}) [ "x86_64-linux" "aarch64-linux" "aarch64-darwin" "x86_64-darwin" ];
       forEach = f: nixpkgs.lib.genAttrs systems (system: f system nixpkgs.legacyPackages.${system});
       isLinux = nixpkgs.lib.hasSuffix "-linux";
       # The flake's own package: built with the nixpkgs that it is tested with.

@@ -5,6 +5,7 @@ let
   cfg = config.services.nixp2p;
   common = import ./settings.nix { inherit lib pkgs; };
   settings = cfg.settings // {
+    listen = builtins.head (common.listens cfg);
     state-dir = "/var/lib/nixp2p";
     cache-dir = "/var/cache/nixp2p";
   } // lib.optionalAttrs (cfg.swarmKeyFile != null) { swarm-key-file = "/var/lib/nixp2p/swarm-key"; };
@@ -15,7 +16,15 @@ in
   options.services.nixp2p = common.options;
 
   config = lib.mkIf cfg.enable {
-    assertions = common.assertions cfg;
+    assertions = common.assertions cfg ++ [
+      {
+        assertion = builtins.length (common.listens cfg) == 1;
+        message = ''
+          services.nixp2p.settings.listen has several addresses, but without systemd's socket the
+          program listens on one. Leave one, or give it an address that stands for all, such as 0.0.0.0:7654.
+        '';
+      }
+    ];
     warnings =
       if config.nix.enable then common.warnings config
       else [
@@ -47,6 +56,8 @@ in
       chown ${user}:${user} /var/lib/nixp2p /var/cache/nixp2p ${log}
     '' + lib.optionalString (cfg.swarmKeyFile != null) ''
       install -m 0400 -o ${user} -g ${user} "${cfg.swarmKeyFile}" /var/lib/nixp2p/swarm-key
+    '' + lib.optionalString (cfg.netrcFile != null) ''
+      install -m 0400 -o ${user} -g ${user} "${cfg.netrcFile}" /var/lib/nixp2p/netrc
     '');
 
     launchd.daemons.nixp2p.serviceConfig = {
@@ -64,7 +75,9 @@ in
       HardResourceLimits.NumberOfFiles = 65536;
       StandardErrorPath = log;
       # launchd starts the daemon anew when the configuration, which this names, changes.
-      EnvironmentVariables.NIXP2P_CONFIG_GENERATION = "${common.configFile cfg settings}";
+      EnvironmentVariables = {
+        NIXP2P_CONFIG_GENERATION = "${common.configFile cfg settings}";
+      } // lib.optionalAttrs (cfg.netrcFile != null) { NETRC = "/var/lib/nixp2p/netrc"; };
     };
 
     # With another installer's Nix (nix.enable = false), nix-darwin manages no nix.conf.

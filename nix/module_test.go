@@ -2,9 +2,12 @@ package nix
 
 import (
 	"encoding/json"
+	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -51,7 +54,7 @@ func TestModules(t *testing.T) {
 		name string
 		look func(*testing.T, cases)
 	}{
-		{"enable", lookEnable}, {"off", lookOff}, {"settings", lookSettings}, {"own", lookOwn}, {"wrong", lookWrong},
+		{"enable", lookEnable}, {"off", lookOff}, {"settings", lookSettings}, {"listens", lookListens}, {"own", lookOwn}, {"wrong", lookWrong},
 		{"darwin", lookDarwin}, {"keys", lookKeys}, {"files", lookFiles},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.look(t, all) })
@@ -81,9 +84,10 @@ type system struct {
 	}
 	Sockets  map[string]struct{ ListenStreams, WantedBy []string }
 	Services map[string]struct {
-		WantedBy      []string
-		ServiceConfig map[string]string
-		StopIfChanged *bool
+		WantedBy       []string
+		ServiceConfig  map[string]any
+		StopIfChanged  *bool
+		ReloadTriggers []string
 	}
 }
 
@@ -178,7 +182,6 @@ func lookSettings(t *testing.T, c cases) {
 	c.get(t, &s, "settings")
 	for _, want := range []string{
 		`cache-size = "50GiB"`, "priority = 20", `upstream = ["https://mirror.example", "https://cache.nixos.org"]`,
-		`swarm-key-file = "/run/credentials/nixp2p.service/swarm-key"`,
 	} {
 		if !slices.Contains(strings.Split(s.TOML, "\n"), want) {
 			t.Errorf("no line %s in\n%s", want, s.TOML)
@@ -187,17 +190,45 @@ func lookSettings(t *testing.T, c cases) {
 	if !slices.Equal(s.TCP, []int{7666}) {
 		t.Errorf("the firewall lets in %d", s.TCP)
 	}
-	if got := s.Services["nixp2p"].ServiceConfig["LoadCredential"]; got != "swarm-key:/run/secrets/swarm" {
+	if got := fmt.Sprint(s.Services["nixp2p"].ServiceConfig["LoadCredential"]); got != "[nixp2p.swarm-key:/run/secrets/swarm]" {
 		t.Errorf("LoadCredential=%s", got)
 	}
 	if got := s.Nix.Substituters[0]; got != "http://127.0.0.1:7700" {
 		t.Errorf("the substituter is %s", got)
 	}
-	for attr, ports := range map[string][2]int{"closed": {0, 0}, "alone": {0, 0}, "unicast": {1, 0}} {
+	for attr, ports := range map[string][2]int{"silent": {0, 0}, "closed": {0, 0}, "alone": {0, 0}, "unicast": {1, 0}} {
 		var s system
 		if c.get(t, &s, attr); len(s.TCP) != ports[0] || len(s.UDP) != ports[1] {
 			t.Errorf("%s: the firewall lets in %d and %d", attr, s.TCP, s.UDP)
 		}
+		if want := attr == "silent"; want != (len(s.Warnings) == 1) {
+			t.Errorf("%s: warnings %q", attr, s.Warnings)
+		}
+	}
+}
+
+// lookListens: several addresses, of which one stands for all: the socket has them all, Nix the
+// first as it reaches it, and a change of them restarts the socket.
+func lookListens(t *testing.T, c cases) {
+	var s system
+	c.get(t, &s, "listens")
+	if got := s.Sockets["nixp2p"].ListenStreams; !slices.Equal(got, []string{"", "0.0.0.0:7700", "[::1]:7700"}) {
+		t.Errorf("the socket listens on %q", got)
+	}
+	if got := s.Nix.Substituters[0]; got != "http://127.0.0.1:7700" {
+		t.Errorf("the substituter is %s", got)
+	}
+	if !strings.Contains(s.TOML, "listen = \"0.0.0.0:7700\"\n") {
+		t.Errorf("the file has\n%s", s.TOML)
+	}
+	again := s.Services["nixp2p-listen"]
+	if reload := fmt.Sprint(again.ServiceConfig["ExecReload"]); !slices.Equal(again.ReloadTriggers, []string{"0.0.0.0:7700 [::1]:7700"}) || !strings.HasSuffix(reload, "/bin/systemctl restart nixp2p.socket nixp2p.service") {
+		t.Errorf("a change of the addresses: %+v", again)
+	}
+	var netrc system
+	c.get(t, &netrc, "netrc")
+	if got := fmt.Sprint(netrc.Services["nixp2p"].ServiceConfig["LoadCredential"]); got != "[nixp2p.netrc:/run/secrets/netrc]" {
+		t.Errorf("LoadCredential=%s", got)
 	}
 }
 
@@ -242,21 +273,43 @@ func lookDarwin(t *testing.T, c cases) {
 		Nix struct{ Substituters []string }
 	}
 	c.get(t, &s, "darwin")
+	var other struct {
+		Failed, Warnings []any
+		Netrc, TOML      string
+	}
+	c.get(t, &other, "darwinOther")
+	if len(other.Failed) > 0 || len(other.Warnings) != 1 || other.Netrc != "/var/lib/nixp2p/netrc" || !strings.Contains(other.TOML, `listen = "127.0.0.1:7700"`) {
+		t.Errorf("with the Nix of another installer: %+v", other)
+	}
 	if len(s.Failed) > 0 || !s.Daemon.KeepAlive || len(s.Nix.Substituters) != 2 || !slices.Equal(s.Daemon.ProgramArguments, []string{"/nonexistent/bin/nixp2p", "serve"}) {
 		t.Errorf("%+v", s)
 	}
 }
 
-// lookKeys: each key of the program has a typed option, and no option is without a key.
+// code is a value in Markdown.
+var code = regexp.MustCompile("`([^`]+)`")
+
+// lookKeys: each key of the program has a typed option that shows the program's default, and no
+// option is without a key.
 func lookKeys(t *testing.T, c cases) {
-	var have, want []string
+	var have map[string]string
 	c.get(t, &have, "keys")
+	var want []string
 	for _, r := range config.Rows() {
-		want = append(want, strings.TrimPrefix(r.Flag, "--"))
+		name := strings.TrimPrefix(r.Flag, "--")
+		want = append(want, name)
+		if strings.HasSuffix(name, "-dir") || strings.HasSuffix(name, "-file") {
+			continue // what a service has is not what a user has
+		}
+		for _, value := range code.FindAllStringSubmatch(r.Default, -1) {
+			if !strings.HasPrefix(value[1], "--") && !strings.Contains(have[name], value[1]) {
+				t.Errorf("%s: the option shows the default %s, the program has %s", name, have[name], r.Default)
+			}
+		}
 	}
 	slices.Sort(want)
-	if !slices.Equal(have, want) {
-		t.Errorf("options %q\n   keys %q", have, want)
+	if got := slices.Sorted(maps.Keys(have)); !slices.Equal(got, want) {
+		t.Errorf("options %q\n   keys %q", got, want)
 	}
 }
 
@@ -292,6 +345,7 @@ func lookFiles(t *testing.T, c cases) {
 func TestFlake(t *testing.T) {
 	var s struct {
 		Names, Checks []string
+		Systems       []string
 		Package       string
 		Module        []string
 	}
@@ -301,6 +355,9 @@ func TestFlake(t *testing.T) {
 	}
 	if want := []string{"modules", "package", "vm"}; !slices.Equal(s.Checks, want) {
 		t.Errorf("checks %q, want %q", s.Checks, want)
+	}
+	if want := []string{"aarch64-darwin", "aarch64-linux", "x86_64-darwin", "x86_64-linux"}; !slices.Equal(s.Systems, want) {
+		t.Errorf("systems %q, want %q", s.Systems, want)
 	}
 	if !strings.Contains(s.Package, "nixp2p-") || len(s.Module) != 2 {
 		t.Errorf("%+v", s)

@@ -5,11 +5,12 @@ let
   inherit (lib) mkOption types;
   toml = pkgs.formats.toml { };
 
-  # A key without a default of its own: what is not set is not written, so that the
-  # program's default counts, whatever version it is.
-  key = type: description: mkOption {
+  # A key of the program. What is not set is not written, so that the default of the program
+  # counts; the manual shows that one.
+  key = type: default: description: mkOption {
     type = types.nullOr type;
     default = null;
+    defaultText = lib.literalExpression default;
     inherit description;
   };
   strings = types.listOf types.str;
@@ -18,43 +19,51 @@ rec {
   # The keys that the manual names (`nixp2p config show` prints them with their defaults).
   settingsOptions = {
     listen = mkOption {
-      type = types.str;
+      type = types.either types.str strings;
       default = "127.0.0.1:7654";
-      description = "HOST:PORT of the substituter. After a change, run `systemctl restart nixp2p.socket` once.";
+      example = [ "127.0.0.1:7654" "172.17.0.1:7654" ];
+      description = ''
+        HOST:PORT of the substituter, or several on NixOS, for example one for containers. Nix is
+        told the first; of one that stands for all addresses, the one of this machine.
+      '';
     };
-    admin-listen = key types.str "Where the status page, API, metrics and health are (127.0.0.1:7655).";
-    server-name = key strings "Host names in URLs of this node, besides its addresses and localhost.";
-    state-dir = key types.str "Identity, peers, narinfos. The service's own directory.";
-    cache-dir = key types.str "NAR files. The service's own directory.";
-    cache-size = key (types.either types.ints.unsigned types.str) ''Limit of the NAR cache, such as "10GiB"; 0 keeps none.'';
-    store-root = key types.str "The store is ROOT/nix/store (/).";
-    priority = key types.ints.unsigned "In nix-cache-info; lower is asked first (30; cache.nixos.org has 40).";
-    upstream = key strings "Caches and mirrors ([ \"https://cache.nixos.org\" ]).";
-    trusted-public-key = key strings "Keys whose signatures are accepted (cache.nixos.org's).";
-    share-key = key strings "Names of keys: paths signed by these keys may be shown to others (cache.nixos.org's).";
-    p2p = key types.bool "false: no peers at all.";
-    p2p-listen = key strings "Multiaddrs for peers ([ \"/ip4/0.0.0.0/tcp/7656\" \"/ip6/::/tcp/7656\" ]).";
-    mdns = key types.bool "Look for peers on the link.";
-    bootstrap = key strings "Where else to look for peers: multiaddr, dns:NAME[:PORT], srv:NAME, http(s)://…, file:PATH.";
-    leases = key types.bool "Agree with the site on which node downloads what no peer has.";
-    max-peers = key types.ints.positive "Connected peers (256).";
-    swarm-key-file = key types.str "Closed site: only holders of this secret. Use {option}`services.nixp2p.swarmKeyFile` instead.";
-    peer-name = key types.str "Name of this machine for peers (its host name on a closed site, none on an open one); none: no names are exchanged.";
-    allow-cidr = key strings "Networks in which peers are accepted and dialled (private and on-link ones).";
-    upload-limit = key types.str ''To peers, such as "20MB/s".'';
-    log-level = key (types.enum [ "debug" "info" "warn" "error" ]) "How much is logged (info).";
-    log-format = key (types.enum [ "text" "json" ]) "How it is logged (text).";
+    admin-listen = key types.str ''"127.0.0.1:7655"'' "Where the status page, API, metrics and health are.";
+    server-name = key strings "[ ]" "Host names in URLs of this node, besides its addresses and localhost.";
+    state-dir = key types.str ''"/var/lib/nixp2p"'' "Identity, peers, narinfos. The service's own directory.";
+    cache-dir = key types.str ''"/var/cache/nixp2p"'' "NAR files. The service's own directory.";
+    cache-size = key (types.either types.ints.unsigned types.str) ''"10GiB"'' "Limit of the NAR cache; 0 keeps none.";
+    store-root = key types.str ''"/"'' "The store is ROOT/nix/store.";
+    priority = key types.ints.unsigned "30" "In nix-cache-info; lower is asked first (cache.nixos.org has 40).";
+    upstream = key strings ''[ "https://cache.nixos.org" ]'' "Caches and mirrors.";
+    trusted-public-key = key strings ''[ "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=" ]'' "Keys whose signatures are accepted.";
+    share-key = key strings ''[ "cache.nixos.org-1" ]'' "Names of keys: paths signed by these keys may be shown to others.";
+    p2p = key types.bool "true" "false: no peers at all.";
+    p2p-listen = key strings ''[ "/ip4/0.0.0.0/tcp/7656" "/ip6/::/tcp/7656" ]'' "Multiaddrs for peers.";
+    mdns = key types.bool "true" "Look for peers on the link.";
+    bootstrap = key strings "[ ]" "Where else to look for peers: multiaddr, dns:NAME[:PORT], srv:NAME, http(s)://…, file:PATH.";
+    leases = key types.bool "true" "Agree with the site on which node downloads what no peer has.";
+    max-peers = key types.ints.positive "256" "Connected peers.";
+    swarm-key-file = key types.str "null" "Closed site: only holders of this secret. Use {option}`services.nixp2p.swarmKeyFile` instead.";
+    peer-name = key types.str "null" "Name of this machine for peers; its host name on a closed site, none on an open one. none: no names are exchanged.";
+    allow-cidr = key strings ''[ "10.0.0.0/8" "172.16.0.0/12" "192.168.0.0/16" "169.254.0.0/16" "fc00::/7" "fe80::/10" "on-link" ]'' "Networks in which peers are accepted and dialled.";
+    upload-limit = key types.str "null" ''To peers, such as "20MB/s".'';
+    log-level = key (types.enum [ "debug" "info" "warn" "error" ]) ''"info"'' "How much is logged.";
+    log-format = key (types.enum [ "text" "json" ]) ''"text"'' "How it is logged.";
+  };
+
+  # A file that only root can read.
+  secret = example: description: mkOption {
+    type = types.nullOr types.str;
+    default = null;
+    inherit example;
+    description = description + " A file outside of the Nix store that root can read; the service gets a copy.";
   };
 
   options = {
     enable = lib.mkEnableOption "nixp2p, a binary cache of this machine that shares with those around it";
 
-    package = mkOption {
-      type = types.package;
-      default = pkgs.callPackage ./package.nix { };
-      defaultText = lib.literalExpression "pkgs.callPackage ./package.nix { }";
-      description = "The nixp2p to run.";
-    };
+    # Before nixpkgs has the package, it is made of the sources that this file is part of.
+    package = lib.mkPackageOption ({ nixp2p = pkgs.callPackage ./package.nix { }; } // pkgs) "nixp2p" { };
 
     settings = mkOption {
       type = types.submodule {
@@ -69,17 +78,16 @@ rec {
       '';
     };
 
-    swarmKeyFile = mkOption {
-      type = types.nullOr types.str;
-      default = null;
-      example = "/run/secrets/nixp2p-swarm-key";
-      description = ''
-        File outside of the Nix store with the secret of a closed site (`nixp2p swarm-key`
-        makes one). Machines that do not have it are not talked to. Only root needs to be
-        able to read it.
-      '';
-    };
+    swarmKeyFile = secret "/run/secrets/nixp2p-swarm-key" ''
+      The secret of a closed site (`nixp2p swarm-key` makes one): machines that do not have it are
+      not talked to.'';
+    netrcFile = secret "/run/secrets/netrc" ''
+      Credentials for upstream caches in the form of {manpage}`curl(1)`'s netrc. Without this option,
+      the service uses Nix's own netrc file if all users can read it.'';
   };
+
+  # The addresses of the substituter.
+  listens = cfg: lib.toList cfg.settings.listen;
 
   # The configuration file. It is checked when the system is built, by the program that
   # will read it, so that a mistake is seen there and not in the log of a service.
@@ -101,14 +109,27 @@ rec {
     else raw;
 
   # A node that listens on all addresses is asked on loopback.
-  url = cfg: "http://${builtins.replaceStrings [ "0.0.0.0:" "[::]:" ] [ "127.0.0.1:" "[::1]:" ] cfg.settings.listen}";
+  url = cfg:
+    let
+      first = builtins.head (listens cfg);
+      wildcard = builtins.match "(0\\.0\\.0\\.0|\\[::]|\\*)?(:[0-9]+)" first;
+    in
+    "http://${if wildcard == null then first else "127.0.0.1" + builtins.elemAt wildcard 1}";
 
-  assertions = cfg: [
-    {
-      assertion = !lib.hasPrefix "unix:" cfg.settings.listen;
+  assertions = cfg: map
+    (name: {
+      assertion = cfg.${name} == null || lib.hasPrefix "/" cfg.${name} && !lib.hasPrefix builtins.storeDir cfg.${name};
       message = ''
-        services.nixp2p.settings.listen is "${cfg.settings.listen}", but Nix asks substituters over TCP only.
-        Give it a HOST:PORT, or leave it out for 127.0.0.1:7654.
+        services.nixp2p.${name} is "${toString cfg.${name}}". It must be an absolute path outside of
+        the Nix store, which everybody can read: put it into quotes, and let the machine's secret
+        management (or scp) bring the file there.
+      '';
+    }) [ "swarmKeyFile" "netrcFile" ] ++ [
+    {
+      assertion = listens cfg != [ ] && !lib.hasPrefix "unix:" (builtins.head (listens cfg));
+      message = ''
+        services.nixp2p.settings.listen has ${builtins.toJSON (lib.take 1 (listens cfg))} first, but Nix asks substituters over TCP only.
+        Put a HOST:PORT first, or leave it out for 127.0.0.1:7654.
       '';
     }
     {
@@ -117,15 +138,6 @@ rec {
         services.nixp2p.settings.swarm-key-file would have to be readable by the service's user, and a
         path literal would put the secret into the world-readable Nix store. Write instead
           services.nixp2p.swarmKeyFile = "${toString cfg.settings.swarm-key-file}";
-      '';
-    }
-    {
-      assertion = cfg.swarmKeyFile == null
-        || lib.hasPrefix "/" cfg.swarmKeyFile && !lib.hasPrefix builtins.storeDir cfg.swarmKeyFile;
-      message = ''
-        services.nixp2p.swarmKeyFile is "${toString cfg.swarmKeyFile}". It must be an absolute path outside of
-        the Nix store, which everybody can read: put it into quotes, and let the machine's secret
-        management (or scp) bring the file there.
       '';
     }
     {

@@ -13,6 +13,7 @@ let
     imports = [ module ];
     services.nixp2p = {
       enable = true;
+      openFirewall = true;
       settings = {
         upstream = [ "http://upstream" ];
         trusted-public-key = [ publicKey ];

@@ -246,7 +246,9 @@ root, it also reports files that the user of the service will not be able to rea
 		if err != nil {
 			return u.problems(err)
 		}
-		cfg.Warnings = append(cfg.Warnings, unreadableByService(cfg)...)
+		if os.Geteuid() == 0 && systemdHas("nixp2p.service") {
+			cfg.Warnings = append(cfg.Warnings, systemdUnit().unreadable(cfg, nixCacheFiles())...)
+		}
 		u.warnings(cfg)
 		if cfg.File == "" {
 			u.printf("ok: no configuration file, defaults\n")
@@ -256,21 +258,6 @@ root, it also reports files that the user of the service will not be able to rea
 		return nil
 	}
 	return c
-}
-
-// unreadableByService returns a warning for each file that root can read and the user of the
-// service cannot. The unit gets such files with LoadCredential=, see docs/office.md.
-func unreadableByService(cfg *config.Config) (warnings []string) {
-	if os.Geteuid() != 0 || !systemdHas("nixp2p.service") {
-		return nil
-	}
-	for key, file := range map[string]string{"config": cfg.File, "swarm-key-file": cfg.SwarmKeyFile} {
-		info, err := os.Stat(file)
-		if file != "" && err == nil && info.Mode().Perm()&0o004 == 0 {
-			warnings = append(warnings, fmt.Sprintf("%s: the user of the service cannot read %s (mode %o): put secrets into /etc/credstore, see docs/office.md", key, file, info.Mode().Perm()))
-		}
-	}
-	return warnings
 }
 
 // manCommand is for packagers.

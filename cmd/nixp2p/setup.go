@@ -152,7 +152,7 @@ func setupHint(err error, url string) error {
 
 // moduleSnippet is the change on NixOS.
 func moduleSnippet(url string) string {
-	s := "    services.nixp2p.enable = true;\n"
+	s := "    services.nixp2p.enable = true;\n    services.nixp2p.openFirewall = true; # for machines around this one\n"
 	if listen := strings.TrimPrefix(url, "http://"); url != "" && listen != "127.0.0.1:7654" {
 		s += fmt.Sprintf("    services.nixp2p.settings.listen = %q;\n", listen)
 	}

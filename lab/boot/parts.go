@@ -272,25 +272,32 @@ func (w *world) quietly(ctx context.Context, do func(ctx context.Context, m *mac
 	return g.Wait()
 }
 
+// peers returns those that a machine knows, nil if it cannot be asked.
+func peers(ctx context.Context, m *machine) (list []rig.PeerStatus) {
+	if out, err := m.run(ctx, "nixp2p peers --json"); err == nil {
+		_ = json.Unmarshal([]byte(out), &list) // what is no JSON is no peer
+	}
+	return list
+}
+
+// shares returns how many paths the neighbour of a machine shares, as that machine knows.
+func shares(ctx context.Context, m *machine) (n int) {
+	for _, p := range peers(ctx, m) {
+		n += int(p.Paths)
+	}
+	return n
+}
+
 func findsNeighbour(ctx context.Context, m *machine) (string, error) {
-	var seen string
+	var seen []rig.PeerStatus
 	_, ok := rig.Until(ctx, 30*time.Second, func() bool {
-		out, err := m.run(ctx, "nixp2p peers --json")
-		if err != nil {
-			return false
-		}
-		var peers []rig.PeerStatus
-		if json.Unmarshal([]byte(out), &peers) != nil || len(peers) != 1 || !strings.Contains(peers[0].FoundBy, "mdns") && peers[0].FoundBy != "inbound" {
-			seen = out
-			return false
-		}
-		seen = fmt.Sprintf("%v, found by %s", peers[0].Addresses, peers[0].FoundBy)
-		return true
+		seen = peers(ctx, m)
+		return len(seen) == 1 && (strings.Contains(seen[0].FoundBy, "mdns") || seen[0].FoundBy == "inbound")
 	})
 	if !ok {
-		return "", fmt.Errorf("no neighbour: %s", seen)
+		return "", fmt.Errorf("no neighbour: %+v", seen)
 	}
-	return seen, nil
+	return fmt.Sprintf("%v, found by %s", seen[0].Addresses, seen[0].FoundBy), nil
 }
 
 // share has one machine take from the other's store what it lacks, without the upstream.
@@ -300,14 +307,12 @@ func (w *world) share(ctx context.Context) error {
 		if err != nil {
 			return "", err
 		}
-		before := w.cache.NARBytes.Load()
-		if err := realise(ctx, w.m2, c); err != nil {
-			return "", err
+		if _, ok := rig.Until(ctx, time.Minute, func() bool { return shares(ctx, w.m2) >= len(c.paths) }); !ok {
+			return "", errors.New("the neighbour does not say what it has")
 		}
-		if n := w.cache.NARBytes.Load() - before; n != 0 {
-			return "", fmt.Errorf("%d bytes of NARs came from upstream", n)
-		}
-		return fmt.Sprintf("%d paths, 0 bytes from upstream", len(c.paths)), nil
+		w.cache.Refuse(func(path string) bool { return strings.HasPrefix(path, "/nar/") })
+		defer w.cache.Refuse(nil)
+		return fmt.Sprintf("%d paths, while the upstream gives none", len(c.paths)), realise(ctx, w.m2, c)
 	})
 	if err != nil {
 		return err

@@ -20,8 +20,10 @@ let
         packages = lib.mkOption { type = lib.types.listOf lib.types.package; default = [ ]; };
         sockets = any;
         services = any;
+        package = lib.mkOption { type = lib.types.package; default = pkgs.systemd; };
       };
       networking.firewall = {
+        enable = lib.mkOption { type = lib.types.bool; default = true; };
         allowedTCPPorts = lib.mkOption { type = lib.types.listOf lib.types.ints.unsigned; default = [ ]; };
         allowedUDPPorts = lib.mkOption { type = lib.types.listOf lib.types.ints.unsigned; default = [ ]; };
       };
@@ -57,7 +59,7 @@ let
     udp = config.networking.firewall.allowedUDPPorts;
     nix = config.nix.settings;
   };
-  nixos = settings: result (evalWith ../module.nix { services.nixp2p = { enable = true; } // settings; });
+  nixos = settings: result (evalWith ../module.nix { services.nixp2p = { enable = true; openFirewall = true; } // settings; });
 
   cases = {
     off = let c = evalWith ../module.nix { }; in {
@@ -82,6 +84,10 @@ let
       swarmKeyFile = "/run/secrets/swarm";
     };
     closed = nixos { openFirewall = false; };
+    silent = nixos { openFirewall = null; };
+    # Several addresses, one of which stands for all.
+    listens = nixos { settings.listen = [ "0.0.0.0:7700" "[::1]:7700" ]; };
+    netrc = nixos { netrcFile = "/run/secrets/netrc"; };
     alone = nixos { settings.p2p = false; };
     unicast = nixos { settings.mdns = false; };
     # A key of a later version goes through; whether it is one, the program says.
@@ -90,6 +96,7 @@ let
     # Each has one failed assertion.
     wrong = {
       unix = (nixos { settings.listen = "unix:/run/nixp2p"; }).failed;
+      netrcInStore = (nixos { netrcFile = "${builtins.storeDir}/abc-netrc"; }).failed;
       keyInStore = (nixos { swarmKeyFile = "${builtins.storeDir}/abc-key"; }).failed;
       keyInSettings = (nixos { settings.swarm-key-file = "/etc/key"; }).failed;
       keyWithoutPeers = (nixos { swarmKeyFile = "/run/key"; settings.p2p = false; }).failed;
@@ -103,7 +110,7 @@ let
       option = (nixos { enabled = true; }).toml;
     };
     onlyUs = (result (evalWith ../module.nix ({ lib, ... }: {
-      services.nixp2p.enable = true;
+      services.nixp2p = { enable = true; openFirewall = true; };
       nix.settings.substituters = lib.mkForce [ "http://127.0.0.1:7654" ];
     }))).warnings;
     # The operator's own word counts.
@@ -112,6 +119,18 @@ let
       nix.settings.connect-timeout = 30;
       nix.settings.fallback = false;
     })).nix;
+
+    darwinOther = let c = evalWith ../darwin.nix {
+      services.nixp2p = { enable = true; netrcFile = "/etc/netrc"; settings.listen = [ "127.0.0.1:7700" ]; };
+      nix.enable = false;
+      # As nix-darwin does it: whoever asks finds out that this is off.
+      nix.package = lib.mkForce (throw "nix.package: accessed when nix.enable is off");
+    }; in {
+      failed = builtins.filter (a: !a.assertion) c.assertions;
+      inherit (c) warnings;
+      netrc = c.launchd.daemons.nixp2p.serviceConfig.EnvironmentVariables.NETRC;
+      toml = c.environment.etc."nixp2p/config.toml".source.text;
+    };
 
     darwin = let c = evalWith ../darwin.nix { services.nixp2p = { enable = true; swarmKeyFile = "/etc/nixp2p/swarm-key"; }; }; in {
       failed = builtins.filter (a: !a.assertion) c.assertions;
@@ -123,7 +142,8 @@ let
       uid = c.users.users._nixp2p.uid;
     };
 
-    keys = builtins.attrNames (import ../settings.nix { inherit lib pkgs; }).settingsOptions;
+    # The default of each key as the manual shows it.
+    keys = builtins.mapAttrs (_: o: o.defaultText.text or o.default) (import ../settings.nix { inherit lib pkgs; }).settingsOptions;
     package = removeAttrs (import ../package.nix { inherit lib; inherit (pkgs) stdenv buildGoModule coreutils; }) [ "meta" "src" ];
   };
 in

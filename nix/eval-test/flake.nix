@@ -10,13 +10,15 @@ let
     writeText = name: _: "/nix/store/00000000000000000000000000000000-${name}";
     writeTextDir = name: _: "/nix/store/00000000000000000000000000000000-dir";
   };
-  nixpkgs = { inherit lib; legacyPackages = lib.genAttrs [ "x86_64-linux" "aarch64-linux" "aarch64-darwin" ] (_: pkgs); };
+  nixpkgs = { inherit lib; legacyPackages = lib.genAttrs [ "x86_64-linux" "aarch64-linux" "aarch64-darwin" "x86_64-darwin" ] (_: pkgs); };
+  # The inputs may have more systems or fewer.
   self = (import ../../flake.nix).outputs { inherit self nixpkgs; };
 in
 {
   vmScript = self.checks.x86_64-linux.vm.testScript;
   result = {
     names = builtins.attrNames self;
+    systems = builtins.attrNames self.packages;
     checks = builtins.attrNames self.checks.x86_64-linux;
     package = self.packages.x86_64-linux.default.name;
     module = builtins.attrNames (self.nixosModules.default { inherit lib pkgs; });

@@ -156,6 +156,7 @@ rec {
 
   mkOption = o: o // { _type = "option"; };
   mkEnableOption = what: mkOption { type = types.bool; default = false; description = "Whether to enable ${what}."; };
+  mkPackageOption = pkgs: name: _: mkOption { type = types.package; default = pkgs.${name}; description = "The ${name} package to use."; };
   literalExpression = text: { _type = "literalExpression"; inherit text; };
   mkIf = condition: content: { _type = "if"; inherit condition content; };
   mkMerge = contents: { _type = "merge"; inherit contents; };
@@ -165,6 +166,8 @@ rec {
   mkAfter = ordered 1500;
 
   inherit hasPrefix unique;
+  toList = x: if isList x then x else [ x ];
+  take = n: xs: if n == 0 || xs == [ ] then [ ] else [ (head xs) ] ++ take (n - 1) (builtins.tail xs);
   optional = c: x: if c then [ x ] else [ ];
   optionals = c: xs: if c then xs else [ ];
   optionalAttrs = c: as: if c then as else { };

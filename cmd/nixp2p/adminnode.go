@@ -43,7 +43,7 @@ func (a *adminNode) Ready() error {
 func (a *adminNode) State() admin.State {
 	n := a.node.Load()
 	if n == nil {
-		return admin.State{}
+		return admin.State{Machine: machineName()}
 	}
 	s := admin.State{
 		Machine: machineName(), Nix: n.nixUse(),

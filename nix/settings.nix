@@ -43,6 +43,7 @@ rec {
     bootstrap = key strings "[ ]" "Where else to look for peers: multiaddr, dns:NAME[:PORT], srv:NAME, http(s)://…, file:PATH.";
     leases = key types.bool "true" "Agree with the site on which node downloads what no peer has.";
     max-peers = key types.ints.positive "256" "Connected peers.";
+    zone = key types.str "null" "Name of the zone of this machine, the same on all machines in it: peers of it are asked first; auto asks the cloud provider.";
     swarm-key-file = key types.str "null" "Closed site: only holders of this secret. Use {option}`services.nixp2p.swarmKeyFile` instead.";
     peer-name = key types.str "null" "Name of this machine for peers; its host name on a closed site, none on an open one. none: no names are exchanged.";
     allow-cidr = key strings ''[ "10.0.0.0/8" "172.16.0.0/12" "192.168.0.0/16" "169.254.0.0/16" "fc00::/7" "fe80::/10" "on-link" ]'' "Networks in which peers are accepted and dialled.";

@@ -65,6 +65,20 @@ func (c coordinators) Live() []lease.NodeID {
 	return l.nodes
 }
 
+// zoneMates is the nodes of this node's zone that it is connected to: a lease.Asker.
+type zoneMates struct{ coordinators }
+
+// Live is part of lease.Asker.
+func (z zoneMates) Live() (nodes []lease.NodeID) {
+	zone := z.n.site.Zone()
+	for _, p := range z.n.site.Peers() {
+		if p.Zone() == zone && p.Member() && p.Admitted() && z.n.coordinates(p.Key) && len(nodes) < maxLive {
+			nodes = append(nodes, lease.NodeID(p.ID))
+		}
+	}
+	return nodes
+}
+
 // coordinates reports whether a node may be asked.
 func (n *Node) coordinates(key string) bool {
 	_, blamed := n.reputation.Blamed(key)

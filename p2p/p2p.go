@@ -43,6 +43,7 @@ type Config struct {
 	// is allowed as well if Listen names a loopback address.
 	AllowCIDRs  []netip.Prefix
 	AllowOnLink bool            // also the networks that this machine's interfaces are on
+	Zone        string          // this node's; "": none. SetZone changes it
 	UploadLimit int64           // bytes a second; 0: no limit
 	Leases      bool            // agree with the site who fetches what no peer has
 	Clock       *runclock.Clock // of the time that coordinators take; nil: the ordinary one
@@ -72,6 +73,7 @@ type Node struct {
 	server      *server.Server
 	announcer   *share.Announcer
 	leases      *lease.Client
+	zoneLeases  *lease.Client
 	coordinator *lease.Coordinator
 	leaseless   *backoff.Set[string] // peers that do not coordinate, by ID
 	live        atomic.Pointer[live]
@@ -142,8 +144,11 @@ func (n *Node) compose() {
 		Events: cfg.Events, Metrics: cfg.Metrics, Log: cfg.Log,
 	}
 	n.leases = lease.NewClient(coordinators{n}, cfg.Clock.Now)
+	n.zoneLeases = lease.NewClient(zoneMates{coordinators{n}}, cfg.Clock.Now)
+	n.site.SetZone(cfg.Zone)
+	cc.Zone.Name = n.site.Zone
 	if cfg.Leases {
-		sc.Coordinate, cc.Leases = n.coordinate, n.leases
+		sc.Coordinate, cc.Leases, cc.Zone.Leases = n.coordinate, n.leases, n.zoneLeases
 	}
 	n.server, n.client = server.New(sc), client.New(cc)
 	n.announcer = share.NewAnnouncer(cfg.Holder)
@@ -155,6 +160,9 @@ func NewSwarmKey() string { return swarmkey.New() }
 
 // ID returns this node's peer ID.
 func (n *Node) ID() string { return n.site.ID().String() }
+
+// SetZone says which zone this node is in, "" if none.
+func (n *Node) SetZone(zone string) { n.site.SetZone(zone) }
 
 // Ready is closed when the node listens.
 func (n *Node) Ready() <-chan struct{} { return n.ready }
@@ -194,6 +202,7 @@ func (n *Node) Run(ctx context.Context) error {
 	}
 	cancel()
 	n.leases.Close() // while the last reports can be sent
+	n.zoneLeases.Close()
 	if d := n.directory.Swap(nil); d != nil {
 		d.dht.Close()
 		d.finder.Close()

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -197,4 +198,80 @@ func TestClosedSite(t *testing.T) {
 			t.Error("an outsider may be asked")
 		}
 	}
+}
+
+// TestZones: what another zone has, or is getting, one node of a zone takes from there, and the
+// others of the zone take it from that node.
+func TestZones(t *testing.T) {
+	for _, cold := range []bool{false, true} {
+		t.Run(fmt.Sprintf("cold %v", cold), func(t *testing.T) {
+			p := nixtest.NewPath("zones", 3<<20)
+			info := p.Info(t, key)
+			in := func(zone string) func(*Config) { return func(c *Config) { c.Zone = zone } }
+			far := newStore(key.Name)
+			if !cold {
+				far.add(t, key, p)
+			}
+			farCache, nearCache := newCache(), newCache()
+			hFar := share.New(share.Config{Store: far, Cache: share.CacheOf(farCache), ShareKeys: []string{key.Name}})
+			hNear := share.New(share.Config{Store: newStore(key.Name), Cache: share.CacheOf(nearCache), ShareKeys: []string{key.Name}})
+			a := start(t, hFar, in("a"))
+			b1 := start(t, hNear, in("b"), a)
+			b2 := start(t, nil, in("b"), a, b1)
+			await(t, "the zones", func() bool {
+				return len(zoneMates{coordinators{b1}}.Live()) == 1 && len(zoneMates{coordinators{b2}}.Live()) == 1 && len(coordinators{b1}.Live()) == 2
+			})
+			want := source.Want{Info: info, Forms: raw(info), Coordinate: true}
+			if cold {
+				s := a.Begin(t.Context(), want)
+				defer s.End(t.Context(), source.GaveUp)
+				if _, err := s.Next(t.Context(), 0); !errors.Is(err, source.ErrFetch) {
+					t.Fatalf("in zone a: %v", err)
+				}
+				d := farCache.begin(p)
+				hFar.Downloading(info)
+				d.add(p.NAR)
+				s.Progress(1<<20, 1<<20)
+			} else {
+				await(t, "the inventory", func() bool { return b1.MayHave(p.Hash()) && b2.MayHave(p.Hash()) })
+			}
+			first := b1.Begin(t.Context(), want)
+			defer first.End(t.Context(), source.Correct)
+			turn, err := first.Next(t.Context(), 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer turn.Stream.Body.Close()
+			if turn.Stream.Peer != a.ID() || turn.Over == nil {
+				t.Errorf("the first node of the zone takes it from %s", turn.Stream.Peer)
+			}
+			d := nearCache.begin(p)
+			hNear.Downloading(info)
+			d.add(p.NAR[:1<<20])
+			first.Progress(1<<20, 1<<20)
+			second := b2.Begin(t.Context(), want)
+			defer second.End(t.Context(), source.Correct)
+			next, err := second.Next(t.Context(), 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer next.Stream.Body.Close()
+			if next.Stream.Peer != b1.ID() {
+				t.Errorf("the second node of the zone takes it from %s, not %s", next.Stream.Peer, b1.ID())
+			}
+			if got := zoneOf(b2, b1); got != "b" {
+				t.Errorf("the peer is in zone %q", got)
+			}
+		})
+	}
+}
+
+// zoneOf returns the zone of a peer as a node shows it.
+func zoneOf(n, other *Node) string {
+	for _, p := range n.Peers() {
+		if p.ID == other.ID() {
+			return p.Zone
+		}
+	}
+	return ""
 }

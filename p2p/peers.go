@@ -58,6 +58,7 @@ type PeerStatus struct {
 	Name          string   `json:"name,omitempty"` // of its machine, if it tells
 	Addresses     []string `json:"addresses"`
 	FoundBy       string   `json:"found_by"`
+	Zone          string   `json:"zone,omitempty"` // "": none
 	RTT           float64  `json:"rtt_ms"`
 	Paths         int      `json:"paths"`
 	SentBytes     int64    `json:"sent_bytes"`
@@ -77,7 +78,7 @@ func (n *Node) Peers() []PeerStatus {
 	for _, p := range n.site.Peers() {
 		seen[p.Key] = true
 		list = append(list, PeerStatus{
-			ID: p.Key, Name: p.Name(), Addresses: n.addresses(p), FoundBy: n.site.FoundBy(p.ID), Paths: p.Paths(),
+			ID: p.Key, Name: p.Name(), Addresses: n.addresses(p), FoundBy: n.site.FoundBy(p.ID), Zone: p.Zone(), Paths: p.Paths(),
 			RTT:       math.Round(float64(p.Meter().RTT())/float64(time.Microsecond)) / 1000,
 			SentBytes: p.Sent.Load(), ReceivedBytes: p.Received.Load(), Standing: n.standing(p),
 			Sending: p.Sent.Rate(p.Since), Receiving: p.Received.Rate(p.Since),

@@ -169,3 +169,43 @@ func TestColdSite(t *testing.T) {
 		})
 	}
 }
+
+// TestColdZones: three zones start with nothing and want the same at once. It crosses the uplink
+// once, and into each zone at most once: what the zone's own nodes give each other does not count.
+func TestColdZones(t *testing.T) {
+	const zones, nodes = 3, 3
+	key := nixtest.NewKey("share-1")
+	paths := closure(40, 100<<10, 16<<20)
+	up := nixtest.NewUpstream(t, nixtest.UpstreamConfig{Paths: paths, Keys: []nixtest.Key{key}, Compression: nix.Zstd})
+	var unique int64
+	for _, p := range paths {
+		unique += int64(len(up.File(p)))
+	}
+	s := &site{t: t}
+	for i := range zones * nodes {
+		s.add("--store-root", t.TempDir(), "--mdns=false", "--p2p-listen", "/ip4/127.0.0.1/tcp/0", "--upstream", up.URL(),
+			"--trusted-public-key", key.Public(), "--share-key", "share-1", "--zone", fmt.Sprintf("zone-%d", i%zones))
+	}
+	s.meshed()
+	var all sync.WaitGroup
+	for _, d := range s.nodes {
+		all.Go(func() {
+			if err := d.fetchAll(paths); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	var crossed, received float64
+	for _, d := range s.nodes {
+		crossed += d.metric("nixp2p_peer_other_zone_bytes_total")
+		received += d.metric("nixp2p_peer_received_bytes_total")
+	}
+	copies, between := float64(up.Bytes(nixtest.NarFile))/float64(unique), crossed/float64(unique)/(zones-1)
+	t.Logf("%d bytes: %.3f times from upstream, into each other zone %.3f times, %.1f times between nodes", unique, copies, between, received/float64(unique))
+	// 1.00 each where the machine has time. Without zones two thirds of what nodes give each other
+	// cross: 2.7 times into each.
+	if copies > 2 || between > 1.5 {
+		t.Error("it crossed too often")
+	}
+}

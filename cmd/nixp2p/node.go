@@ -151,7 +151,7 @@ func (n *node) joinSite(m *metrics.Metrics, events source.Events, log *slog.Logg
 	n.peers, err = p2p.New(p2p.Config{
 		StateDir: n.cfg.StateDir, Listen: n.cfg.P2PListen, Bootstrap: n.cfg.Bootstrap, MDNS: n.cfg.MDNS,
 		MaxPeers: n.cfg.MaxPeers, SwarmKeyFile: n.cfg.SwarmKeyFile, Name: peerName(n.cfg), AllowCIDRs: n.cfg.AllowCIDRs,
-		AllowOnLink: n.cfg.AllowOnLink, UploadLimit: n.cfg.UploadLimit, Leases: n.cfg.Leases, Clock: n.clock,
+		AllowOnLink: n.cfg.AllowOnLink, Zone: configuredZone(n.cfg), UploadLimit: n.cfg.UploadLimit, Leases: n.cfg.Leases, Clock: n.clock,
 		Keys: n.cfg.Keys, ShareKeys: n.cfg.ShareKeys, Holder: n.holder,
 		Saved: n.state.Peers(), Reputation: n.state.Reputation(), Events: events, Conditions: &n.conditions,
 		Metrics: m, Log: log,
@@ -240,6 +240,7 @@ func (n *node) run(ctx context.Context, log *slog.Logger) error {
 		g.Go(func() error { return n.cache.Run(ctx) })
 	}
 	if n.peers != nil {
+		g.Go(func() error { return n.findZone(ctx, log) })
 		g.Go(func() error {
 			// A port that is taken must not stop what works without peers.
 			n.without(log, source.PartPeers, "this machine has no peers", n.peers.Run(ctx))

@@ -39,11 +39,12 @@ var rooms = map[string]room{
 	"verify":          {floor: 1, rank: 0},
 	"internal/source": {floor: 1, also: []string{"verify"}},
 
-	"localstore":        {floor: 2},
-	"internal/upstream": {floor: 2},
-	"internal/state":    {floor: 2},
-	"internal/narcache": {floor: 2},
-	"internal/history":  {floor: 2},
+	"localstore":         {floor: 2},
+	"internal/upstream":  {floor: 2},
+	"internal/state":     {floor: 2},
+	"internal/narcache":  {floor: 2},
+	"internal/history":   {floor: 2},
+	"internal/cloudzone": {floor: 2},
 
 	"p2p":            {floor: 2, rank: 6},
 	"p2p/client":     {floor: 2, rank: 5},

@@ -39,6 +39,7 @@ type Config struct {
 	Bootstrap    []string // multiaddrs and "dns:", "srv:", "http(s)://", "file:"
 	Leases       bool
 	MaxPeers     int
+	Zone         string // "": none; ZoneAuto: as the cloud provider says
 	SwarmKeyFile string // "" means an open site
 	PeerName     string // "": the host name on a closed site, none on an open one; NoName: none
 	AllowCIDRs   []netip.Prefix
@@ -55,6 +56,9 @@ type Config struct {
 
 	origins map[string]string // by key: "file:line" or "--flag"
 }
+
+// ZoneAuto stands for the zone that the cloud provider names.
+const ZoneAuto = "auto"
 
 // Problem is one mistake in the configuration.
 type Problem struct {

@@ -276,6 +276,7 @@ func TestValues(t *testing.T) {
 			"dns:a", "dns:a.b:1", "srv:_x._tcp.a", "http://a/b?c", "https://a", "file:/a", "file:///a/b",
 		},
 		"max-peers":      {"1", "65536"},
+		"zone":           {"", "auto", "eu-central-1a", "rack_7.B"},
 		"swarm-key-file": {"", "/x"},
 		"peer-name":      {"", "none", "ada", "ada.example.org"},
 		"allow-cidr":     {"10.0.0.0/8", "10.1.2.3", "fd00::/8", "on-link", "0.0.0.0/0"},
@@ -298,6 +299,7 @@ func TestValues(t *testing.T) {
 		"p2p-listen":         {"x", "/ip4/0.0.0.0", "/ip4/0.0.0.0/udp/1/quic-v1", "/ip4/::/tcp/1", "/ip6/1.2.3.4/tcp/1", "/dns/a/tcp/1", "/ip4/1.2.3.4/tcp/1/p2p/" + id, "/ip4/1.2.3.4/tcp/65536", "/ip4/1.2.3.4/tcp/1/", "0.0.0.0:7656"},
 		"bootstrap":          {"a", "dns:", "dns:a:b", "srv:", "srv:a:1", "http://", "ftp://a", "file:a", "/ip4/1.2.3.4/tcp/1/p2p/x", "/ip4/1.2.3.4/tcp/1/p2p/" + id + "/x", "/dns/-a/tcp/1", "/ip6zone//ip6/fe80::1/tcp/1", "/ip6/fe80::1%eth0/tcp/1", "/unix/x/tcp/1"},
 		"max-peers":          {"0", "-1", "x", "65537"},
+		"zone":               {"a b", "zone/1", "é", strings.Repeat("x", 65)},
 		"allow-cidr":         {"10/8", "x", "10.0.0.0/33", "fe80::1%eth0", "::ffff:10.0.0.0/104"},
 		"upload-limit":       {"0", "20MB", "x/s", "-1MB/s", "0.1B/s"},
 		"log-level":          {"", "trace", "info+1"},
@@ -380,7 +382,7 @@ func TestHelp(t *testing.T) {
 			t.Errorf("the help lacks %q:\n%s", want, help)
 		}
 	}
-	if len(Rows()) != 23 {
+	if len(Rows()) != 24 {
 		t.Errorf("%d flags", len(Rows()))
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/p2p/wire"
 	"github.com/nixp2p/nixp2p/verify"
 )
 
@@ -123,6 +124,10 @@ var options = []option{
 		name: "leases", arg: "BOOL", kind: truth, def: []string{"true"},
 		meaning: "agree with the site on which node downloads what no peer has",
 		access:  one(func(c *Config) *bool { return &c.Leases }, parseBool),
+	}, {
+		name: "zone", arg: "NAME", def: []string{""}, defText: none,
+		meaning: "name of the zone of this machine, the same on all machines in it: peers of it are asked first, and what crosses zones crosses once for each; `auto` asks the cloud provider",
+		access:  one(func(c *Config) *string { return &c.Zone }, parseZone),
 	}, {
 		name: "swarm-key-file", arg: "FILE", defFor: func(_ *Config, env Env) ([]string, error) { return []string{env.credential("nixp2p.swarm-key")}, nil },
 		defText: "`/etc/credstore/nixp2p.swarm-key`, if systemd hands it over",
@@ -290,6 +295,13 @@ func parseKeyName(s string) (string, error) {
 		return "", wrong("it looks like cache.nixos.org-1", "%q is not the name of a key", s)
 	}
 	return name, nil
+}
+
+func parseZone(s string) (string, error) {
+	if _, err := wire.ParseZone(s); err != nil {
+		return "", wrong("letters, digits, dots, dashes and underscores, at most 64", "%q is not the name of a zone", s)
+	}
+	return s, nil
 }
 
 // onLink stands in a list of networks for those that the interfaces are on.

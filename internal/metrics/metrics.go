@@ -21,6 +21,7 @@ type Metrics struct {
 	UpstreamRequests  *prometheus.CounterVec // kind, status
 	UpstreamUp        *prometheus.GaugeVec   // upstream
 	PeerReceivedBytes prometheus.Counter
+	OtherZoneBytes    prometheus.Counter
 	PeerSentBytes     prometheus.Counter
 	Peers             prometheus.Gauge
 	PeersByStanding   *prometheus.GaugeVec   // standing
@@ -57,6 +58,7 @@ func New() *Metrics {
 	m.UpstreamRequests = b.counters("upstream_requests_total", "Requests to upstreams by kind and status.", "kind", "status")
 	m.UpstreamUp = b.gauges("upstream_up", "1 while the upstream is asked, 0 while it is down.", "upstream")
 	m.PeerReceivedBytes = b.counter("peer_received_bytes_total", "NAR bytes received from peers, as on the wire.")
+	m.OtherZoneBytes = b.counter("peer_other_zone_bytes_total", "NAR bytes received from peers of other zones than this node's, as on the wire; 0 without --zone.")
 	m.PeerSentBytes = b.counter("peer_sent_bytes_total", "NAR bytes sent to peers, as on the wire.")
 	m.Peers = b.gauge("peers", "Connected peers.")
 	m.PeersByStanding = b.gauges("peers_by_standing", "Peers by reputation: good, silent, muted (its inventory named what it lacks), guest (an extra peer, without inventories), liar (blamed for wrong bytes, also if it is not connected).", "standing")

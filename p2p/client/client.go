@@ -61,12 +61,29 @@ type Config struct {
 	ShareKeys  []string // names
 	Reputation *reputation.Book
 	Leases     *lease.Client // nil: no coordination
+	Zone       Zone
 	DHT        DHT
 	Clock      *runclock.Clock // of the time that streams take; nil: the ordinary one
 	Events     source.Events
 	Metrics    *metrics.Metrics
 	Log        *slog.Logger
 }
+
+// Zone is the part of the site that this node is in: what crosses zones costs money, or time.
+type Zone struct {
+	Name   func() string // "": all peers are alike. Nil: the same
+	Leases *lease.Client // of the nodes in the zone; nil: no coordination
+}
+
+func (z Zone) name() string {
+	if z.Name == nil {
+		return ""
+	}
+	return z.Name()
+}
+
+// near reports whether a peer is in the zone, or there is none.
+func near(zone string, p *site.Peer) bool { return zone == "" || p.Zone() == zone }
 
 // Client asks peers. It is safe for concurrent use. Close waits for what it started.
 type Client struct {

@@ -56,6 +56,7 @@ func (c *Client) Info(ctx context.Context, h nix.StoreHash) (*verify.Info, error
 		return nil, errQuiet
 	}
 	balance.Order(peers, (*site.Peer).Meter)
+	nearFirst(c.cfg.Zone.name(), peers)
 	ctx, cancel := context.WithTimeout(ctx, infoTime)
 	defer cancel()
 	var worst worst

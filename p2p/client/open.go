@@ -51,11 +51,12 @@ type busyError struct{ others []peer.ID }
 
 func (e *busyError) Error() string { return errBusy.Error() }
 
-// fromHolders opens a stream of a peer that lists the path, waiting a while if all are busy.
-func (s *session) fromHolders(ctx context.Context, off int64) (*stream, error) {
+// fromHolders opens a stream of a peer in a zone ("": any) that lists the path, waiting a while if
+// all are busy.
+func (s *session) fromHolders(ctx context.Context, off int64, zone string) (*stream, error) {
 	limit := time.Now().Add(busyTime)
 	for wait := busyFirst; ; wait = min(2*wait, busyLast) {
-		peers := s.holders(ctx)
+		peers := s.holders(ctx, zone)
 		if len(peers) == 0 {
 			return nil, s.nobody()
 		}
@@ -82,19 +83,18 @@ func (s *session) fromHolders(ctx context.Context, off int64) (*stream, error) {
 // unverified peers are tried with what is small.
 func (s *session) order(peers []*site.Peer) []*site.Peer {
 	balance.Order(peers, (*site.Peer).Meter)
+	rank := func(p *site.Peer) int {
+		if s.c.cfg.Reputation.Trusted(p.Key) {
+			return 0
+		}
+		return 1
+	}
 	if s.want.Info.NarSize() >= largeNAR {
 		slices.SortStableFunc(peers, func(a, b *site.Peer) int {
-			return s.rank(a) - s.rank(b)
+			return rank(a) - rank(b)
 		})
 	}
 	return peers
-}
-
-func (s *session) rank(p *site.Peer) int {
-	if s.c.cfg.Reputation.Trusted(p.Key) {
-		return 0
-	}
-	return 1
 }
 
 // choose decides in which form to take the NAR, by what the first peers of the list have: the

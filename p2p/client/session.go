@@ -28,8 +28,19 @@ const (
 
 // agreed is what the site has agreed on.
 type agreed struct {
-	lease   atomic.Pointer[lease.Lease] // nil before a coordinator was asked
-	sharers atomic.Int32                // other machines that get the NAR at the same time
+	lease  atomic.Pointer[lease.Lease] // nil before a coordinator was asked
+	inZone atomic.Pointer[lease.Lease] // the same within the zone
+	zoned
+	sharers atomic.Int32 // other machines that get the NAR at the same time
+}
+
+// zoned is what a session knows of the zone. It is for the goroutine that calls Next and End.
+type zoned struct {
+	zone       string          // that the node is in; "": all peers are alike
+	zoneOver   <-chan struct{} // this node gets the NAR for the zone, until then
+	lastInZone bool            // the zone agreed on the last turn
+	far        bool            // peers of other zones that list the path were asked to the end
+	ended      chan struct{}   // closed by End
 }
 
 // session is a source.Session.
@@ -63,6 +74,8 @@ func (c *Client) Begin(_ context.Context, want source.Want) source.Session {
 		return nil
 	}
 	s := &session{c: c, want: want, size: map[nix.Form]int64{}, failed: map[peer.ID]bool{}, bytes: map[string]int64{}}
+	s.zone, s.ended = c.cfg.Zone.name(), make(chan struct{})
+	s.far = s.zone == "" // nobody is far
 	for _, f := range want.Forms {
 		s.size[f.Form] = f.Size
 	}
@@ -70,13 +83,21 @@ func (c *Client) Begin(_ context.Context, want source.Want) source.Session {
 }
 
 // Next says where the bytes from byte off on come from: first peers that list the path, then
-// those that a coordinator names.
+// those that a coordinator names. Peers of other zones come after what the own zone agrees on, so
+// that each byte crosses once.
 func (s *session) Next(ctx context.Context, off int64) (source.Turn, error) {
-	before := s.finish()
+	ofSite := s.finish()
+	var ofZone lease.Outcome
+	if s.lastInZone {
+		ofZone, ofSite = ofSite, lease.Outcome{}
+	}
+	s.lastInZone = false
+	once := s.want.Whole && len(s.sent()) > 0
+	coordinate := s.want.Coordinate && !s.want.Whole
 	err := errBrokeOff
-	if !s.direct && !(s.want.Whole && len(s.sent()) > 0) {
+	if !s.direct && !once {
 		var st *stream
-		if st, err = s.fromHolders(ctx, off); err == nil {
+		if st, err = s.fromHolders(ctx, off, s.zone); err == nil {
 			return s.turn(st, off, nil), nil
 		}
 		if ctx.Err() != nil {
@@ -84,13 +105,35 @@ func (s *session) Next(ctx context.Context, off int64) (source.Turn, error) {
 		}
 		s.direct = true
 	}
+	if s.zone != "" && coordinate && s.c.cfg.Zone.Leases != nil {
+		if turn, follow, err := s.askZone(ctx, off, ofZone); follow || err != nil {
+			return turn, err
+		}
+	}
+	if !s.far && !once {
+		var st *stream
+		if st, err = s.fromHolders(ctx, off, ""); err == nil {
+			return s.fetchForZone(&s.c.group, s.turn(st, off, nil), &st.form), nil
+		}
+		if ctx.Err() != nil {
+			return source.Turn{}, ctx.Err()
+		}
+		s.far = true
+	}
 	switch {
-	case !s.want.Coordinate || s.want.Whole:
+	case !coordinate:
 		return source.Turn{}, err
 	case s.c.cfg.Leases == nil:
 		return source.Turn{}, source.ErrFetch
 	}
-	return s.coordinate(ctx, off, before)
+	turn, err := s.agree(ctx, s.c.cfg.Leases, &s.lease, lease.Want{Nar: s.want.Info.NarHash()}, off, ofSite)
+	switch {
+	case err == nil:
+		turn = s.fetchForZone(&s.c.group, turn, &turn.Stream.Form)
+	case errors.Is(err, source.ErrFetch):
+		turn = s.fetchForZone(&s.c.group, turn, nil)
+	}
+	return turn, err
 }
 
 // turn notes that a stream is the next source.
@@ -152,17 +195,17 @@ func (s *session) usable(p *site.Peer) bool {
 	return !s.failed[p.ID]
 }
 
-// holders returns the peers that may have the path, in no order.
-func (s *session) holders(ctx context.Context) (list []*site.Peer) {
+// holders returns the peers in a zone ("": all) that may have the path, in no order.
+func (s *session) holders(ctx context.Context, zone string) (list []*site.Peer) {
 	add := func(p *site.Peer) {
-		if s.usable(p) && !slices.Contains(list, p) {
+		if s.usable(p) && near(zone, p) && !slices.Contains(list, p) {
 			list = append(list, p)
 		}
 	}
 	for _, p := range s.c.cfg.Site.Holders(keyOf(s.want.Info)) {
 		add(p)
 	}
-	if len(list) == 0 && !s.asked && s.c.cfg.DHT != nil && s.want.Info.NarSize() >= largeNAR {
+	if len(list) == 0 && zone == "" && !s.asked && s.c.cfg.DHT != nil && s.want.Info.NarSize() >= largeNAR {
 		s.asked = true
 		wait, cancel := context.WithTimeout(ctx, dhtWait)
 		defer cancel()
@@ -192,19 +235,20 @@ func (s *session) nobody() error {
 	return errNobody
 }
 
-// coordinate follows what the site agrees on, until a stream is open or this node is to fetch.
-func (s *session) coordinate(ctx context.Context, off int64, o lease.Outcome) (source.Turn, error) {
-	l := s.lease.Load()
+// agree follows what the nodes of leases agree on, until a stream is open or this node is to
+// fetch. At keeps the lease.
+func (s *session) agree(ctx context.Context, leases *lease.Client, at *atomic.Pointer[lease.Lease], want lease.Want, off int64, o lease.Outcome) (source.Turn, error) {
+	l := at.Load()
 	if l == nil {
-		forms := s.want.Forms
+		want.Forms = s.want.Forms
 		if s.form != nil { // bytes have come: no other is of use
-			forms = []source.Sized{{Form: *s.form, Size: s.size[*s.form]}}
+			want.Forms = []source.Sized{{Form: *s.form, Size: s.size[*s.form]}}
 		}
-		l = s.c.cfg.Leases.Begin(lease.Want{Nar: s.want.Info.NarHash(), Forms: forms})
+		l = leases.Begin(want)
 		if off > 0 {
 			l.Progress(0, off)
 		}
-		s.lease.Store(l)
+		at.Store(l)
 	}
 	for {
 		d, err := l.Next(ctx, o)
@@ -235,16 +279,26 @@ func (s *session) coordinate(ctx context.Context, off int64, o lease.Outcome) (s
 	}
 }
 
+// leases returns those that there are.
+func (a *agreed) leases() (list []*lease.Lease) {
+	for _, at := range []*atomic.Pointer[lease.Lease]{&a.inZone, &a.lease} {
+		if l := at.Load(); l != nil {
+			list = append(list, l)
+		}
+	}
+	return list
+}
+
 // Progress tells those who coordinate how far this machine is.
 func (s *session) Progress(readable, received int64) {
-	if l := s.lease.Load(); l != nil {
+	for _, l := range s.leases() {
 		l.Progress(readable, received)
 	}
 }
 
 // FetchAnyway tells those who coordinate that this machine fetches from upstream.
 func (s *session) FetchAnyway() {
-	if l := s.lease.Load(); l != nil {
+	for _, l := range s.leases() {
 		l.FetchAnyway()
 	}
 }
@@ -301,7 +355,8 @@ func (s *session) End(ctx context.Context, o source.Outcome) {
 	if s.last != nil {
 		_ = s.last.Close()
 	}
-	if l := s.lease.Load(); l != nil {
+	close(s.ended)
+	for _, l := range s.leases() {
 		l.End(ctx, o == source.Correct)
 	}
 	peers, whole := s.sent(), s.whole()

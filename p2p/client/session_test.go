@@ -198,7 +198,7 @@ func TestChoose(t *testing.T) {
 				s.add(p).forms = forms
 			}
 			session := c.Begin(t.Context(), source.Want{Info: p.Info(t, key), Forms: test.want}).(*session)
-			peers := session.order(session.holders(t.Context()))
+			peers := session.order(session.holders(t.Context(), ""))
 			form, ok := session.choose(t.Context(), peers, test.off)
 			if ok != (test.peer >= 0) || ok && (form != test.form || peers[0] != s.peers[test.peer].Peer) {
 				t.Errorf("%s: %v, %v", test.name, form, ok)

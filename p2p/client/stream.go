@@ -64,6 +64,7 @@ type stream struct {
 func (st *stream) begin(body io.ReadCloser, off int64, coded bool) {
 	st.left = st.size - off
 	st.wire = newWireReader(st.s.c.cfg.Clock, st.p, body, st.s.c.cfg.Metrics, st.partial)
+	st.wire.crosses = !near(st.s.zone, st.p)
 	st.plain = st.wire
 	if coded {
 		if z, err := compress.NewStreamReader(nix.Zstd, st.plain); err == nil { // the coding is known
@@ -80,6 +81,7 @@ type wireReader struct {
 	body    io.ReadCloser
 	metrics *metrics.Metrics
 	partial bool
+	crosses bool // the peer is in another zone
 	clock   *runclock.Clock
 	stall   *time.Timer
 	began   time.Time
@@ -137,6 +139,9 @@ func (w *wireReader) Read(b []byte) (int, error) {
 	}
 	w.p.Received.Add(int64(n))
 	w.metrics.PeerReceivedBytes.Add(float64(n))
+	if w.crosses {
+		w.metrics.OtherZoneBytes.Add(float64(n))
+	}
 	switch {
 	case err != nil && w.stalled.Load():
 		err = errStalled

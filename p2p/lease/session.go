@@ -14,6 +14,9 @@ type Want struct {
 	// Forms are those that are of use, at least one, with their sizes as this node knows
 	// them, the one that it would fetch first.
 	Forms []source.Sized
+	// Fixed: only the nodes that the Asker knows coordinate, and none of them redirects to one
+	// that it knows.
+	Fixed bool
 }
 
 // StepKind is what a Step is.
@@ -290,6 +293,9 @@ func (s *Session) request(verb Verb) Request {
 func (s *Session) ask(live []NodeID, now time.Time) {
 	ranks := Rank(s.want.Nar, append(slices.Clone(live), s.self))
 	s.round = round{began: now, ranks: ranks[:min(len(ranks), maxRanks)]}
+	if s.want.Fixed {
+		s.round.hops = MaxHops
+	}
 	s.next(now)
 }
 

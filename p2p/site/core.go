@@ -34,6 +34,15 @@ type core struct {
 	tasks taskgroup.Group // what libp2p starts, and what outlives its caller
 	wake  chan struct{}   // a contact may be due
 	host  atomic.Pointer[running]
+	zone  atomic.Pointer[string] // that this node is in; nil: none
+}
+
+// ownZone returns the zone that this node is in, "" if none.
+func (c *core) ownZone() string {
+	if z := c.zone.Load(); z != nil {
+		return *z
+	}
+	return ""
 }
 
 // running is the host while Run is.

@@ -115,7 +115,7 @@ func TestSilentPeer(t *testing.T) {
 		var news signal
 		news.init()
 		w := &sessionWriter{
-			peer: p, conn: conn, stream: in, local: inventory.NewLocal(), news: &news,
+			peer: p, conn: conn, stream: in, local: inventory.NewLocal(), news: &news, zone: zoneNews{own: func() string { return "" }},
 			sent: func(int) {}, isolated: table.isolated, named: func() []byte { return nil },
 			every: func() time.Duration { return peersEvery },
 		}

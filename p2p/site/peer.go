@@ -227,6 +227,7 @@ type told struct {
 	over      atomic.Pointer[hearing] // the session of a member; nil: it is none
 	dropped   bool                    // there was no room for the inventory: changes mean nothing
 	gone      bool                    // the peer was lost
+	zone      atomic.Pointer[string]  // nil before the peer told one
 }
 
 // hear has the peer tell its inventory over a session, nil for none. The one before ends.
@@ -279,6 +280,15 @@ func (p *Peer) drop() {
 
 // Paths returns about how many paths the peer's inventory has.
 func (p *Peer) Paths() int { return p.told.inventory.Load().Count() }
+
+// Zone returns the zone that the peer says it is in, "" if none. It decides who is asked first,
+// and nothing else.
+func (p *Peer) Zone() string {
+	if z := p.told.zone.Load(); z != nil {
+		return *z
+	}
+	return ""
+}
 
 // Neighbours returns the nodes that the peer said it is connected to.
 func (p *Peer) Neighbours() []Neighbour {

@@ -210,6 +210,11 @@ func (r *sessionReader) frame(ctx context.Context, k wire.Kind, size int) error 
 		if name := wire.ParseName(body); r.names {
 			r.peer.told.name.Store(&name)
 		}
+	case wire.Zone:
+		var zone string
+		if zone, err = wire.ParseZone(string(body)); err == nil {
+			r.peer.told.zone.Store(&zone)
+		}
 	case wire.Peers:
 		var list []string
 		if list, err = wire.ParsePeers(body); err == nil && r.lists.Allow() {

@@ -28,7 +28,7 @@ type sessions struct {
 	*core
 	taken  *inventories
 	local  *inventory.Local
-	news   signal // the local inventory has changed
+	news   signal // the local inventory or the zone has changed
 	onLost func(*Peer)
 	name   string // of this machine, for peers; "" if names are not exchanged
 }
@@ -202,6 +202,7 @@ func (s *sessions) writer(p *Peer, in *streamConn) *sessionWriter {
 		isolated: s.table.isolated,
 		named:    func() []byte { return s.others(p.ID) },
 		name:     s.name,
+		zone:     zoneNews{own: s.ownZone},
 		every: func() time.Duration {
 			if s.table.members() >= s.maxPeers {
 				return peersOften

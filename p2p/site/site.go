@@ -322,3 +322,12 @@ func (s *Site) Host() host.Host {
 
 // InventoryChanged has the peers told what changed in the local inventory.
 func (s *Site) InventoryChanged() { s.sessions.news.fire() }
+
+// SetZone says which zone this node is in, "" if none, and tells the peers.
+func (s *Site) SetZone(zone string) {
+	s.core.zone.Store(&zone)
+	s.sessions.news.fire()
+}
+
+// Zone returns the zone that this node is in, "" if none.
+func (s *Site) Zone() string { return s.core.ownZone() }

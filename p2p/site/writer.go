@@ -30,11 +30,18 @@ type sessionWriter struct {
 	named    func() []byte        // a list of other nodes
 	name     string               // of this machine; "": the peer is not told
 	every    func() time.Duration // between two such lists
+	zone     zoneNews
 
 	mark   inventory.Mark
 	seq    uint64 // of the last ping
 	live   liveness
 	peerAt time.Time // of the last list of nodes
+}
+
+// zoneNews is the zone that this node is in.
+type zoneNews struct {
+	own  func() string
+	told string // to the peer
 }
 
 // run writes until ctx ends or the peer is dead. Pongs are the bodies of those that come in;
@@ -80,6 +87,12 @@ func (w *sessionWriter) run(ctx context.Context, pongs <-chan []byte, done <-cha
 
 // tell sends what the peer does not know yet.
 func (w *sessionWriter) tell(now time.Time) error {
+	if zone := w.zone.own(); zone != w.zone.told {
+		if err := w.send(wire.Zone, []byte(zone), writeTime); err != nil {
+			return err
+		}
+		w.zone.told = zone
+	}
 	full, deltas, mark := w.local.Since(w.mark)
 	if full != nil {
 		if err := w.send(wire.Filter, full, filterTime); err != nil {

@@ -30,6 +30,7 @@ const (
 	Refused   Kind = 9  // in place of Welcome, before the stream ends; empty
 	Full      Kind = 10 // the same: admitted, but no inventory is taken; empty
 	Name      Kind = 11 // how people call the machine; not on every site
+	Zone      Kind = 12 // name of the zone that the sender is in
 )
 
 // Sizes of the small frames.
@@ -57,6 +58,8 @@ func (k Kind) limit() int {
 		return maxPeers
 	case Name:
 		return maxName
+	case Zone:
+		return MaxZone
 	default:
 		return maxUnknown
 	}

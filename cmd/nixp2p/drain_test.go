@@ -181,7 +181,7 @@ func TestReload(t *testing.T) {
 	}
 	<-u.Ready() // it has read the first one
 	u.configure("log-level = \"debug\"\npriority = 32\n")
-	hangup(`msg="configuration reloaded" log_level=DEBUG needs_restart=[priority]`)
+	hangup(`take a restart: priority`)
 	u.configure("log-level = \"loud\"\n")
 	hangup(`msg="configuration not reloaded"`)
 	d := &process{t: t}

@@ -105,12 +105,19 @@ func oneArg(what string, optional bool) cobra.PositionalArgs {
 func configFlags(c *cobra.Command) *config.Flags {
 	own := pflag.NewFlagSet("", pflag.ContinueOnError)
 	flags := config.Register(own)
+	var switches []string
 	own.VisitAll(func(f *pflag.Flag) {
 		f.Hidden = c.Name() != "serve" && f.Name != "config" && f.Name != "admin-listen"
+		if f.NoOptDefVal != "" {
+			switches = append(switches, f.Name)
+		}
 	})
 	c.Flags().AddFlagSet(own)
 	for name, values := range map[string][]string{"log-level": {"debug", "info", "warn", "error"}, "log-format": {"text", "json"}} {
 		_ = c.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
+	}
+	for _, name := range switches {
+		_ = c.RegisterFlagCompletionFunc(name, cobra.FixedCompletions([]string{"true", "false"}, cobra.ShellCompDirectiveNoFileComp))
 	}
 	if c.Name() != "serve" {
 		c.Long = strings.TrimSpace(c.Long + "\n\nIt also takes the flags of `nixp2p serve`.")
@@ -217,6 +224,9 @@ these flags, and where each value comes from. A service of systemd has directori
 			return u.problems(err)
 		}
 		u.warnings(cfg)
+		if os.Getenv("STATE_DIRECTORY") == "" && systemdHas("nixp2p.service") {
+			fmt.Fprintln(u.err, "nixp2p: note: this is what `nixp2p serve` would use if this user started it; the service has its own directories, /var/lib/nixp2p and /var/cache/nixp2p")
+		}
 		if asJSON {
 			return u.json(cfg.Values())
 		}

@@ -27,6 +27,7 @@ import (
 	"github.com/nixp2p/nixp2p/internal/admin"
 	"github.com/nixp2p/nixp2p/internal/config"
 	"github.com/nixp2p/nixp2p/internal/metrics"
+	"github.com/nixp2p/nixp2p/internal/source"
 )
 
 const (
@@ -314,7 +315,24 @@ func (s *server) reload(load func() (*config.Config, error)) {
 		return
 	}
 	s.level.Set(cfg.LogLevel)
-	s.log.Info("configuration reloaded", "log_level", cfg.LogLevel.String(), "needs_restart", without(cfg.Diff(s.cfg), "log-level"))
+	s.log.Info("configuration reloaded", "log_level", cfg.LogLevel.String())
+	s.noteChanged(without(cfg.Diff(s.cfg), "log-level"))
+}
+
+// noteChanged says which settings of the file are not those that the daemon works with.
+func (s *server) noteChanged(keys []string) {
+	n := s.admin.node.Load()
+	if n == nil {
+		return
+	}
+	const key = "reload"
+	if len(keys) == 0 {
+		n.conditions.Clear(key)
+		return
+	}
+	text := "the configuration has changed, and these settings take a restart: " + strings.Join(keys, ", ")
+	n.conditions.Set(key, source.Condition{Part: source.PartProcess, Text: text, Hint: "`systemctl restart nixp2p.service`", Note: true})
+	s.log.Warn(text)
 }
 
 // without returns keys less one.

@@ -273,9 +273,8 @@ func TestForeignTrouble(t *testing.T) {
 	files := nixtest.NewUpstream(t, nixtest.UpstreamConfig{})
 	files.Stop()
 	cfg := cache(nix.None, p)
-	cfg.URL = func(_, _ string, _ nixtest.Path) string {
-		return strings.Replace(files.URL(), "127.0.0.1", "localhost", 1) + "/there"
-	}
+	filesURL := byName(t, files.URL())
+	cfg.URL = func(_, _ string, _ nixtest.Path) string { return filesURL + "/there" }
 	u := nixtest.NewUpstream(t, cfg)
 	b := open(t, nil, u.URL())
 	for range 3 {

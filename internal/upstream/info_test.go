@@ -240,7 +240,7 @@ func TestCredentials(t *testing.T) {
 	p := nixtest.NewPath("hello", 1000)
 	cfg := cache(nix.None, p)
 	files := nixtest.NewUpstream(t, nixtest.UpstreamConfig{})
-	filesURL := strings.Replace(files.URL(), "127.0.0.1", "localhost", 1)
+	filesURL := byName(t, files.URL())
 	files.Serve("/there", p.NAR)
 	cfg.URL = func(_, _ string, _ nixtest.Path) string { return filesURL + "/there" }
 	u := nixtest.NewUpstream(t, cfg)

@@ -39,6 +39,16 @@ var quick = timeouts{
 	wrong: 5 * time.Millisecond,
 }
 
+// byName returns a URL of this machine with its name: another host than its address, as far as
+// credentials go. The test is left out where the name has no address, as in a bare chroot.
+func byName(t *testing.T, url string) string {
+	t.Helper()
+	if _, err := net.DefaultResolver.LookupHost(t.Context(), "localhost"); err != nil {
+		t.Skip("localhost HAS NO ADDRESS (/etc/hosts): ", err)
+	}
+	return strings.Replace(url, "127.0.0.1", "localhost", 1)
+}
+
 // hasty is for those who are kept waiting.
 func hasty(c *Config) {
 	const soon = 200 * time.Millisecond

@@ -139,7 +139,7 @@ func TestViaChain(t *testing.T) {
 func TestNetrcDefault(t *testing.T) {
 	p := nixtest.NewPath("hello", 1000)
 	files := nixtest.NewUpstream(t, nixtest.UpstreamConfig{})
-	filesURL := strings.Replace(files.URL(), "127.0.0.1", "localhost", 1)
+	filesURL := byName(t, files.URL())
 	files.Serve("/there", p.NAR)
 	for _, how := range []string{"redirect", "URL line"} {
 		cfg := cache(nix.None, p)
@@ -179,8 +179,8 @@ func TestAnonymous(t *testing.T) {
 		t.Fatal(err)
 	}
 	b := open(t, func(c *Config) { c.Netrc = netrc },
-		strings.Replace(withUser.URL(), "://", "://you:hidden@", 1), strings.Replace(inNetrc.URL(), "127.0.0.1", "localhost", 1), open1.URL())
-	open1.Set(nixtest.NarFile, nixtest.Fault{Redirect: strings.Replace(inNetrc.URL(), "127.0.0.1", "localhost", 1) + "/" + p.NarInfo().URL})
+		strings.Replace(withUser.URL(), "://", "://you:hidden@", 1), byName(t, inNetrc.URL()), open1.URL())
+	open1.Set(nixtest.NarFile, nixtest.Fault{Redirect: byName(t, inNetrc.URL()) + "/" + p.NarInfo().URL})
 	a := b.Anonymous()
 	info, err := a.Info(t.Context(), p.Hash())
 	if err != nil {

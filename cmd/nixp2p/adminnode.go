@@ -140,6 +140,9 @@ func answerOf(f resolve.Finding) admin.Answer {
 		ans.Signers = f.Info.Signers()
 	case source.Absent(f.Err):
 		ans.Result = admin.Absent
+		if refused := source.Refused(f.Err); refused != nil {
+			ans.Err = refused.Why
+		}
 	case source.Invalid(f.Err) != nil:
 		ans.Result, ans.Err = admin.Invalid, f.Err.Error()
 	default:

@@ -282,6 +282,9 @@ func (l *lookup) accept(role source.Role, info *verify.Info) *cached {
 			l.r.cfg.Disk.Put(info)
 		}
 	})
+	if l.r.cfg.OnInfo != nil && (role == source.Upstream || role == source.Peer) {
+		l.r.cfg.OnInfo(info)
+	}
 	return k
 }
 

@@ -32,10 +32,12 @@ type Config struct {
 	Cache    Forms
 	Peers    source.Peers
 	Upstream source.Upstreams
-	Share    []string         // names of the keys whose paths others may see
-	Events   source.Events    // of wrong narinfos
-	Metrics  *metrics.Metrics // required
-	Log      *slog.Logger     // if nil, logs are discarded
+	Share    []string // names of the keys whose paths others may see
+	// OnInfo is called with each narinfo that a peer or an upstream answered. If nil, nobody is told.
+	OnInfo  func(info *verify.Info)
+	Events  source.Events    // of wrong narinfos
+	Metrics *metrics.Metrics // required
+	Log     *slog.Logger     // if nil, logs are discarded
 }
 
 // Limits and times. The deadlines are those of the contract.
@@ -137,6 +139,19 @@ func (r *Resolver) Distrust(info *verify.Info, form nix.Form) {
 	}
 	r.distrusted.Add(form.File, distrustFor)
 	h := info.StorePath().Hash()
+	r.Forget(h)
+	if r.cfg.Disk != nil {
+		r.cfg.Disk.Forget(h)
+	}
+}
+
+// Gone says that no source has the NAR of info. The narinfo is forgotten, also on disk, so that the
+// next question goes to the sources again: one may have another build of the path.
+func (r *Resolver) Gone(info *verify.Info) {
+	h := info.StorePath().Hash()
+	if k, ok := r.memory.get(h); ok && k.Info.NarHash() != info.NarHash() {
+		return // another one is remembered
+	}
 	r.Forget(h)
 	if r.cfg.Disk != nil {
 		r.cfg.Disk.Forget(h)

@@ -3,7 +3,8 @@
 //
 // An error of a source is one of three kinds, which are never turned into one another:
 //
-//   - absent: it wraps fs.ErrNotExist. The source has no such path or NAR.
+//   - absent: it wraps fs.ErrNotExist. The source has no such path or NAR, or none that could be
+//     served from here (a *RefusedError says so).
 //   - invalid: it wraps a *verify.InvalidError. The source answered something wrong.
 //   - unavailable: anything else. The source could not answer.
 package source
@@ -251,6 +252,27 @@ const (
 	// unverified from now on.
 	Mixed
 )
+
+// RefusedError says that a source has the path, but not so that it could be served from here: no
+// trusted key signed it, or its file cannot be decoded. It counts as absent: nobody lied, and the
+// answer will be the same for a while.
+type RefusedError struct {
+	Why string // a clause such as "no trusted key signed it"
+}
+
+func (e *RefusedError) Error() string { return "refused: " + e.Why }
+
+// Unwrap returns fs.ErrNotExist.
+func (e *RefusedError) Unwrap() error { return fs.ErrNotExist }
+
+// Refused returns the reason if err says that a path is there and cannot be served, else nil.
+func Refused(err error) *RefusedError {
+	var e *RefusedError
+	if errors.As(err, &e) {
+		return e
+	}
+	return nil
+}
 
 // Absent reports whether err says that there is no such thing.
 func Absent(err error) bool { return errors.Is(err, fs.ErrNotExist) }

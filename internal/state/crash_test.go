@@ -69,7 +69,7 @@ func TestKill9(t *testing.T) {
 		m := open(t, dir)
 		n := m.count(t)
 		got := 0
-		for range m.Each(t.Context(), func(nix.NarHash) bool { return true }) {
+		for range m.Each(t.Context(), func(nix.StoreHash, nix.NarHash) bool { return true }) {
 			got++
 		}
 		if got != n || m.warnings() > 0 {

@@ -216,21 +216,21 @@ func (i *Infos) enqueue(h nix.StoreHash, c *change) {
 	}
 }
 
-// Each returns the narinfos whose NAR hash keep accepts, each opened as by Info.
-func (i *Infos) Each(ctx context.Context, keep func(nix.NarHash) bool) iter.Seq[*verify.Info] {
+// Each returns the narinfos whose path and NAR hash keep accepts, each opened as by Info.
+func (i *Infos) Each(ctx context.Context, keep func(nix.StoreHash, nix.NarHash) bool) iter.Seq[*verify.Info] {
 	return func(yield func(*verify.Info) bool) {
 		// No transaction is held while others work: it would keep freed pages from being used.
 		var found []nix.StoreHash
 		_ = i.db.read(func(tx *bolt.Tx) error {
 			return tx.Bucket(useBucket).ForEach(func(k, v []byte) error {
-				if u, ok := parseUse(v); ok && len(k) == len(nix.StoreHash{}) && keep(u.nar) {
+				if u, ok := parseUse(v); ok && len(k) == len(nix.StoreHash{}) && keep(nix.StoreHash(k), u.nar) {
 					found = append(found, nix.StoreHash(k))
 				}
 				return ctx.Err()
 			})
 		})
 		for _, h := range found {
-			if info, err := i.Info(ctx, h); err == nil && keep(info.NarHash()) && !yield(info) {
+			if info, err := i.Info(ctx, h); err == nil && keep(h, info.NarHash()) && !yield(info) {
 				return
 			}
 		}

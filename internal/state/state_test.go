@@ -380,7 +380,7 @@ func TestEachPageDamaged(t *testing.T) {
 			fresh := info(t, "fresh")
 			m.Put(fresh)
 			m.flush()
-			for range m.Each(t.Context(), func(nix.NarHash) bool { return true }) {
+			for range m.Each(t.Context(), func(nix.StoreHash, nix.NarHash) bool { return true }) {
 			}
 			if !m.has(t, fresh) {
 				t.Errorf("page %d, %s: does not remember; log: %s", at/page, name, m.log)
@@ -639,7 +639,7 @@ func TestEach(t *testing.T) {
 	m.Put(b)
 	m.flush()
 	var got []string
-	for i := range m.Each(t.Context(), func(h nix.NarHash) bool { return h == b.NarHash() }) {
+	for i := range m.Each(t.Context(), func(_ nix.StoreHash, nar nix.NarHash) bool { return nar == b.NarHash() }) {
 		m.Forget(hash(i)) // a write meanwhile
 		m.flush()
 		got = append(got, i.StorePath().Name())

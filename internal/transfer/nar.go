@@ -84,6 +84,9 @@ func (s *Server) NAR(ctx context.Context, name nix.NARName, q Query) (*NAR, erro
 	}
 	n := &NAR{s: s, name: name, info: info, q: q, asked: asked}
 	if err := n.plan(ctx); err != nil {
+		if q.Scope == source.All && !q.Resume && !q.Head && source.Absent(err) {
+			s.cfg.Resolver.Gone(info)
+		}
 		return nil, err
 	}
 	return n, nil

@@ -909,6 +909,49 @@ func TestNowhere(t *testing.T) {
 	}
 }
 
+// TestGoneEverywhere: a narinfo is remembered as long as there is a NAR for it, and then another build of
+// the path is found. As long as somebody may have it, or when only a part is asked for, it stays.
+func TestGoneEverywhere(t *testing.T) {
+	p, rebuilt := nixtest.NewPath("hello", 1000), nixtest.NewPath("rebuilt", 1000)
+	rebuilt.StorePath = p.StorePath
+	for name, c := range map[string]struct {
+		q      transfer.Query
+		failed error // what the upstream says of the NAR
+		again  bool  // the narinfo is looked for again
+	}{
+		"nobody has it":           {transfer.Query{}, nil, true},
+		"the upstream cannot say": {transfer.Query{}, errors.New("input/output error"), false},
+		"only the size":           {transfer.Query{Head: true}, nil, false},
+		"for another machine":     {transfer.Query{Scope: source.PublicOnly}, nil, false},
+		"on this machine only":    {transfer.Query{Scope: source.LocalOnly}, nil, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.up.AddInfo(p.Info(t, key))
+			if _, err := w.r.Info(t.Context(), p.Hash(), source.All); err != nil {
+				t.Fatal(err)
+			}
+			if c.failed != nil {
+				w.up.OnNAR(func(context.Context, *verify.Info, nix.Form) error { return c.failed })
+			}
+			if n, err := w.s.NAR(t.Context(), nameOf(p, nix.Raw), c.q); err == nil {
+				n.Close()
+			}
+			w.up.AddInfo(rebuilt.Info(t, key))
+			a, err := w.r.Info(t.Context(), p.Hash(), source.All)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if again := a.Info.NarHash() == rebuilt.NarHash(); again != c.again {
+				t.Errorf("looked for again: %v", again)
+			}
+			if forgot := slices.Contains(w.disk.Forgotten(), p.Hash()); forgot != c.again {
+				t.Errorf("forgotten on disk: %v", forgot)
+			}
+		})
+	}
+}
+
 // TestViaGoesAlong: the shared work carries the chain of its first asker.
 func TestViaGoesAlong(t *testing.T) {
 	w := newWorld(t)

@@ -253,6 +253,7 @@ func (r *resumableBody) accept(m *mirror, l *location, got *reply, asked int64) 
 		r.u.found.Remove(place{m.index, r.info.StorePath().Hash()})
 		return fs.ErrNotExist
 	case got.absent():
+		r.u.gone.Add(sentBy(m, r.info, nix.Raw), goneFor)
 		return r.giveUp(m, fmt.Errorf("NAR: %w", fs.ErrNotExist))
 	case got.status == http.StatusRequestedRangeNotSatisfiable || got.status == http.StatusPartialContent && err != nil:
 		s.whole = s.whole || asked > 0

@@ -5,7 +5,10 @@ import (
 	"fmt"
 	"io/fs"
 	"net/http"
+	"net/url"
 	"os"
+	"path"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -17,22 +20,25 @@ type directory string
 
 var errNoDirectory = errors.New("no such directory")
 
-// RoundTrip answers with 200 or 206 and the file, or 404. Nothing outside of the directory
-// is opened, whatever links say.
+// RoundTrip answers with 200 or 206 and the file, or 404. As for Nix, links may lead anywhere: only
+// what a trusted key has signed leaves. A name does not lead out of the directory.
 func (d directory) RoundTrip(req *http.Request) (*http.Response, error) {
 	if err := req.Context().Err(); err != nil {
 		return nil, err
 	}
-	// Opened each time: a disk may come and go.
-	root, err := os.OpenRoot(string(d))
-	if err != nil {
-		// Its text alone: the error must not count as that of a missing file.
-		return nil, fmt.Errorf("%w: %s", errNoDirectory, err.Error())
+	// Looked at each time: a disk may come and go.
+	if stat, err := os.Stat(string(d)); err != nil || !stat.IsDir() {
+		return nil, fmt.Errorf("%w: %s", errNoDirectory, d)
 	}
-	defer root.Close()
+	file := regular(d.find(strings.TrimPrefix(req.URL.Path, string(d))))
+	if f, err := file.Open(""); err == nil {
+		_ = f.Close()
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
 	req = req.Clone(req.Context())
-	req.URL.Path = "/" + strings.TrimPrefix(req.URL.Path, string(d))
-	resp, err := http.NewFileTransportFS(files{root}).RoundTrip(req)
+	req.URL.Path = "/file" // some names have a meaning for a file server
+	resp, err := http.NewFileTransportFS(file).RoundTrip(req)
 	if err == nil {
 		if n, err := strconv.ParseInt(resp.Header.Get("Content-Length"), 10, 64); err == nil {
 			resp.ContentLength = n
@@ -41,14 +47,26 @@ func (d directory) RoundTrip(req *http.Request) (*http.Response, error) {
 	return resp, err
 }
 
-// files has only the regular files in a directory.
-type files struct{ root *os.Root }
+// find returns where a file of the directory lies: what a narinfo says as it is, which is how Nix
+// reads it, or as the URL that it is on a server.
+func (d directory) find(text string) string {
+	at := func(name string) string { return filepath.Join(string(d), path.Clean("/"+name)) }
+	if _, err := os.Lstat(at(text)); err != nil {
+		if to, err := url.Parse(text); err == nil {
+			return at(to.Path)
+		}
+	}
+	return at(text)
+}
+
+// regular is a file system with one file, under any name, if it is a regular one.
+type regular string
 
 // Open does not wait for the other end of a named pipe.
-func (f files) Open(name string) (fs.File, error) {
-	file, err := f.root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if errors.Is(err, fs.ErrPermission) {
-		err = errors.New(err.Error()) // which is not absent
+func (r regular) Open(string) (fs.File, error) {
+	file, err := os.OpenFile(string(r), os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if errors.Is(err, syscall.ENOTDIR) {
+		return nil, fs.ErrNotExist
 	}
 	if err != nil {
 		return nil, err

@@ -13,7 +13,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/nixp2p/nixp2p/internal/compress"
 	"github.com/nixp2p/nixp2p/internal/hedge"
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/internal/source"
@@ -151,14 +150,21 @@ func (u *Upstreams) try(ctx context.Context, m *mirror, h nix.StoreHash, i int, 
 	if err == nil && info.Hints().URL == "" {
 		err = &verify.InvalidError{Reason: verify.ReasonCorrupt, Err: errors.New("no URL")}
 	}
+	if invalid := source.Invalid(err); invalid != nil && invalid.Reason == verify.ReasonUnsigned {
+		return nil, refuseUnsigned(u.shared, m, h)
+	}
 	if err != nil {
 		u.noteInvalid(ctx, m, h, err)
 		return nil, err
 	}
+	m.signed.Add(1)
 	l := locationOf(info)
-	if !slices.Contains(cheapest, l.compression) {
-		// Nix may be able to decode it: it gets no narinfo here and asks elsewhere.
-		return nil, fmt.Errorf("this node cannot decode %s: %w", l.compression, compress.ErrUnknown)
+	switch {
+	case !slices.Contains(cheapest, l.compression):
+		return nil, refuseEncoding(u.shared, m, h, l.compression)
+	case u.gone.Has(sentBy(m, info, nix.Raw)):
+		// Another cache may have another build of it.
+		return nil, fmt.Errorf("its NAR is gone: %w", fs.ErrNotExist)
 	}
 	if len(l.url) <= maxURL {
 		u.found.Add(place{m.index, h}, l)
@@ -200,7 +206,7 @@ func (u *Upstreams) noteInvalid(ctx context.Context, m *mirror, h nix.StoreHash,
 }
 
 // verdict sums up what several caches said: that one could not say outweighs that the answer of
-// one was invalid, and that outweighs that the others have none.
+// one was invalid, that what one has cannot be served, and that outweighs that the others have none.
 type verdict struct{ worst error }
 
 func (v *verdict) add(err error) {
@@ -209,11 +215,13 @@ func (v *verdict) add(err error) {
 		case err == nil:
 			return 0
 		case source.Invalid(err) != nil:
+			return 3
+		case source.Refused(err) != nil:
 			return 2
 		case source.Absent(err):
 			return 1
 		}
-		return 3
+		return 4
 	}
 	if weight(err) >= weight(v.worst) {
 		v.worst = err

@@ -17,6 +17,10 @@ const (
 	maxURL       = 1 << 10 // bytes of a URL line that is remembered
 )
 
+// goneFor is how long a narinfo is not believed whose NAR was not there. It may have been asked for
+// while it was being uploaded.
+const goneFor = 30 * time.Second
+
 // place names the narinfo of one cache.
 type place struct {
 	mirror int

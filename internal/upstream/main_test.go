@@ -173,6 +173,8 @@ func kindOf(err error) string {
 		return "two kinds at once"
 	case invalid != nil:
 		return "invalid " + string(invalid.Reason)
+	case source.Refused(err) != nil:
+		return "refused" // which is absent
 	case errors.Is(err, fs.ErrNotExist):
 		return "absent"
 	}

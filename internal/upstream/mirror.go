@@ -38,14 +38,21 @@ type mirror struct {
 	up       prometheus.Gauge
 
 	breaker
-	limiter  limiter // of narinfos
-	latency  latency
-	slow     hedge.Timer // until the next cache is asked too
-	late     hedge.Timer // until this one is asked again
-	info     atomic.Pointer[cacheInfo]
-	requests atomic.Int64
+	limiter limiter // of narinfos
+	latency latency
+	slow    hedge.Timer // until the next cache is asked too
+	late    hedge.Timer // until this one is asked again
+	info    atomic.Pointer[cacheInfo]
+	counts
 	// near is set once it was connected to at an address that is not public.
 	near atomic.Bool
+}
+
+// counts are those of one cache.
+type counts struct {
+	requests atomic.Int64
+	signed   atomic.Int64 // narinfos that a trusted key signed
+	unsigned atomic.Int64 // narinfos that were refused because none did
 }
 
 // cacheInfo is what a cache says about itself.
@@ -137,7 +144,7 @@ func (m *mirror) locate(text string) (*url.URL, error) {
 		if to.Scheme != "" || to.Host != "" {
 			return nil, fmt.Errorf("URL of the NAR: %w", errScheme)
 		}
-		return m.at(strings.TrimLeft(to.Path, "/")), nil
+		return m.at(strings.TrimLeft(text, "/")), nil
 	}
 	to = m.base.ResolveReference(to)
 	if err := permitted(m.base, to); err != nil {

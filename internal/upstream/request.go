@@ -252,7 +252,11 @@ func (u *Upstreams) once(ctx context.Context, m *mirror, q *request) (*http.Resp
 		req.SetBasicAuth(cred.login, cred.password)
 	}
 	if m.files != nil {
-		return m.files.RoundTrip(req.WithContext(ctx))
+		resp, err := m.files.RoundTrip(req.WithContext(ctx))
+		if err != nil && ctx.Err() == nil && u.logOnce(m, "unreadable") {
+			u.log.Warn("file of upstream cannot be read", "upstream", m.name, "err", err)
+		}
+		return resp, err
 	}
 	h := &hop{s: u.shared, m: m, fresh: q.fresh, at: at}
 	attempts := 0

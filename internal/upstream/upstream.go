@@ -60,7 +60,8 @@ type Config struct {
 	CAFile string
 	// Events gets caches that go down and come back, and invalid narinfos.
 	Events source.Events
-	// Conditions gets caches that refuse our credentials. Nil drops them.
+	// Conditions gets caches that refuse our credentials, or whose paths are refused here. Nil
+	// drops them.
 	Conditions *source.Conditions
 	Log        *slog.Logger
 	Metrics    *metrics.Metrics
@@ -118,11 +119,10 @@ type Upstreams struct {
 
 // shared is what Upstreams and its Anonymous have in common.
 type shared struct {
-	keys     *verify.Keys
-	all      []*mirror // as configured
-	found    *lru.Cache[place, location]
-	senders  *backoff.Set[sent] // who sent a NAR lately
-	wrong    *backoff.Set[sent] // who sent it wrong
+	keys  *verify.Keys
+	all   []*mirror // as configured
+	found *lru.Cache[place, location]
+	seen
 	network  *network
 	netrc    *netrc
 	pace     pace
@@ -133,6 +133,13 @@ type shared struct {
 	conditions *source.Conditions
 	log        *slog.Logger
 	metrics    *metrics.Metrics
+}
+
+// seen is what came of NARs lately.
+type seen struct {
+	senders *backoff.Set[sent] // who sent one
+	wrong   *backoff.Set[sent] // who sent it wrong
+	gone    *backoff.Set[sent] // who has the narinfo and not the NAR
 }
 
 // greeting is how this node names itself in requests.
@@ -158,7 +165,7 @@ func (s *shared) logOnce(m *mirror, what string) bool {
 func New(cfg Config) (*Upstreams, error) {
 	s := &shared{
 		keys: cfg.Keys, logged: backoff.NewSet[logKey](1 << 10),
-		senders: backoff.NewSet[sent](maxSenders), wrong: backoff.NewSet[sent](maxSenders),
+		seen:     seen{backoff.NewSet[sent](maxSenders), backoff.NewSet[sent](maxSenders), backoff.NewSet[sent](maxSenders)},
 		greeting: greeting{"nixp2p/" + cfg.ID, "nixp2p/" + cfg.Version}, timeouts: cfg.timeouts,
 		events: cfg.Events, conditions: cfg.Conditions, log: cfg.Log, metrics: cfg.Metrics,
 	}

@@ -16,6 +16,9 @@ const (
 	tellEvery = time.Second
 	// sweepEvery is how often it is looked what has left the cache.
 	sweepEvery = 10 * time.Second
+	// recallFor is how long after a NAR came in remembered narinfos are searched for further paths
+	// with this NAR. What is remembered is written in batches.
+	recallFor = 3 * sweepEvery
 	// recountEvery is how often the store is gone through again, in case a change was missed.
 	recountEvery = 10 * time.Minute
 )
@@ -62,6 +65,9 @@ func (a *Announcer) Run(ctx context.Context) {
 				counted = time.Now()
 			}
 			if time.Since(swept) >= sweepEvery {
+				if time.Since(time.Unix(0, h.came.Load())) < recallFor {
+					h.recall(ctx)
+				}
 				h.sweep(ctx)
 				swept = time.Now()
 			}
@@ -107,13 +113,13 @@ func (a *Announcer) withdraw() {
 	a.announce(nil, large)
 }
 
-// recall shares again what was in the cache before a restart: the cache knows NARs by their
-// hash, the remembered narinfos say which paths they are.
+// recall shares what the cache has: it knows NARs by their hash, the remembered narinfos say which
+// paths they are.
 func (h *Holder) recall(ctx context.Context) {
 	if h.cfg.Cache == nil || h.cfg.Infos == nil {
 		return
 	}
-	has := func(nar nix.NarHash) bool { return len(h.cfg.Cache.Sizes(nar)) > 0 }
+	has := func(path nix.StoreHash, nar nix.NarHash) bool { return h.cached(nar) && !h.set.has(path, inCache) }
 	for info := range h.cfg.Infos.Each(ctx, has) {
 		if info.SignedByAny(h.cfg.ShareKeys) {
 			h.set.add(pathOf(info), inCache, nil)

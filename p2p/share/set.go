@@ -79,6 +79,14 @@ func (s *set) byQuestion(q nix.Question) (record, bool) {
 	return r, ok && r.path.Store.Question() == q
 }
 
+// has reports whether a path is in a place.
+func (s *set) has(h nix.StoreHash, where place) bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	r, ok := s.byKey[keyOf(h)]
+	return ok && r.path.Store == h && r.where&where != 0
+}
+
 // byNAR returns a path that has a NAR, preferably one of the store.
 func (s *set) byNAR(nar nix.NarHash) (record, bool) {
 	s.mu.RLock()

@@ -11,6 +11,7 @@ import (
 	"io"
 	"io/fs"
 	"iter"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/semaphore"
@@ -46,8 +47,8 @@ type Store interface {
 type Infos interface {
 	// Public returns the narinfo of a path that a share key signed.
 	Public(ctx context.Context, h nix.StoreHash) (*verify.Info, error)
-	// Each returns the narinfos whose NAR hash keep accepts.
-	Each(ctx context.Context, keep func(nix.NarHash) bool) iter.Seq[*verify.Info]
+	// Each returns the narinfos whose path and NAR hash keep accepts.
+	Each(ctx context.Context, keep func(nix.StoreHash, nix.NarHash) bool) iter.Seq[*verify.Info]
 }
 
 // Cache is the NARs kept on disk, and the downloads that fill it. CacheOf makes one.
@@ -90,6 +91,7 @@ type Holder struct {
 	local  *inventory.Local
 	memory *semaphore.Weighted // bytes of tails that are held back
 	decode *machine.Slots      // files that are decoded while they are sent
+	came   atomic.Int64        // when a NAR last began to come in, Unix nanoseconds
 	proofs *semaphore.Weighted // files that are decoded before they are sent
 }
 
@@ -145,9 +147,19 @@ func (h *Holder) StoreChanged(added, removed []nix.StoreHash) {
 	}
 }
 
-// Downloading notes a NAR that begins to come in: its path is shared from now on.
+// Downloading notes a NAR that begins to come in: its path is shared from now on, and so are, in
+// some seconds, remembered paths that have the same NAR.
 func (h *Holder) Downloading(info *verify.Info) {
 	if info.SignedByAny(h.cfg.ShareKeys) {
+		h.set.add(pathOf(info), inCache, info)
+	}
+	h.came.Store(time.Now().UnixNano())
+}
+
+// Known notes a narinfo that came to be known: its path is shared from now on if the cache has, or
+// is getting, its NAR under whatever name.
+func (h *Holder) Known(info *verify.Info) {
+	if info.SignedByAny(h.cfg.ShareKeys) && h.cached(info.NarHash()) {
 		h.set.add(pathOf(info), inCache, info)
 	}
 }

@@ -149,10 +149,10 @@ func (f fakeInfos) Public(_ context.Context, h nix.StoreHash) (*verify.Info, err
 	return nil, fs.ErrNotExist
 }
 
-func (f fakeInfos) Each(_ context.Context, keep func(nix.NarHash) bool) iter.Seq[*verify.Info] {
+func (f fakeInfos) Each(_ context.Context, keep func(nix.StoreHash, nix.NarHash) bool) iter.Seq[*verify.Info] {
 	return func(yield func(*verify.Info) bool) {
 		for _, i := range f {
-			if keep(i.NarHash()) && !yield(i) {
+			if keep(i.StorePath().Hash(), i.NarHash()) && !yield(i) {
 				return
 			}
 		}
@@ -454,6 +454,59 @@ func TestAnnouncer(t *testing.T) {
 		if told < 3 {
 			t.Errorf("told %d times", told)
 		}
+		cancel()
+		run.Wait()
+	})
+}
+
+// TestTwins: several paths have one NAR. What is shared does not depend on for which of them it came.
+func TestTwins(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := nixtest.NewPath("first", 1000)
+		twin := func(name string) *verify.Info {
+			other := nixtest.NewPath(name, 10)
+			other.NAR, other.Contents = p.NAR, p.Contents
+			return other.Info(t, key)
+		}
+		before, during, after, private := twin("before"), twin("during"), twin("after"), nixtest.NewPath("private", 10)
+		private.NAR = p.NAR
+		c := newFakeCache()
+		h := New(Config{Cache: CacheOf(c), Infos: fakeInfos{before}, ShareKeys: []string{key.Name}})
+		var run sync.WaitGroup
+		ctx, cancel := context.WithCancel(t.Context())
+		run.Go(func() { NewAnnouncer(h).Run(ctx) })
+		check := func(what string, want int) {
+			t.Helper()
+			synctest.Wait()
+			if n := h.Len(); n != want {
+				t.Errorf("%s: %d paths are shared, want %d", what, n, want)
+			}
+		}
+		h.Known(after) // too early
+		check("nothing is here", 0)
+		c.mu.Lock()
+		c.downloads[p.NarHash()] = []*fakeDownload{{form: nix.Raw, size: 5}}
+		c.mu.Unlock()
+		h.Downloading(p.Info(t, key))
+		h.Known(during)
+		check("a download", 2)
+		time.Sleep(sweepEvery + tellEvery)
+		check("remembered before", 3)
+		c.keep(p.NarHash(), nix.Raw, p.NAR)
+		h.Known(after)
+		h.Known(private.Info(t, home))
+		check("known afterwards", 4)
+		for _, info := range []*verify.Info{before, during, after} {
+			if a, err := h.Info(t.Context(), info.StorePath().Hash().Question()); err != nil || len(a.Forms) == 0 {
+				t.Errorf("%s: %v", info.StorePath(), err)
+			}
+		}
+		c.mu.Lock()
+		delete(c.downloads, p.NarHash())
+		c.mu.Unlock()
+		c.drop(p.NarHash())
+		time.Sleep(2 * (sweepEvery + tellEvery))
+		check("it has gone", 0)
 		cancel()
 		run.Wait()
 	})

@@ -1,0 +1,159 @@
+package upstream
+
+import (
+	"bytes"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/nixtest"
+	"github.com/nixp2p/nixp2p/internal/source"
+)
+
+// TestRefused: what an upstream has and no trusted key signed, or what cannot be decoded, is no lie. It
+// is said once which upstream that is.
+func TestRefused(t *testing.T) {
+	p, q := nixtest.NewPath("unsigned", 100), nixtest.NewPath("signed", 100)
+	n := p.Signed(key)
+	n.Compression = "lzop"
+	for name, c := range map[string]struct {
+		text []byte
+		also bool   // a path that is signed
+		want string // part of the condition
+		note bool
+	}{
+		"unsigned":              {p.NarInfo().AppendText(nil), false, "has sent no path that a trusted key signed: 1 narinfos", false},
+		"of another key":        {p.Signed(nixtest.NewKey("corp-1")).AppendText(nil), false, "no path that a trusted key signed", false},
+		"unsigned among others": {p.NarInfo().AppendText(nil), true, "1 of 2 narinfos were refused", true},
+		"lzop":                  {n.AppendText(nil), false, `compression "lzop"`, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			u := nixtest.NewUpstream(t, cache(nix.XZ, p, q))
+			u.Set(nixtest.NarInfo, nixtest.Fault{Body: c.text, Only: func(r *http.Request) bool {
+				return strings.Contains(r.URL.Path, p.Hash().String())
+			}})
+			var said source.Conditions
+			events := 0
+			b := open(t, func(cfg *Config) {
+				cfg.Conditions = &said
+				cfg.Events = func(source.Event) { events++ }
+			}, u.URL())
+			if c.also {
+				b.mustInfo(q)
+			}
+			if _, err := b.Info(t.Context(), p.Hash()); kindOf(err) != "refused" || !source.Absent(err) {
+				t.Errorf("%v", err)
+			}
+			list := said.List()
+			if len(list) != 1 || !strings.Contains(list[0].Text, c.want) || list[0].Note != c.note || events != 0 {
+				t.Errorf("%+v, %d events", list, events)
+			}
+		})
+	}
+}
+
+// TestGone: a cache that lost a NAR hides nobody else's build of the path.
+func TestGone(t *testing.T) {
+	old := nixtest.NewPath("twice", 3000)
+	rebuilt := nixtest.NewPath("twice-again", 3000)
+	rebuilt.StorePath = old.StorePath
+	for name, c := range map[string]struct {
+		second *nixtest.Path
+		want   string
+	}{
+		"alone":              {nil, "absent"},
+		"another build":      {&rebuilt, "ok"},
+		"the same elsewhere": {&old, "ok"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			first := nixtest.NewUpstream(t, cache(nix.XZ, old))
+			urls := []string{first.URL() + "?priority=1"}
+			if c.second != nil {
+				urls = append(urls, nixtest.NewUpstream(t, cache(nix.XZ, *c.second)).URL()+"?priority=2")
+			}
+			b := open(t, nil, urls...)
+			info := b.mustInfo(old)
+			first.Set(nixtest.NarFile, nixtest.Fault{Status: 404})
+			got, err := b.read(info, nix.Raw, 0)
+			if c.second == &old {
+				if err != nil || !bytes.Equal(got, old.NAR) {
+					t.Errorf("%d bytes, %v", len(got), err)
+				}
+			} else if kindOf(err) != "absent" {
+				t.Errorf("NAR: %v", err)
+			}
+			again, err := b.Info(t.Context(), old.Hash())
+			if kindOf(err) != c.want {
+				t.Fatalf("then: %v, want %s", err, c.want)
+			}
+			if err == nil && again.NarHash() != c.second.NarHash() {
+				t.Error("the narinfo of the cache without the NAR")
+			}
+		})
+	}
+}
+
+// TestDirectoryLayouts: what Nix reads from a directory is read here.
+func TestDirectoryLayouts(t *testing.T) {
+	p := nixtest.NewPath("hello", 3000)
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, c := range map[string]struct {
+		url  string // in the narinfo
+		lies string // where the file is
+		also func(dir string)
+	}{
+		"as Nix writes it":  {"nar/x.nar.xz", "nar/x.nar.xz", nil},
+		"flat":              {"x.nar.xz", "x.nar.xz", nil},
+		"nested":            {"nar/a/b/c/x", "nar/a/b/c/x", nil},
+		"slash in front":    {"/nar/x", "nar/x", nil},
+		"dots":              {"a/../nar/./x", "nar/x", nil},
+		"a query in a name": {"nar/x?hash=y", "nar/x?hash=y", nil},
+		"a query":           {"nar/x?hash=y", "nar/x", nil},
+		"percent in a name": {"nar/x%20y", "nar/x%20y", nil},
+		"percent":           {"nar/x%20y", "nar/x y", nil},
+		"colon":             {"nar/sha256:x", "nar/sha256:x", nil},
+		"space, plus, hash": {"nar/a b+c#d", "nar/a b+c#d", nil},
+		"index.html":        {"nar/index.html", "nar/index.html", nil},
+		"directory elsewhere": {"nar/x", "nar/x", func(dir string) {
+			must(os.Rename(dir+"/nar", dir+"-nar"))
+			must(os.Symlink(dir+"-nar", dir+"/nar"))
+		}},
+		"files elsewhere": {"nar/x", "nar/x", func(dir string) {
+			must(os.Rename(dir+"/nar/x", dir+"-x"))
+			must(os.Symlink("../../cache-x", dir+"/nar/x"))
+			must(os.Rename(dir+"/"+p.Hash().String()+".narinfo", dir+"-info"))
+			must(os.Symlink(dir+"-info", dir+"/"+p.Hash().String()+".narinfo"))
+		}},
+		"all elsewhere": {"nar/x", "nar/x", func(dir string) {
+			must(os.Rename(dir, dir+"-real"))
+			must(os.Symlink("cache-real", dir))
+		}},
+		"no nix-cache-info": {"nar/x", "nar/x", func(dir string) { must(os.Remove(dir + "/nix-cache-info")) }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "cache")
+			must(os.MkdirAll(filepath.Dir(filepath.Join(dir, c.lies)), 0o755))
+			must(os.WriteFile(dir+"/nix-cache-info", []byte("StoreDir: /nix/store\n"), 0o600))
+			n := p.Signed(key)
+			n.URL, n.Compression, n.FileHash, n.FileSize = c.url, nix.XZ, nix.FileHash{}, 0
+			must(os.WriteFile(dir+"/"+p.Hash().String()+".narinfo", n.AppendText(nil), 0o600))
+			must(os.WriteFile(filepath.Join(dir, c.lies), nixtest.Compress(t, nix.XZ, p.NAR).Bytes, 0o600))
+			if c.also != nil {
+				c.also(dir)
+			}
+			b := open(t, nil, "file://"+dir)
+			got, err := b.read(b.mustInfo(p), nix.Raw, 0)
+			if err != nil || !bytes.Equal(got, p.NAR) {
+				t.Errorf("%d bytes, %v", len(got), err)
+			}
+		})
+	}
+}

@@ -22,6 +22,7 @@ type Set[K comparable] struct {
 
 type entry struct {
 	until  time.Time
+	stays  time.Duration // by Grow; 0: was put in by Add
 	number uint64
 }
 
@@ -39,13 +40,31 @@ func NewSet[K comparable](most int) *Set[K] {
 func (s *Set[K]) Add(k K, d time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.put(k, d, 0)
+}
+
+// Grow puts k in for first. A key that expired, and was not dropped for others, gets twice the
+// time that it had, at most most.
+func (s *Set[K]) Grow(k K, first, most time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.keys[k]
+	stays := max(first, min(2*e.stays, most))
+	if e.stays > 0 && time.Now().Before(e.until) {
+		stays = e.stays // several found the same at once
+	}
+	s.put(k, stays, stays)
+}
+
+// put puts k in for d. The caller holds mu.
+func (s *Set[K]) put(k K, d, stays time.Duration) {
 	e, ok := s.keys[k]
 	if !ok {
 		s.next++
 		e.number = s.next
 		s.order = append(s.order, ticket[K]{k, e.number})
 	}
-	e.until = time.Now().Add(d)
+	e.until, e.stays = time.Now().Add(d), stays
 	s.keys[k] = e
 	for len(s.keys) > s.most {
 		if first := s.order[0]; s.current(first) {
@@ -76,7 +95,9 @@ func (s *Set[K]) Until(k K) (time.Time, bool) {
 	defer s.mu.Unlock()
 	e, ok := s.keys[k]
 	if ok && !time.Now().Before(e.until) {
-		delete(s.keys, k)
+		if e.stays == 0 { // else it is known how long it stayed
+			delete(s.keys, k)
+		}
 		return time.Time{}, false
 	}
 	return e.until, ok

@@ -37,6 +37,35 @@ func TestSet(t *testing.T) {
 	})
 }
 
+// TestGrow: a key that comes again after it expired stays longer, one that is dropped or removed
+// begins anew.
+func TestGrow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := NewSet[string](2)
+		stays := func(want time.Duration) {
+			t.Helper()
+			s.Grow("a", time.Minute, 5*time.Minute)
+			s.Grow("a", time.Minute, 5*time.Minute) // by another who found the same
+			if until, ok := s.Until("a"); !ok || time.Until(until) != want {
+				t.Errorf("stays for %v, %v, want %v", time.Until(until), ok, want)
+			}
+			time.Sleep(want)
+			if s.Has("a") {
+				t.Error("has not expired")
+			}
+		}
+		for _, want := range []time.Duration{1, 2, 4, 5, 5} {
+			stays(want * time.Minute)
+		}
+		s.Remove("a")
+		stays(time.Minute)
+		s.Add("b", time.Hour)
+		s.Add("c", time.Hour) // a gives way
+		s.Remove("c")
+		stays(time.Minute)
+	})
+}
+
 // TestDelay: each failure doubles the time, up to the most; a success ends it.
 func TestDelay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

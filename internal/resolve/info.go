@@ -55,7 +55,7 @@ func (r *Resolver) recall(h nix.StoreHash, scope source.Scope) (*cached, error) 
 // missesOf keeps the misses of those apart to whom private paths do not exist.
 func (r *Resolver) missesOf(scope source.Scope) interface {
 	Has(nix.StoreHash) bool
-	Add(nix.StoreHash, time.Duration)
+	Grow(k nix.StoreHash, first, most time.Duration)
 } {
 	if scope.Public() {
 		return r.publicMisses
@@ -181,7 +181,7 @@ func (l *lookup) remote(ctx context.Context) (*cached, error) {
 		return l.accept(source.Peer, l.fileOnly), nil
 	case l.absent && !l.unsure:
 		// Absence cannot be signed: it is remembered only if every upstream itself said so.
-		l.fl.remember(func() { l.r.missesOf(l.scope).Add(l.hash, missLifetime) })
+		l.fl.remember(func() { l.r.missesOf(l.scope).Grow(l.hash, missFirst, missMost) })
 		return nil, missing(nil)
 	}
 	if ctx.Err() != nil {

@@ -85,7 +85,7 @@ func TestInfoMemory(t *testing.T) {
 	}
 }
 
-// TestRememberedMiss: only what every upstream itself said is remembered, for a minute.
+// TestRememberedMiss: only what every upstream itself said is remembered, for a minute, and longer each time.
 func TestRememberedMiss(t *testing.T) {
 	absent := nixtest.NewPath("absent", 1).Hash()
 	for _, c := range []struct {
@@ -116,7 +116,7 @@ func TestRememberedMiss(t *testing.T) {
 				for _, step := range []struct {
 					wait time.Duration
 					kept bool
-				}{{0, false}, {59 * time.Second, true}, {2 * time.Second, false}} {
+				}{{0, false}, {59 * time.Second, true}, {2 * time.Second, false}, {119 * time.Second, true}, {2 * time.Second, false}} {
 					pass(step.wait)
 					before := w.store.Asked(absent)
 					ask()

@@ -55,7 +55,11 @@ const (
 	// peer is not noticed, and one that answers in time saves a request.
 	peerHeadStart = 20 * time.Millisecond
 
-	missLifetime  = time.Minute
+	// A miss is remembered for missFirst, and twice as long each time that it is one again, up
+	// to missMost, for which Nix itself remembers it: builds that repeat ask for the same
+	// private paths each time.
+	missFirst     = time.Minute
+	missMost      = time.Hour
 	memoryMisses  = 64 << 10
 	memoryBytes   = 32 << 20
 	distrustFor   = 24 * time.Hour // a FileHash that was wrong

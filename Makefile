@@ -163,7 +163,8 @@ deb-test: ## install, run and remove the package in a copy of a chroot of `make 
 BOOT_FLAGS ?=
 RELEASES ?= bookworm sid
 .PHONY: test-system
-test-system: deb ## boot Debian 12 and sid in containers, install, break, upgrade, remove (root, systemd-nspawn, 5 minutes; RELEASES, BOOT_FLAGS)
+test-system: ## boot Debian 12 and sid in containers, install, break, upgrade, remove (root, systemd-nspawn, 5 minutes; RELEASES, BOOT_FLAGS)
+	COMPRESS=none deploy/debian/build.sh
 	$(GO) run ./lab/boot -deb dist/nixp2p_$(VERSION)_$$(dpkg --print-architecture).deb $(BOOT_FLAGS) $(RELEASES)
 
 .PHONY: release

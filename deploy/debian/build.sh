@@ -8,6 +8,7 @@ export PATH="$PATH:/usr/local/go/bin"
 cd "$(dirname "$0")/../.."
 umask 022
 
+compress=${COMPRESS:-xz} # none: for a test on this machine
 export SOURCE_DATE_EPOCH="${SOURCE_DATE_EPOCH:-1}"
 version=$(cat VERSION)
 here=$(dpkg --print-architecture)
@@ -68,5 +69,5 @@ install -m 0755 deploy/debian/postinst deploy/debian/prerm deploy/debian/postrm 
 
 find "$root" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 mkdir -p dist
-dpkg-deb --root-owner-group -Zxz --build "$root" "$out" >/dev/null
+dpkg-deb --root-owner-group "-Z$compress" --build "$root" "$out" >/dev/null
 echo "$out"

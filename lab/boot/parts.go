@@ -212,7 +212,7 @@ func (w *world) wrongConfig(ctx context.Context, m *machine) error {
 		if _, err := m.run(ctx, "cp /etc/nixp2p/config.toml /root/config; echo nonsense >>/etc/nixp2p/config.toml; systemctl restart nixp2p.service; systemctl is-active nixp2p.service"); err != nil {
 			return "", err
 		}
-		if _, err := m.run(ctx, "if nixp2p status --config /dev/null; then exit 1; fi; journalctl -q --no-pager -u nixp2p.service -p err --since=-20sec | grep 404"); err != nil {
+		if _, err := m.run(ctx, "if nixp2p status; then exit 1; fi; journalctl -q --no-pager -u nixp2p.service -p err --since=-20sec | grep 404"); err != nil {
 			return "", err
 		}
 		return m.run(ctx, "systemctl show -P StatusText nixp2p.service | grep 404")
@@ -220,7 +220,12 @@ func (w *world) wrongConfig(ctx context.Context, m *machine) error {
 	if err != nil {
 		return err
 	}
-	return w.script(ctx, m, "the configuration is corrected", "cp /root/config /etc/nixp2p/config.toml; systemctl restart nixp2p.service; nixp2p status | head -1")
+	err = w.script(ctx, m, "the configuration is corrected", "cp /root/config /etc/nixp2p/config.toml; systemctl restart nixp2p.service; nixp2p status | head -1")
+	if err != nil {
+		return err
+	}
+	return w.script(ctx, m, "root is kept from serving over the service's directories",
+		"if nixp2p serve 2>/root/said; then exit 1; fi; head -1 /root/said; [ $(wc -l </root/said) -le 2 ]; [ -z \"$(find /var/lib/private/nixp2p/ -user 0)\" ]")
 }
 
 // meet has the machines find each other by mDNS, each time as if they had never met.

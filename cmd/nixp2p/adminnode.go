@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"github.com/nixp2p/nixp2p/internal/admin"
 	"github.com/nixp2p/nixp2p/internal/history"
 	"github.com/nixp2p/nixp2p/internal/metrics"
+	"github.com/nixp2p/nixp2p/internal/narcache"
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/internal/nixconf"
 	"github.com/nixp2p/nixp2p/internal/resolve"
@@ -203,7 +205,25 @@ func (a *adminNode) Trim(limit int64) (any, error) {
 	if n == nil || n.cache == nil {
 		return nil, errNoCache
 	}
-	return n.cache.GC(limit), nil
+	report := n.cache.GC(limit)
+	n.nameFiles(report.Removed, report.Kept)
+	return report, nil
+}
+
+// nameFiles gives files of the cache the names of their packages, as far as narinfos say them.
+func (n *node) nameFiles(lists ...[]narcache.Item) {
+	names := map[string]string{} // by NAR hash
+	for _, i := range slices.Concat(lists...) {
+		names[i.NarHash] = ""
+	}
+	for info := range n.infos.Each(context.Background(), func(_ nix.StoreHash, h nix.NarHash) bool { _, is := names[h.String()]; return is }) {
+		names[info.NarHash().String()] = info.StorePath().Name()
+	}
+	for _, list := range lists {
+		for k := range list {
+			list[k].Name = names[list[k].NarHash]
+		}
+	}
 }
 
 // History is part of admin.Node.

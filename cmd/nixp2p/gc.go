@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -71,7 +72,7 @@ func gc(c *cobra.Command, flags *config.Flags, limit int64) (narcache.Report, er
 // gc prints a report for a person.
 func (u *ui) gc(r narcache.Report, list bool) {
 	line := func(what string, i narcache.Item) {
-		u.printf("%-7s  %10s  %s  %-4s  %s\n", what, humanSize(i.Size), i.LastUse.Local().Format(time.DateTime), i.Form, i.NarHash)
+		u.printf("%-7s  %10s  %s  %-4s  %s\n", what, humanSize(i.Size), i.LastUse.Local().Format(time.DateTime), i.Form, clean(cmp.Or(i.Name, i.NarHash)))
 	}
 	if list {
 		for _, i := range r.Removed {

@@ -77,6 +77,10 @@ func TestSaved(t *testing.T) {
 		files += int64(len(up.File(p)))
 	}
 	check(a, 0, 0)
+	// People know what is in the cache by the names of packages.
+	if out, _, code := command(t, "gc", "--config", os.DevNull, "--admin-listen", strings.TrimPrefix(a.admin, "http://")); code != 0 || !strings.Contains(out, " path-0\n") {
+		t.Errorf("gc: %d\n%s", code, out)
+	}
 	check(b, files-byB, files-byB)
 	b.restart(b.args...)
 	all(b)

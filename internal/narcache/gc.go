@@ -26,6 +26,9 @@ type Item struct {
 	FileHash string    `json:"file_hash,omitempty"` // "sha256:…", not of raw
 	Size     int64     `json:"size"`                // bytes
 	LastUse  time.Time `json:"last_use"`            // to about ten minutes, over a restart
+	// Name is that of a package with this NAR. The cache does not know it: who has narinfos fills
+	// it in.
+	Name string `json:"name,omitempty"`
 }
 
 func (e *entry) item() Item {

@@ -121,6 +121,10 @@ var (
 	narType       = []string{"application/x-nix-nar"}
 	plainType     = []string{"text/plain"}
 	noLength      = []string{"0"}
+	// noStore: what is missing now may be there in a moment.
+	noStore = []string{"no-store"}
+	// forYears: the URL of a NAR names its bytes.
+	forYears = []string{"max-age=31536000, immutable"}
 )
 
 // ServeHTTP answers one request.
@@ -207,10 +211,12 @@ const (
 
 // parsePath reads a decoded path.
 func parsePath(path string) target {
-	path, ok := strings.CutPrefix(path, "/")
-	if !ok {
+	// Nix before 2.32 puts two slashes where the substituter's URL ends in one too many.
+	name := strings.TrimLeft(path, "/")
+	if name == path {
 		return target{}
 	}
+	path = name
 	if path == "nix-cache-info" {
 		return target{kind: theCacheInfo}
 	}
@@ -247,6 +253,12 @@ const counted = 2 << 10
 
 // text answers with a short body.
 func (h *Handler) text(w http.ResponseWriter, r *http.Request, text []byte) {
+	tag := textTag(text)
+	w.Header()["Etag"] = []string{tag}
+	if status := precondition(r, tag); status != 0 {
+		w.WriteHeader(status)
+		return
+	}
 	if len(text) >= counted || r.Method == http.MethodHead {
 		w.Header()["Content-Length"] = []string{strconv.Itoa(len(text))}
 	}
@@ -268,6 +280,7 @@ func notFound(w http.ResponseWriter) {
 	header := w.Header()
 	header["Content-Type"] = plainType
 	header["Content-Length"] = noLength
+	header["Cache-Control"] = noStore
 	w.WriteHeader(http.StatusNotFound)
 }
 

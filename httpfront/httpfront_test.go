@@ -203,12 +203,13 @@ func TestPaths(t *testing.T) {
 		{"/" + hash + "%2enarinfo", 200, narinfoType[0]},
 		{"/" + hash + ".narinfo?x=y", 200, narinfoType[0]},
 		{"/nar%2F" + helloName.String(), 200, narType[0]},
+		{"//nix-cache-info", 200, cacheInfoType[0]}, // as Nix asks a URL that ends in a slash too many
+		{"//" + hash + ".narinfo", 200, narinfoType[0]},
+		{"/" + nar, 200, narType[0]},
 
 		{"/", 404, ""},
-		{"//nix-cache-info", 404, ""},
 		{"/nix-cache-info/", 404, ""},
 		{"/Nix-Cache-Info", 404, ""},
-		{"//" + hash + ".narinfo", 404, ""},
 		{"/./" + hash + ".narinfo", 404, ""},
 		{"/x/../" + hash + ".narinfo", 404, ""},
 		{"/" + hash + ".narinfo%00", 404, ""},
@@ -405,6 +406,69 @@ func TestRange(t *testing.T) {
 	}
 	if w := answer(h, from(http.MethodGet, "/"+helloName.URL(), "")); w.Header().Get("Accept-Ranges") != "" {
 		t.Error("ranges are offered for what has none")
+	}
+}
+
+// TestValidators: what a CDN or a proxy asks to save bytes or to go on. The rows are answered by nginx
+// with the same statuses.
+func TestValidators(t *testing.T) {
+	f := newFake(t)
+	h := newHandler(t, f)
+	nar, info := "/"+helloName.URL(), "/"+hello.Hash().String()+".narinfo"
+	tagOf := func(path string) string {
+		w := answer(h, from(http.MethodGet, path, ""))
+		tag := w.Header().Get("ETag")
+		if again := answer(h, from(http.MethodHead, path, "")).Header().Get("ETag"); len(tag) < 3 || again != tag {
+			t.Errorf("%s: tags %s and %s", path, tag, again)
+		}
+		return tag
+	}
+	tags := map[string]string{nar: tagOf(nar), info: tagOf(info), "/nix-cache-info": tagOf("/nix-cache-info")}
+	for path, tag := range tags {
+		for _, c := range []struct {
+			key, value string
+			status     int
+		}{
+			{"If-None-Match", tag, 304},
+			{"If-None-Match", "W/" + tag, 304},
+			{"If-None-Match", `"x", ` + tag, 304},
+			{"If-None-Match", "*", 304},
+			{"If-None-Match", `"x"`, 200},
+			{"If-Match", tag, 200},
+			{"If-Match", "*", 200},
+			{"If-Match", `"x"`, 412},
+			{"If-Match", "W/" + tag, 412},
+			{"If-Modified-Since", "Mon, 01 Jan 2035 00:00:00 GMT", 200}, // no date is sent
+		} {
+			for _, method := range []string{http.MethodGet, http.MethodHead} {
+				r := from(method, path, "")
+				r.Header.Set(c.key, c.value)
+				w := answer(h, r)
+				if w.Code != c.status || w.Code == 304 && (w.Body.Len() > 0 || w.Header().Get("ETag") != tag) {
+					t.Errorf("%s %s, %s: %s: %d, %d bytes, ETag %s", method, path, c.key, c.value, w.Code, w.Body.Len(), w.Header().Get("ETag"))
+				}
+			}
+		}
+	}
+	for value, status := range map[string]int{tags[nar]: 206, `"x"`: 200, "W/" + tags[nar]: 200, "Mon, 01 Jan 2035 00:00:00 GMT": 200} {
+		r := from(http.MethodGet, nar, "")
+		r.Header.Set("Range", "bytes=5-6")
+		r.Header.Set("If-Range", value)
+		if w := answer(h, r); w.Code != status {
+			t.Errorf("If-Range %s: %d", value, w.Code)
+		}
+	}
+	// What is missing, or not for this client, has no validator and is kept by nobody.
+	for _, path := range []string{"/" + secretName.URL(), "/" + strings.Repeat("0", 32) + ".narinfo", "/nothing"} {
+		r := from(http.MethodGet, path, "192.0.2.1:99")
+		r.Header.Set("If-None-Match", "*")
+		if w := answer(h, r); w.Code != 404 || w.Header().Get("ETag") != "" || w.Header().Get("Cache-Control") != "no-store" {
+			t.Errorf("%s: %d, %v", path, w.Code, w.Header())
+		}
+	}
+	f.nars[helloName].ranges = false // other bytes another time
+	if w := answer(h, from(http.MethodGet, nar, "")); w.Header().Get("ETag") != "" || w.Header().Get("Cache-Control") != "" {
+		t.Errorf("a container that is made up: %v", w.Header())
 	}
 }
 

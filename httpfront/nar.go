@@ -48,9 +48,10 @@ func (h *Handler) serveNAR(w http.ResponseWriter, r *http.Request, name nix.NARN
 
 // sendNAR answers with a NAR. It returns an error if it has sent nothing.
 func (h *Handler) sendNAR(ctx context.Context, w http.ResponseWriter, r *http.Request, name nix.NARName, scope source.Scope) error {
-	asked := rangeOf(r)
+	tag := narTag(name)
+	asked, short := rangeOf(r, tag), precondition(r, tag)
 	n, err := h.nar(ctx, name, transfer.Query{
-		Scope: scope, Resume: resumes(asked), Head: r.Method == http.MethodHead, Client: clientOf(r, scope),
+		Scope: scope, Resume: short == 0 && resumes(asked), Head: short != 0 || r.Method == http.MethodHead, Client: clientOf(r, scope),
 	})
 	if err != nil {
 		return err
@@ -59,8 +60,15 @@ func (h *Handler) sendNAR(ctx context.Context, w http.ResponseWriter, r *http.Re
 	if !h.mayShow(scope, n.Info()) {
 		return fs.ErrNotExist
 	}
-	size, status := n.Size(), http.StatusOK
 	header := w.Header()
+	if n.Ranges() || short == http.StatusNotModified {
+		header["Etag"], header["Cache-Control"] = []string{tag}, forYears
+	}
+	if short != 0 {
+		w.WriteHeader(short)
+		return nil
+	}
+	size, status := n.Size(), http.StatusOK
 	header["Content-Type"] = narType
 	start, count := int64(0), size
 	if n.Ranges() {
@@ -89,11 +97,14 @@ func (h *Handler) sendNAR(ctx context.Context, w http.ResponseWriter, r *http.Re
 	return h.ended(r, name, out, n.Send(ctx, out, start, count))
 }
 
-// rangeOf returns the Range header, "" if there is none that counts: there are several, or it
-// is conditional, for no validator is ever sent.
-func rangeOf(r *http.Request) string {
+// rangeOf returns the Range header, "" if there is none that counts: there are several, or it is
+// for something else than what tag names.
+func rangeOf(r *http.Request, tag string) string {
 	values := r.Header["Range"]
-	if len(values) != 1 || r.Method != http.MethodGet || r.Header["If-Range"] != nil {
+	if len(values) != 1 || r.Method != http.MethodGet {
+		return ""
+	}
+	if only := r.Header["If-Range"]; only != nil && (len(only) != 1 || only[0] != tag) {
 		return ""
 	}
 	return values[0]

@@ -123,7 +123,7 @@ type Delay struct {
 	First, Most time.Duration
 
 	failures atomic.Int32
-	until    atomic.Int64 // Unix nanoseconds
+	until    atomic.Pointer[time.Time] // by the monotonic clock: the other one may be set back
 }
 
 // Fail notes a failure and returns for how long the thing is now left alone: First, then
@@ -134,21 +134,27 @@ func (d *Delay) Fail() time.Duration {
 	if wait > d.Most || wait <= 0 {
 		wait = d.Most
 	}
-	d.until.Store(time.Now().Add(wait).UnixNano())
+	d.Pause(wait)
 	return wait
 }
 
 // Pause leaves the thing alone for wait, whatever happened before.
-func (d *Delay) Pause(wait time.Duration) { d.until.Store(time.Now().Add(wait).UnixNano()) }
+func (d *Delay) Pause(wait time.Duration) {
+	until := time.Now().Add(wait)
+	d.until.Store(&until)
+}
 
 // Succeed forgets all failures.
 func (d *Delay) Succeed() {
 	d.failures.Store(0)
-	d.until.Store(0)
+	d.until.Store(nil)
 }
 
 // Ready reports whether the thing may be tried.
-func (d *Delay) Ready() bool { return time.Now().UnixNano() >= d.until.Load() }
+func (d *Delay) Ready() bool {
+	until := d.until.Load()
+	return until == nil || !time.Now().Before(*until)
+}
 
 // Failures returns how many failures there were since the last success.
 func (d *Delay) Failures() int { return int(d.failures.Load()) }

@@ -1,6 +1,7 @@
 package source
 
 import (
+	"log/slog"
 	"maps"
 	"slices"
 	"sync"
@@ -111,4 +112,42 @@ func (s *Conditions) List() []Condition {
 func (s *Conditions) expire() {
 	now := time.Now()
 	maps.DeleteFunc(s.set, func(_ string, h held) bool { return !h.until.IsZero() && now.After(h.until) })
+}
+
+// Report is Set, and logs c when it begins to hold: once, also if its text changes meanwhile.
+func (s *Conditions) Report(log *slog.Logger, key string, c Condition) { s.ReportFor(log, key, c, 0) }
+
+// ReportFor is Report for something that was seen now and counts for d; 0: until Over.
+func (s *Conditions) ReportFor(log *slog.Logger, key string, c Condition, d time.Duration) {
+	_, known := s.get(key)
+	h := held{Condition: c}
+	if d > 0 {
+		h.until = time.Now().Add(d)
+	}
+	if s.put(key, h) && !known {
+		if c.Note {
+			log.Info("note", "part", c.Part, "what", c.Text)
+		} else {
+			log.Warn("a part of the node works with less", "part", c.Part, "what", c.Text, "hint", c.Hint)
+		}
+	}
+}
+
+// Over is Clear, and logs the end of what was reported.
+func (s *Conditions) Over(log *slog.Logger, key string) {
+	was, is := s.get(key)
+	if is && s.Clear(key) && !was.Note {
+		log.Info("a part of the node works again", "part", was.Part, "about", key)
+	}
+}
+
+func (s *Conditions) get(key string) (Condition, bool) {
+	if s == nil {
+		return Condition{}, false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.expire()
+	h, is := s.set[key]
+	return h.Condition, is
 }

@@ -66,7 +66,7 @@ func (c *Cache) Create(info *verify.Info, form nix.Form, size int64) (_ *Downloa
 		return nil, fmt.Errorf("%s of %d bytes, for a NAR of %d", form, size, n)
 	case size <= 0 || size > c.max:
 		return nil, fmt.Errorf("%d bytes: %w", size, ErrDoesNotFit)
-	case c.health.degraded():
+	case c.health.degraded() || c.place.Load() == nil:
 		return nil, ErrDegraded
 	}
 	d := &Download{
@@ -81,7 +81,7 @@ func (c *Cache) Create(info *verify.Info, form nix.Form, size int64) (_ *Downloa
 		return nil, err
 	}
 	if err := d.open(); err != nil {
-		_ = c.root.Remove(d.tmp)
+		_ = c.place.Load().Remove(d.tmp)
 		c.withdraw(d, cost(size))
 		return nil, c.health.failed("create", err)
 	}
@@ -128,7 +128,7 @@ func (s *contents) ended(d *Download) {
 }
 
 func (d *Download) open() error {
-	f, err := d.c.root.OpenFile(d.tmp, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	f, err := d.c.place.Load().OpenFile(d.tmp, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
@@ -342,7 +342,7 @@ func (d *Download) Abort(err error) {
 	d.mu.Unlock()
 	// Readers may keep the file open; its bytes go now.
 	freed := f != nil && f.Truncate(0) == nil
-	freed = d.c.root.Remove(d.tmp) == nil || freed
+	freed = d.c.place.Load().Remove(d.tmp) == nil || freed
 	d.release()
 	n := int64(0)
 	if freed {

@@ -1,6 +1,7 @@
 package narcache
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
@@ -70,7 +71,7 @@ func GC(dir string, max int64, log *slog.Logger) (Report, error) {
 	}
 	c, err := Open(Config{Dir: dir, Size: math.MaxInt64, Log: log})
 	if err != nil {
-		return Report{}, err
+		return Report{}, errors.Join(err, c.Close())
 	}
 	r := c.GC(max)
 	return r, c.Close()

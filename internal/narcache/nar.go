@@ -114,10 +114,10 @@ func (dir *directory) openEntry(e *entry) (*os.File, error) {
 		return nil, errDropped
 	}
 	name := dir.fileOf(e)
-	f, err := dir.root.Open(name)
+	f, err := dir.place.Load().Open(name)
 	for now := dir.fileOf(e); errors.Is(err, fs.ErrNotExist) && now != name; now = dir.fileOf(e) {
 		name = now // it was renamed meanwhile
-		f, err = dir.root.Open(name)
+		f, err = dir.place.Load().Open(name)
 	}
 	if err == nil {
 		var st os.FileInfo
@@ -196,7 +196,7 @@ func (dir *directory) use(e *entry) {
 	file := e.file
 	dir.mu.Unlock()
 	if stamp {
-		_ = dir.root.Chtimes(file, time.Time{}, now) // what fails is known less exactly
+		_ = dir.place.Load().Chtimes(file, time.Time{}, now) // what fails is known less exactly
 	}
 }
 

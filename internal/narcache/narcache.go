@@ -9,7 +9,6 @@ package narcache
 
 import (
 	"errors"
-	"fmt"
 	"log/slog"
 	"os"
 	"sync"
@@ -44,8 +43,10 @@ type Config struct {
 	// second copy is needed. It may be called at any time. If nil, it never can.
 	InStore func(nix.NarHash) bool
 	Events  source.Events // of the disk, and of files that had to be removed
-	Log     *slog.Logger  // if nil, nothing is logged
-	Metrics *metrics.Metrics
+	// Conditions is told while the directory cannot be used. If nil, only the log is.
+	Conditions *source.Conditions
+	Log        *slog.Logger // if nil, nothing is logged
+	Metrics    *metrics.Metrics
 }
 
 // Cache is NARs on disk and downloads in progress. It is safe for concurrent use.
@@ -62,9 +63,8 @@ type Cache struct {
 // called back while mu or Download.mu is held.
 type directory struct {
 	cfg    Config
-	root   *os.Root // of all files, so that no link leads out of the directory
-	lock   *os.File
-	max    int64 // bytes that files may take
+	place  atomic.Pointer[place] // nil until the directory could be opened
+	max    int64                 // bytes that files may take
 	health health
 	disk   device
 
@@ -73,6 +73,19 @@ type directory struct {
 
 	mu    sync.Mutex
 	state contents
+}
+
+// place is the directory once it is open.
+type place struct {
+	*os.Root // of all files, so that no link leads out of the directory
+	lock     *os.File
+}
+
+func (p *place) close() error {
+	if p == nil {
+		return nil
+	}
+	return errors.Join(p.Root.Close(), p.lock.Close())
 }
 
 // contents is what is guarded by directory.mu.
@@ -103,11 +116,15 @@ type key struct {
 var _ source.NARs = (*Cache)(nil)
 
 // Open opens or creates the cache in cfg.Dir: it looks at the names and sizes of the files, not
-// into them, and removes what a crash left unfinished. The error wraps ErrLocked if another
-// process uses the directory. It starts no goroutine.
+// into them, and removes what a crash left unfinished. If that fails, the cache is empty and takes
+// nothing until Run, which tries again, could open the directory; the error wraps ErrLocked if
+// another process uses it. It starts no goroutine.
 func Open(cfg Config) (*Cache, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Conditions == nil {
+		cfg.Conditions = new(source.Conditions)
 	}
 	dir := &directory{
 		cfg: cfg, max: max(cfg.Size-dirBytes, 0), disk: device{allocate, (*os.File).Sync},
@@ -118,20 +135,11 @@ func Open(cfg Config) (*Cache, error) {
 	}
 	dir.health.cfg, dir.health.rest = &dir.cfg, backoff.Delay{First: degradedFor, Most: degradedFor}
 	dir.state.policy = newPolicy(dir.max)
+	c := &Cache{directory: dir, work: make(chan struct{}, workers)}
 	if err := dir.start(); err != nil {
-		dir.closeFiles()
-		return nil, fmt.Errorf("narcache: %w", err)
+		return c, dir.health.failed("open", err)
 	}
-	return &Cache{directory: dir, work: make(chan struct{}, workers)}, nil
-}
-
-func (dir *directory) closeFiles() {
-	if dir.root != nil {
-		_ = dir.root.Close()
-	}
-	if dir.lock != nil {
-		_ = dir.lock.Close()
-	}
+	return c, nil
 }
 
 // Usage returns the bytes that the files take on disk, the whole size of downloads in progress
@@ -237,7 +245,7 @@ func (s *contents) detach(e *entry) bool {
 // counting.
 func (dir *directory) destroy(e *entry) error {
 	dir.naming.Lock()
-	err := dir.root.Remove(dir.fileOf(e))
+	err := dir.place.Load().Remove(dir.fileOf(e))
 	dir.naming.Unlock()
 	switch {
 	case errors.Is(err, os.ErrNotExist):

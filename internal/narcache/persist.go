@@ -27,6 +27,8 @@ func (c *Cache) Run(ctx context.Context) error {
 	}
 	tick := time.NewTicker(duplicateEvery)
 	defer tick.Stop()
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -34,6 +36,8 @@ func (c *Cache) Run(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 			c.dropDuplicates(ctx)
+		case <-look.C:
+			c.comeBack()
 		}
 	}
 }
@@ -115,7 +119,7 @@ func (dir *directory) rename(e *entry, synced bool) error {
 	if skip {
 		return nil
 	}
-	if err := dir.root.Rename(from, to); err != nil {
+	if err := dir.place.Load().Rename(from, to); err != nil {
 		return err
 	}
 	dir.mu.Lock()
@@ -168,5 +172,5 @@ func (c *Cache) Close() error {
 	for e := c.nextPending(); e != nil && time.Now().Before(deadline); e = c.nextPending() {
 		c.persist(e)
 	}
-	return errors.Join(c.root.Close(), c.lock.Close())
+	return c.place.Load().close()
 }

@@ -86,10 +86,19 @@ func (h *health) failed(operation string, err error) error {
 	h.rest.Fail()
 	if !h.failing.Swap(true) {
 		h.show(1)
-		h.cfg.Log.Warn("the cache cannot write; NARs are passed through and not kept", "operation", operation, "err", err)
 		h.cfg.Events.Send(source.Event{Kind: source.CacheFailed, Source: source.Cache, Err: err})
 	}
+	h.cfg.Conditions.Report(h.cfg.Log, "cache", source.Condition{
+		Part: source.PartCache, Text: fmt.Sprintf("the NAR cache in %s does not work: %s: %v; NARs are passed through and not kept", h.cfg.Dir, operation, err),
+		Hint: "is the disk full, or the directory not writable for the service? it is tried again every 30 s",
+	})
 	return fmt.Errorf("narcache: %s: %w: %w", operation, ErrDegraded, err)
+}
+
+// reopened notes that the directory could be opened.
+func (h *health) reopened() {
+	h.rest.Succeed()
+	h.recovered()
 }
 
 // recovered notes that a file was written through.
@@ -98,7 +107,7 @@ func (h *health) recovered() {
 	if h.rest.Ready() && h.failing.Swap(false) {
 		h.rest.Succeed()
 		h.show(0)
-		h.cfg.Log.Info("the cache writes again")
+		h.cfg.Conditions.Over(h.cfg.Log, "cache")
 	}
 }
 

@@ -50,6 +50,7 @@ var ErrLocked = atomicfile.ErrLocked
 var (
 	errDamaged = errors.New("the database is damaged")
 	errClosed  = errors.New("the database is not open")
+	errRemoved = errors.New("the database was removed or replaced")
 )
 
 // DB is the database. It is safe for concurrent use.
@@ -66,6 +67,7 @@ type DB struct {
 	closed   bool
 	retry    backoff.Delay
 	replaced int                   // databases given up
+	file     os.FileInfo           // of the open database
 	damage   atomic.Pointer[error] // why a reader or writer gave up the last one, until it is put aside
 
 	mu     sync.Mutex
@@ -88,9 +90,9 @@ type view interface {
 
 // Open opens or creates the database in dir, which is created with mode 0700 if it does not
 // exist. A database that cannot be read is kept under another name and replaced. If the disk
-// cannot be written to, Run opens the database as soon as it can; Err says why it is not open.
-// With an error (it wraps ErrLocked if another process uses the database) the DB that is
-// returned can be used too, but nothing is kept. It starts no goroutine.
+// cannot be written to, or another process uses the database, Run opens it as soon as it can; Err
+// says why it is not open. The DB can be used with an error too, which wraps ErrLocked. It starts
+// no goroutine.
 func Open(dir string, log *slog.Logger) (*DB, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -102,9 +104,8 @@ func Open(dir string, log *slog.Logger) (*DB, error) {
 	err := db.ensureOpen()
 	switch {
 	case errors.Is(err, ErrLocked):
-		err = fmt.Errorf("state: %w", err)
-		db.closed, db.failed = true, err
-		return db, err
+		db.degraded(err)
+		return db, fmt.Errorf("state: %w", err)
 	case err != nil:
 		db.degraded(err)
 	}
@@ -126,7 +127,7 @@ func (db *DB) Run(ctx context.Context) error {
 			db.flush()
 			return nil
 		case <-again.C:
-			if db.Err() == nil {
+			if db.Err() == nil && !db.giveUpRemoved() {
 				continue
 			}
 		case <-db.wake:
@@ -138,6 +139,31 @@ func (db *DB) Run(ctx context.Context) error {
 		}
 		db.flush()
 	}
+}
+
+// giveUpRemoved closes a database whose file was removed or replaced, and reports whether it did:
+// what is written to it would be lost. The next one gets all that is in memory.
+func (db *DB) giveUpRemoved() bool {
+	db.writing.Lock()
+	defer db.writing.Unlock()
+	b := db.bolt.Load()
+	if b == nil || db.closed {
+		return false
+	}
+	is, err := os.Stat(b.Path())
+	if err == nil && os.SameFile(is, db.file) || err != nil && !errors.Is(err, os.ErrNotExist) {
+		return false
+	}
+	if !db.bolt.CompareAndSwap(b, nil) {
+		return false
+	}
+	_ = guarded(b.Close) // waits for those who read it
+	db.degraded(errRemoved)
+	db.retry.Succeed()
+	for _, v := range db.views {
+		v.reset()
+	}
+	return true
 }
 
 // Err returns why nothing is kept at the moment, nil if all is well.
@@ -268,6 +294,7 @@ func (db *DB) ensureOpen() error {
 		b, err := openBolt(db.path(fileName), db.maxFile)
 		switch {
 		case err == nil:
+			db.file, _ = os.Stat(db.path(fileName))
 			db.bolt.Store(b)
 			return nil
 		case errors.Is(err, bolterrors.ErrTimeout):

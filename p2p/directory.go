@@ -18,7 +18,7 @@ type directory struct {
 }
 
 // openDHT joins the DHT. Without it the node works as well.
-func (n *Node) openDHT() {
+func (n *member) openDHT() {
 	h := n.site.Host()
 	if h == nil {
 		return
@@ -61,16 +61,16 @@ func addrsOf(p peer.AddrInfo) (list []string) {
 // of them CPU time that a busy site lacks: it is for nodes beyond.
 
 // untold reports whether there may be a node that does not get this one's inventory.
-func (n *Node) untold() bool { return n.anyBeyond((*site.Peer).Told) }
+func (n *member) untold() bool { return n.anyBeyond((*site.Peer).Told) }
 
 // unheard reports whether there may be a node whose inventory is not known here.
-func (n *Node) unheard() bool {
+func (n *member) unheard() bool {
 	return n.anyBeyond(func(p *site.Peer) bool { return p.Member() && !p.Muted() })
 }
 
 // anyBeyond reports whether a node is known that is not near: connected, or named by one that
 // is.
-func (n *Node) anyBeyond(near func(*site.Peer) bool) bool {
+func (n *member) anyBeyond(near func(*site.Peer) bool) bool {
 	in := map[peer.ID]bool{n.site.ID(): true}
 	peers := n.site.Peers()
 	for _, p := range peers {
@@ -90,7 +90,7 @@ func (n *Node) anyBeyond(near func(*site.Peer) bool) bool {
 }
 
 // beyond is the DHT as the client asks it.
-type beyond struct{ n *Node }
+type beyond struct{ n *member }
 
 // Providers is part of client.DHT.
 func (b beyond) Providers(ctx context.Context, nar nix.NarHash) []peer.ID {

@@ -70,9 +70,24 @@ func (s *store) Listed(h nix.StoreHash) (share.Path, bool) {
 // start runs a node on a loopback address until the test ends.
 func start(t *testing.T, holder *share.Holder, edit func(*Config), others ...*Node) *Node {
 	t.Helper()
+	cfg := configOf(t, edit, others...)
+	if cfg.Holder == nil {
+		cfg.Holder = holder
+	}
+	n, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(t, n)
+	<-n.Ready()
+	return n
+}
+
+// configOf is the configuration of a node on a loopback address.
+func configOf(t *testing.T, edit func(*Config), others ...*Node) Config {
 	cfg := Config{
 		Listen: []string{"/ip4/127.0.0.1/tcp/0"}, Keys: nixtest.Keys(t, key), ShareKeys: []string{key.Name},
-		Holder: holder, Metrics: metrics.New(), Leases: true,
+		Metrics: metrics.New(), Leases: true,
 	}
 	for _, o := range others {
 		cfg.Bootstrap = append(cfg.Bootstrap, o.Addrs()...)
@@ -80,23 +95,22 @@ func start(t *testing.T, holder *share.Holder, edit func(*Config), others ...*No
 	if edit != nil {
 		edit(&cfg)
 	}
-	n, err := New(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
+	return cfg
+}
+
+// run runs a node until the test ends.
+func run(t *testing.T, n *Node) {
 	ctx, cancel := context.WithCancel(t.Context())
-	var run sync.WaitGroup
-	run.Go(func() {
+	var running sync.WaitGroup
+	running.Go(func() {
 		if err := n.Run(ctx); err != nil {
 			t.Error(err)
 		}
 	})
 	t.Cleanup(func() {
 		cancel()
-		run.Wait()
+		running.Wait()
 	})
-	<-n.Ready()
-	return n
 }
 
 // await waits until something is so.

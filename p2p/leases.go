@@ -25,7 +25,7 @@ const (
 )
 
 // coordinators is the other nodes of the site as leases see them: a lease.Asker.
-type coordinators struct{ n *Node }
+type coordinators struct{ n *member }
 
 // Self is part of lease.Asker.
 func (c coordinators) Self() lease.NodeID { return lease.NodeID(c.n.site.ID()) }
@@ -80,7 +80,7 @@ func (z zoneMates) Live() (nodes []lease.NodeID) {
 }
 
 // coordinates reports whether a node may be asked.
-func (n *Node) coordinates(key string) bool {
+func (n *member) coordinates(key string) bool {
 	_, blamed := n.reputation.Blamed(key)
 	return !blamed && !n.leaseless.Has(key)
 }
@@ -135,7 +135,7 @@ func (c coordinators) ask(ctx context.Context, node lease.NodeID, addr string, r
 }
 
 // coordinate answers a peer as coordinator, and fills in where the nodes of the answer are.
-func (n *Node) coordinate(p *site.Peer, r lease.Request) lease.Answer {
+func (n *member) coordinate(p *site.Peer, r lease.Request) lease.Answer {
 	a := n.coordinator.Handle(lease.NodeID(p.ID), p.Machine, r, coordinators{n}.Live(), time.Now())
 	where := func(node lease.NodeID) string {
 		if addrs := n.site.Reachable(peer.ID(node)); len(addrs) > 0 {

@@ -9,14 +9,14 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
+
+	"github.com/libp2p/go-libp2p/core/crypto"
 	"time"
 
 	"github.com/nixp2p/nixp2p/internal/backoff"
 	"github.com/nixp2p/nixp2p/internal/metrics"
-	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/internal/runclock"
 	"github.com/nixp2p/nixp2p/internal/source"
 	"github.com/nixp2p/nixp2p/p2p/client"
@@ -26,7 +26,6 @@ import (
 	"github.com/nixp2p/nixp2p/p2p/server"
 	"github.com/nixp2p/nixp2p/p2p/share"
 	"github.com/nixp2p/nixp2p/p2p/site"
-	"github.com/nixp2p/nixp2p/p2p/swarmkey"
 	"github.com/nixp2p/nixp2p/verify"
 )
 
@@ -62,9 +61,8 @@ type Config struct {
 // defaultCIDRs are private and link-local networks: a site, not the internet.
 var defaultCIDRs = []string{"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16", "fc00::/7", "fe80::/10"}
 
-// Node is this machine among its peers. It is safe for concurrent use. Run must be running;
-// before and after, no peer is connected.
-type Node struct {
+// member is this machine among its peers, under one identity.
+type member struct {
 	cfg         Config
 	log         *slog.Logger
 	site        *site.Site
@@ -78,11 +76,8 @@ type Node struct {
 	leaseless   *backoff.Set[string] // peers that do not coordinate, by ID
 	live        atomic.Pointer[live]
 	directory   atomic.Pointer[directory] // nil without a DHT
-	started     atomic.Bool
-	ready       chan struct{}
+	twin        chan string               // capacity 1: the address of another machine with this identity
 }
-
-var _ source.Peers = (*Node)(nil)
 
 const (
 	// leaselessFor is how long a node is not asked that does not coordinate.
@@ -92,10 +87,10 @@ const (
 	tidyEvery = 2 * time.Second
 )
 
-// New returns a Node with its identity. It opens no socket and starts nothing.
-func New(cfg Config) (*Node, error) {
+// complete fills in what was left out.
+func (cfg *Config) complete() error {
 	if cfg.Metrics == nil || cfg.Keys == nil {
-		return nil, errors.New("p2p: no metrics or no keys")
+		return errors.New("p2p: no metrics or no keys")
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -108,23 +103,19 @@ func New(cfg Config) (*Node, error) {
 	if cfg.Holder == nil {
 		cfg.Holder = share.New(share.Config{})
 	}
-	path := ""
-	if cfg.StateDir != "" {
-		path = filepath.Join(cfg.StateDir, "identity.key")
-	}
-	key, err := identity(path)
-	if err != nil {
-		return nil, fmt.Errorf("p2p: identity: %w", err)
-	}
-	n := &Node{
-		cfg: cfg, log: cfg.Log, reputation: reputation.New(cfg.Reputation),
-		leaseless: backoff.NewSet[string](maxLeaseless), ready: make(chan struct{}),
+	return nil
+}
+
+// newMember returns a member with this identity. It opens no socket and starts nothing.
+func newMember(cfg Config, book *reputation.Book, key crypto.PrivKey) (_ *member, err error) {
+	n := &member{
+		cfg: cfg, log: cfg.Log, reputation: book, leaseless: backoff.NewSet[string](maxLeaseless), twin: make(chan string, 1),
 	}
 	n.site, err = site.New(site.Config{
 		Listen: cfg.Listen, Bootstrap: cfg.Bootstrap, MDNS: cfg.MDNS, MaxPeers: cfg.MaxPeers, SwarmKeyFile: cfg.SwarmKeyFile, Name: cfg.Name,
 		AllowCIDRs: cfg.AllowCIDRs, AllowOnLink: cfg.AllowOnLink, Identity: key, Saved: cfg.Saved, Banned: n.reputation.Blamed,
-		Inventory: cfg.Holder.Inventory(), Resolver: cfg.Resolver, Events: cfg.Events, Metrics: cfg.Metrics, Log: cfg.Log,
-		OnLost: n.lost,
+		Inventory: cfg.Holder.Inventory(), Resolver: cfg.Resolver, Events: cfg.Events, Conditions: cfg.Conditions,
+		Metrics: cfg.Metrics, Log: cfg.Log, OnLost: n.lost, OnTwin: n.foundTwin,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("p2p: %w", err)
@@ -134,7 +125,7 @@ func New(cfg Config) (*Node, error) {
 }
 
 // compose makes the parts that work on the site.
-func (n *Node) compose() {
+func (n *member) compose() {
 	cfg, peers := &n.cfg, admitted{n.site}
 	self := lease.NodeID(n.site.ID())
 	n.coordinator = lease.NewCoordinator(self)
@@ -155,27 +146,23 @@ func (n *Node) compose() {
 	n.announcer.Changed, n.announcer.Log = n.site.InventoryChanged, cfg.Log
 }
 
-// NewSwarmKey returns a fresh secret for a closed site, a line of its key file.
-func NewSwarmKey() string { return swarmkey.New() }
-
-// ID returns this node's peer ID.
-func (n *Node) ID() string { return n.site.ID().String() }
-
-// SetZone says which zone this node is in, "" if none.
-func (n *Node) SetZone(zone string) { n.site.SetZone(zone) }
-
-// Ready is closed when the node listens.
-func (n *Node) Ready() <-chan struct{} { return n.ready }
-
-// Addrs returns the addresses, with the peer ID, under which others reach this node.
-func (n *Node) Addrs() []string { return n.site.Addrs() }
-
-// Run makes the node live until ctx ends. It returns an error if it cannot, for example when
-// an address to listen on is taken, and when it is called a second time.
-func (n *Node) Run(ctx context.Context) error {
-	if n.started.Swap(true) {
-		return errors.New("p2p: Run was called before")
+// foundTwin notes that another machine has this identity.
+func (n *member) foundTwin(addr string) {
+	select {
+	case n.twin <- addr:
+	default:
 	}
+}
+
+// twinError says that a member ended because another machine has its identity.
+type twinError struct{ addr string }
+
+// Error is part of error.
+func (e *twinError) Error() string { return "p2p: the machine at " + e.addr + " has the same identity" }
+
+// run makes the member live until ctx ends, or until another machine with its identity is found,
+// which is a *twinError. Up is called when peers can connect.
+func (n *member) run(ctx context.Context, up func()) error {
 	// The site outlives the parts that work on it.
 	outer, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
@@ -185,6 +172,9 @@ func (n *Node) Run(ctx context.Context) error {
 	case <-n.site.Ready():
 	case err := <-ended:
 		return err
+	case <-ctx.Done():
+		stop()
+		return <-ended
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -193,10 +183,12 @@ func (n *Node) Run(ctx context.Context) error {
 	parts.Go(func() { n.server.Serve(ctx, n.site.Listen()) })
 	parts.Go(func() { n.announcer.Run(ctx) })
 	parts.Go(func() { n.tidy(ctx) })
-	close(n.ready)
+	up()
 	var err error
 	select {
 	case <-ctx.Done():
+	case addr := <-n.twin:
+		err = &twinError{addr}
 	case err = <-ended:
 		ended <- nil
 	}
@@ -216,16 +208,8 @@ func (n *Node) Run(ctx context.Context) error {
 	return err
 }
 
-// Drain withdraws this node from the site, which it is about to leave: others are told that it
-// shares nothing, and no peer begins an upload or asks it as coordinator any more. It returns
-// when the uploads that were going on have ended, or ctx has.
-func (n *Node) Drain(ctx context.Context) {
-	n.announcer.Withdraw()
-	n.server.Drain(ctx)
-}
-
 // tidy drops what is over.
-func (n *Node) tidy(ctx context.Context) {
+func (n *member) tidy(ctx context.Context) {
 	tick := time.NewTicker(tidyEvery)
 	defer tick.Stop()
 	for {
@@ -240,31 +224,9 @@ func (n *Node) tidy(ctx context.Context) {
 }
 
 // lost is told of peers that are not connected any more.
-func (n *Node) lost(p *site.Peer) {
+func (n *member) lost(p *site.Peer) {
 	n.coordinator.Lost(lease.NodeID(p.ID))
 	if d := n.directory.Load(); d != nil {
 		d.dht.Remove(p.ID)
 	}
 }
-
-// Info is part of source.Peers.
-func (n *Node) Info(ctx context.Context, h nix.StoreHash) (*verify.Info, error) {
-	return n.client.Info(ctx, h)
-}
-
-// MayHave is part of source.Peers.
-func (n *Node) MayHave(h nix.StoreHash) bool { return n.client.MayHave(h) }
-
-// Raw is part of source.Peers.
-func (n *Node) Raw(info *verify.Info) bool { return n.client.Raw(info) }
-
-// FileSize is part of source.Peers.
-func (n *Node) FileSize(info *verify.Info) int64 { return n.client.FileSize(info) }
-
-// Begin is part of source.Peers.
-func (n *Node) Begin(ctx context.Context, want source.Want) source.Session {
-	return n.client.Begin(ctx, want)
-}
-
-// Search is part of source.Peers.
-func (n *Node) Search(ctx context.Context, info *verify.Info) bool { return n.client.Search(ctx, info) }

@@ -74,7 +74,7 @@ func TestWrongNAR(t *testing.T) {
 	}
 	// As if the last byte had been another one.
 	session.End(t.Context(), source.Wrong)
-	if _, blamed := b.reputation.Blamed(a.ID()); !blamed {
+	if _, blamed := b.book.Blamed(a.ID()); !blamed {
 		t.Error("the only one that sent it is not blamed")
 	}
 	if len(events) != 1 || events[0].Kind != source.WrongBytes || events[0].Peer != a.ID() {
@@ -104,7 +104,9 @@ func TestAlone(t *testing.T) {
 func TestCoordinate(t *testing.T) {
 	a := start(t, nil, nil)
 	b := start(t, nil, nil, a)
-	await(t, "the peer", func() bool { return len(coordinators{a}.Live()) > 0 && len(coordinators{b}.Live()) > 0 })
+	await(t, "the peer", func() bool {
+		return len(coordinators{a.member.Load()}.Live()) > 0 && len(coordinators{b.member.Load()}.Live()) > 0
+	})
 	info := nixtest.NewPath("cold", 5<<20).Info(t, key)
 	s := a.Begin(t.Context(), source.Want{Info: info, Forms: raw(info), Coordinate: true})
 	if s == nil {
@@ -143,7 +145,9 @@ func TestFollow(t *testing.T) {
 	ha := share.New(share.Config{Store: newStore(key.Name), Cache: share.CacheOf(c), ShareKeys: []string{key.Name}})
 	a := start(t, ha, nil)
 	b := start(t, nil, nil, a)
-	await(t, "the peer", func() bool { return len(coordinators{a}.Live()) > 0 && len(coordinators{b}.Live()) > 0 })
+	await(t, "the peer", func() bool {
+		return len(coordinators{a.member.Load()}.Live()) > 0 && len(coordinators{b.member.Load()}.Live()) > 0
+	})
 	want := source.Want{Info: info, Forms: raw(info), Coordinate: true}
 	fetcher := a.Begin(t.Context(), want)
 	defer fetcher.End(t.Context(), source.GaveUp)
@@ -193,8 +197,8 @@ func TestClosedSite(t *testing.T) {
 	if outsider.MayHave(p.Hash()) {
 		t.Error("the inventory was told to an outsider")
 	}
-	for _, peer := range a.site.Peers() {
-		if peer.Key == outsider.ID() && (admitted{a.site}).Peer(peer.ID) != nil {
+	for _, peer := range a.member.Load().site.Peers() {
+		if peer.Key == outsider.ID() && (admitted{a.member.Load().site}).Peer(peer.ID) != nil {
 			t.Error("an outsider may be asked")
 		}
 	}

@@ -13,7 +13,6 @@ import (
 
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/p2p/inventory"
-	"github.com/nixp2p/nixp2p/p2p/server"
 	"github.com/nixp2p/nixp2p/p2p/site"
 )
 
@@ -71,8 +70,8 @@ type PeerStatus struct {
 	Receiving int64 `json:"receiving_bytes_per_second"`
 }
 
-// Peers returns the connected peers, and those that are blamed and not connected, by ID.
-func (n *Node) Peers() []PeerStatus {
+// status is Node.Peers.
+func (n *member) status() []PeerStatus {
 	list := []PeerStatus{}
 	seen := map[string]bool{}
 	for _, p := range n.site.Peers() {
@@ -94,7 +93,7 @@ func (n *Node) Peers() []PeerStatus {
 }
 
 // addresses returns where others can reach a peer, else the other ends of its connections.
-func (n *Node) addresses(p *site.Peer) []string {
+func (n *member) addresses(p *site.Peer) []string {
 	list := n.site.Reachable(p.ID)
 	for i, a := range list {
 		list[i] = strings.TrimSuffix(a, "/p2p/"+p.Key)
@@ -115,7 +114,7 @@ const (
 	standingDivider = ": "
 )
 
-func (n *Node) standing(p *site.Peer) string {
+func (n *member) standing(p *site.Peer) string {
 	if reason, blamed := n.reputation.Blamed(p.Key); blamed {
 		return standingBlamed + standingDivider + reason
 	}
@@ -131,7 +130,7 @@ func (n *Node) standing(p *site.Peer) string {
 }
 
 // countStandings brings the metric up to date.
-func (n *Node) countStandings() {
+func (n *member) countStandings() {
 	counts := map[string]int{standingGood: 0, standingSilent: 0, standingMuted: 0, standingExtra: 0, standingBlamed: len(n.reputation.All())}
 	for _, p := range n.site.Peers() {
 		if s := n.standing(p); !strings.HasPrefix(s, standingBlamed) {
@@ -143,15 +142,8 @@ func (n *Node) countStandings() {
 	}
 }
 
-// Uploads returns the NARs that are on their way to peers now, in no order.
-func (n *Node) Uploads() []server.Upload { return n.server.Uploads() }
-
-// Holders returns the IDs of the connected peers whose inventory may have the path.
-func (n *Node) Holders(h nix.StoreHash) []string { return n.client.Holders(h) }
-
-// Providers asks the DHT who announced a NAR, and waits for the answer: up to some seconds. It
-// is for people who want to know. The IDs are of those that could be connected to.
-func (n *Node) Providers(ctx context.Context, nar nix.NarHash) []string {
+// providers is Node.Providers.
+func (n *member) providers(ctx context.Context, nar nix.NarHash) []string {
 	ids := []string{}
 	if d := n.directory.Load(); d != nil {
 		for _, id := range d.finder.Providers(ctx, nar) {

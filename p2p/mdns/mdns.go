@@ -4,13 +4,16 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"net"
 	"net/netip"
 	"sync"
+	"syscall"
 	"time"
 
+	"github.com/nixp2p/nixp2p/internal/source"
 	"github.com/nixp2p/nixp2p/p2p/netif"
 )
 
@@ -26,6 +29,8 @@ type Config struct {
 	// must not block for long.
 	Found func(addrs []string)
 	Log   *slog.Logger // nil discards
+	// Conditions is told while the port cannot be had, by address family. Nil drops it.
+	Conditions *source.Conditions
 }
 
 const (
@@ -70,56 +75,57 @@ func New(cfg Config) (*Service, error) {
 // without any waits for one. Lack of permission or a taken port ends nothing either: it is
 // tried again, and the node lives without.
 func (s *Service) Run(ctx context.Context) error {
-	warned := false
-	for ctx.Err() == nil {
-		err := s.once(ctx)
-		if ctx.Err() != nil {
-			break
-		}
-		if !warned {
-			warned = true
-			s.cfg.Log.Warn("no multicast, will try again", "err", err)
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(30 * time.Second):
-		}
-	}
+	var all sync.WaitGroup
+	all.Go(func() { s.family(ctx, "IPv4", open4) })
+	all.Go(func() { s.family(ctx, "IPv6", open6) })
+	all.Wait()
 	return nil
 }
 
-// once works with one set of sockets until one of them fails.
-func (s *Service) once(ctx context.Context) error {
-	var socks []*socket
-	var errs []error
-	for _, open := range []func(context.Context) (*socket, error){open4, open6} {
+// tryAgain is when a port that could not be had is tried again.
+const tryAgain = 30 * time.Second
+
+// family works with one address family until ctx ends.
+func (s *Service) family(ctx context.Context, name string, open func(context.Context) (*socket, error)) {
+	key := "mdns/" + name
+	for ctx.Err() == nil {
 		k, err := open(ctx)
-		if err != nil {
-			errs = append(errs, err)
-			continue
+		if err == nil {
+			s.cfg.Conditions.Over(s.cfg.Log, key)
+			err = s.once(ctx, k)
 		}
-		socks = append(socks, k)
+		if ctx.Err() != nil {
+			return
+		}
+		if !errors.Is(err, syscall.EAFNOSUPPORT) { // a machine without IPv6
+			s.cfg.Conditions.Report(s.cfg.Log, key, source.Condition{
+				Part: source.PartMDNS,
+				Text: fmt.Sprintf("no multicast over %s: %v; peers on the link are not found by it", name, err),
+				Hint: "`ss -lunp` shows which program has port 5353; it must share it (SO_REUSEADDR), or name peers with --bootstrap",
+			})
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(tryAgain):
+		}
 	}
-	if len(socks) == 0 {
-		return errors.Join(errs...)
-	}
+}
+
+// once works with one socket until it fails.
+func (s *Service) once(ctx context.Context, k *socket) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var all sync.WaitGroup
-	for _, k := range socks {
-		all.Go(func() { cancel(s.listen(ctx, k)) })
-	}
-	all.Go(func() { s.ask(ctx, socks) })
+	all.Go(func() { cancel(s.listen(ctx, k)) })
+	all.Go(func() { s.ask(ctx, k) })
 	<-ctx.Done()
-	for _, k := range socks {
-		_ = k.conn.Close()
-	}
+	_ = k.conn.Close()
 	all.Wait()
 	return context.Cause(ctx)
 }
 
-// ask sends questions while peers are few, and has the sockets follow the links.
-func (s *Service) ask(ctx context.Context, socks []*socket) {
+// ask sends questions while peers are few, and has the socket follow the links.
+func (s *Service) ask(ctx context.Context, k *socket) {
 	q, err := query()
 	if err != nil {
 		return // a constant
@@ -129,18 +135,13 @@ func (s *Service) ask(ctx context.Context, socks []*socket) {
 	var next time.Time
 	wait := askFirst
 	for {
-		changed := false
-		for _, k := range socks {
-			changed = k.follow() || changed
-		}
+		changed := k.follow()
 		short := s.cfg.Peers() < enough
 		if changed || !short {
 			wait = askFirst
 		}
 		if now := time.Now(); short && (changed || !now.Before(next)) {
-			for _, k := range socks {
-				k.multicast(q, 0)
-			}
+			k.multicast(q, 0)
 			next = now.Add(wait)
 			wait = min(2*wait, askLast)
 		}

@@ -75,7 +75,7 @@ func open4(ctx context.Context) (*socket, error) {
 			if cm != nil {
 				link = cm.IfIndex
 			}
-			return n, link, source(from), err
+			return n, link, sourceOf(from), err
 		},
 		send: func(b []byte, link int, to *net.UDPAddr) error {
 			_, err := p.WriteTo(b, &ipv4.ControlMessage{IfIndex: link}, to)
@@ -106,7 +106,7 @@ func open6(ctx context.Context) (*socket, error) {
 			if cm != nil {
 				link = cm.IfIndex
 			}
-			return n, link, source(from), err
+			return n, link, sourceOf(from), err
 		},
 		send: func(b []byte, link int, to *net.UDPAddr) error {
 			_, err := p.WriteTo(b, &ipv6.ControlMessage{IfIndex: link}, to)
@@ -115,7 +115,7 @@ func open6(ctx context.Context) (*socket, error) {
 	}, nil
 }
 
-func source(a net.Addr) netip.AddrPort {
+func sourceOf(a net.Addr) netip.AddrPort {
 	if u, ok := a.(*net.UDPAddr); ok {
 		return u.AddrPort()
 	}

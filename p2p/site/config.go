@@ -36,13 +36,17 @@ type Config struct {
 	Identity    crypto.PrivKey // nil: a fresh one
 	Saved       Saved          // nil: nothing is kept
 	// Banned returns why a peer is blamed, if it is. Nil: no peer is.
-	Banned    func(id string) (reason string, banned bool)
-	Inventory *inventory.Local   // what this machine shares
-	Resolver  discovery.Resolver // of configured names; nil: the system's
-	Events    source.Events
-	Metrics   *metrics.Metrics // required
-	Log       *slog.Logger     // nil discards
-	OnLost    func(*Peer)      // called when a peer is not connected any more; may be nil
+	Banned     func(id string) (reason string, banned bool)
+	Inventory  *inventory.Local   // what this machine shares
+	Resolver   discovery.Resolver // of configured names; nil: the system's
+	Events     source.Events
+	Conditions *source.Conditions // nil drops them
+	Metrics    *metrics.Metrics   // required
+	Log        *slog.Logger       // nil discards
+	OnLost     func(*Peer)        // called when a peer is not connected any more; may be nil
+	// OnTwin is called when another machine, at this address, turns out to have this node's
+	// identity. It must not block. Nil: nobody is told.
+	OnTwin func(addr string)
 	// MaxInventoryBytes bounds the memory of all peers' inventories together; 0: 64 MiB.
 	MaxInventoryBytes int64
 }

@@ -3,11 +3,13 @@ package site
 import (
 	"errors"
 	"log/slog"
+	"slices"
 	"sync/atomic"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
 
 	"github.com/nixp2p/nixp2p/internal/metrics"
 	"github.com/nixp2p/nixp2p/internal/source"
@@ -20,12 +22,14 @@ import (
 
 // core is what all parts of a Site use: who is connected, who is banned, who may be dialled.
 type core struct {
-	self     peer.ID
-	keys     swarmkey.Keys // none: an open site
-	maxPeers int
-	log      *slog.Logger
-	metrics  *metrics.Metrics
-	events   source.Events
+	self       peer.ID
+	keyFile    string        // of the secrets; "": an open site
+	keys       swarmkey.Keys // read by Run; none: an open site
+	maxPeers   int
+	log        *slog.Logger
+	metrics    *metrics.Metrics
+	events     source.Events
+	conditions *source.Conditions
 
 	gate  *gate
 	door  *door
@@ -106,6 +110,16 @@ func (c *core) contacts(by discovery.Origin, addrs []string) (list []discovery.C
 		if err != nil || !c.gate.allowedAddr(addr) || c.gate.bans.Has(id) {
 			continue
 		}
+		if id == "" && by.Kind == discovery.ByPeer {
+			continue
+		}
+		if id == c.self {
+			// This machine, or another one with the same identity: dialling tells.
+			if c.isOwn(addr) {
+				continue
+			}
+			id = ""
+		}
 		i, ok := byPeer[id]
 		if !ok || id == "" {
 			i = len(list)
@@ -120,6 +134,16 @@ func (c *core) contacts(by discovery.Origin, addrs []string) (list []discovery.C
 	return list
 }
 
+// isOwn reports whether this node listens on an address.
+func (c *core) isOwn(addr ma.Multiaddr) bool {
+	h := c.host.Load()
+	if h == nil {
+		return false
+	}
+	own, err := h.Network().InterfaceListenAddresses()
+	return err == nil && slices.ContainsFunc(own, addr.Equal)
+}
+
 // maxNamed is how many other nodes are told to a peer, and taken from one.
 const maxNamed = 32
 
@@ -128,8 +152,12 @@ func (c *core) learn(by *Peer, addrs []string) (named []Neighbour) {
 	origin := discovery.Origin{Kind: discovery.ByPeer, Machine: by.Machine, Peer: by.Key}
 	var list []discovery.Contact
 	for _, o := range c.contacts(origin, addrs) {
+		if o.Peer == "" { // one with this node's identity
+			list = append(list, o)
+			continue
+		}
 		id, err := peer.Decode(o.Peer)
-		if err != nil || id == c.self || len(named) >= maxNamed {
+		if err != nil || len(named) >= maxNamed {
 			continue
 		}
 		list = append(list, o)

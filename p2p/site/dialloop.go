@@ -42,6 +42,7 @@ type dialLoop struct {
 	sources []*discovery.Source
 	saved   []string
 	mdns    bool
+	onTwin  func(addr string)
 }
 
 // run dials whom the book says is due, and looks at the sources, until ctx ends.
@@ -92,6 +93,7 @@ func (d *dialLoop) poll(ctx context.Context, s *discovery.Source) {
 	first := true
 	for ctx.Err() == nil {
 		addrs, err := s.Look(ctx)
+		d.sayKeptOut(s.String(), addrs)
 		switch {
 		case ctx.Err() != nil:
 			return
@@ -113,6 +115,16 @@ func (d *dialLoop) poll(ctx context.Context, s *discovery.Source) {
 				break
 			}
 		}
+	}
+}
+
+// sayKeptOut says which addresses of a source are not dialled.
+func (d *dialLoop) sayKeptOut(name string, addrs []string) {
+	key := "bootstrap/" + name
+	if ips := d.gate.keptOut(addrs); len(ips) > 0 {
+		d.conditions.Report(d.log, key, d.gate.aboutKeptOut(name, ips))
+	} else if len(addrs) > 0 {
+		d.conditions.Over(d.log, key)
 	}
 }
 
@@ -140,7 +152,10 @@ func (d *dialLoop) dial(ctx context.Context, h host.Host, c discovery.Contact) {
 	}
 	id, err := peer.Decode(c.Peer)
 	if c.Peer == "" {
-		id, err = whoIs(ctx, h, addrs)
+		var twin bool
+		if id, twin, err = d.identify(ctx, h, addrs); twin && d.onTwin != nil {
+			d.onTwin(c.Addrs[0])
+		}
 	}
 	if err == nil && id != d.self {
 		err = connect(ctx, h, peer.AddrInfo{ID: id, Addrs: addrs})
@@ -153,6 +168,31 @@ func (d *dialLoop) dial(ctx context.Context, h host.Host, c discovery.Contact) {
 	}
 	d.book.Reached(c, id.String(), time.Now())
 	d.metrics.PeerDials.WithLabelValues("ok").Inc()
+}
+
+const (
+	twinTries = 3
+	twinPause = 300 * time.Millisecond
+)
+
+// identify learns who is at an address. Twin means that it is another machine with this node's
+// identity: a connection to oneself would have come in here meanwhile. Others may come in as well,
+// so that it is tried a few times.
+func (d *dialLoop) identify(ctx context.Context, h host.Host, addrs []ma.Multiaddr) (id peer.ID, twin bool, err error) {
+	for range twinTries {
+		before := d.door.accepted.Load()
+		id, err = whoIs(ctx, h, addrs)
+		if err != nil || id != d.self {
+			return id, false, err
+		}
+		if d.door.accepted.Load() == before {
+			return id, true, nil
+		}
+		if !pause(ctx, rand.N(twinPause)) {
+			break
+		}
+	}
+	return id, false, nil
 }
 
 // whoIs learns the peer ID at an address: a dial to a peer that cannot be there fails with
@@ -186,7 +226,7 @@ func (d *dialLoop) onLink(ctx context.Context, h host.Host) {
 		Listens: func() []netip.AddrPort { return listens(h) },
 		Peers:   func() int { return len(d.table.all()) },
 		Found:   func(addrs []string) { d.found(true, discovery.ByMDNS, addrs) },
-		Log:     d.log,
+		Log:     d.log, Conditions: d.conditions,
 	})
 	if err != nil {
 		d.log.Error("no multicast", "err", err)

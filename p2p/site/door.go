@@ -2,6 +2,7 @@ package site
 
 import (
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/control"
@@ -22,6 +23,7 @@ type door struct {
 	handshakes *machine.Shares[*doorConn]
 	conns      *machine.Shares[*doorConn]
 	known      func(peer.ID) bool // from before: its connections give way last
+	accepted   atomic.Uint64      // connections that came in, those that were refused too
 
 	mu     sync.Mutex
 	byPeer map[peer.ID][]*doorConn
@@ -192,6 +194,7 @@ func (l *doorListener) Accept() (manet.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
+		l.door.accepted.Add(1)
 		tc, ok := c.(tcpConn) // as manet documents for TCP
 		if !ok {
 			_ = c.Close()

@@ -2,6 +2,7 @@ package site
 
 import (
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -39,10 +40,8 @@ func newGate(cfg *Config) *gate {
 // allowed reports whether a machine with this address may be a peer.
 func (g *gate) allowed(ip netip.Addr) bool {
 	ip = ip.Unmap().WithZone("")
-	for _, p := range g.allow {
-		if p.Contains(ip) {
-			return true
-		}
+	if g.configured(ip) {
+		return true
 	}
 	if !g.onLink {
 		return false
@@ -53,6 +52,11 @@ func (g *gate) allowed(ip netip.Addr) bool {
 		}
 	}
 	return false
+}
+
+// configured reports whether a configured network contains an address.
+func (g *gate) configured(ip netip.Addr) bool {
+	return slices.ContainsFunc(g.allow, func(p netip.Prefix) bool { return p.Contains(ip) })
 }
 
 func (g *gate) linkPrefixes() []netip.Prefix {

@@ -3,7 +3,6 @@ package site
 import (
 	"context"
 	"errors"
-	"fmt"
 	"math"
 	"time"
 
@@ -64,7 +63,7 @@ type hostParts struct {
 	maxPeers int
 }
 
-// newHost starts a host: TCP, TLS 1.3 and yamux. It is put together here, not by libp2p.New,
+// newHost starts a host that does not listen yet: TCP, TLS 1.3 and yamux. It is put together here, not by libp2p.New,
 // because that links in every transport there is, and relays.
 func newHost(parts hostParts) (_ host.Host, err error) {
 	var undo []func() error
@@ -113,11 +112,7 @@ func newHost(parts hostParts) (_ host.Host, err error) {
 	if err != nil {
 		return nil, err
 	}
-	undo = []func() error{h.Close}
 	h.Start()
-	if err := sw.Listen(parts.listen...); err != nil {
-		return nil, fmt.Errorf("listen: %w", err)
-	}
 	return h, nil
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/multiformats/go-multistream"
 
+	"github.com/nixp2p/nixp2p/internal/source"
 	"github.com/nixp2p/nixp2p/p2p/inventory"
 	"github.com/nixp2p/nixp2p/p2p/machine"
 	"github.com/nixp2p/nixp2p/p2p/wire"
@@ -119,7 +120,7 @@ func (s *sessions) keep(ctx context.Context, h host.Host, p *Peer) {
 		wait := againAfter
 		switch {
 		case errors.Is(err, errNotAdmitted):
-			s.log.Debug("peer of another site", "peer", p.ID)
+			s.strangeSite(h, p)
 			s.ban(p.ID, unadmittedBan)
 			return
 		case errors.Is(err, errDead):
@@ -141,6 +142,26 @@ func (s *sessions) keep(ctx context.Context, h host.Host, p *Peer) {
 			return
 		}
 	}
+}
+
+// strangeFor is how long a node of another site is shown.
+const strangeFor = 10 * time.Minute
+
+// strangeSite reports a node that has another secret, or none where this one has one. Only the last
+// one is kept: others can make any number.
+func (s *sessions) strangeSite(h host.Host, p *Peer) {
+	at := "an unknown address"
+	if conns := h.Network().ConnsToPeer(p.ID); len(conns) > 0 {
+		if ip, ok := machine.Addr(conns[0].RemoteMultiaddr()); ok {
+			at = ip.String()
+		}
+	}
+	text := "there is a nixp2p at " + at + " with another swarm key, or without one: it is no peer"
+	if len(s.keys) == 0 {
+		text = "there is a nixp2p at " + at + " with a swarm key, and this one has none: it is no peer"
+	}
+	c := source.Condition{Part: source.PartPeers, Text: text, Hint: "machines of one site have the same --swarm-key-file; those of different sites need nothing"}
+	s.conditions.ReportFor(s.log, "other-site", c, strangeFor)
 }
 
 // reasonOf returns the metric label for why a session ended.

@@ -5,7 +5,7 @@
 // The files build on each other in this order, and none calls one above it: config, addr,
 // gate (allowed networks, bans), door (connections that come in), host; peer, table, core
 // (what all parts share); liveness, handshake, writer, reader (a session); dials, stream,
-// sessions, dialloop, maintain; site.
+// sessions, dialloop, maintain, listen, explain; site.
 package site
 
 import (
@@ -15,7 +15,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -30,7 +30,6 @@ import (
 
 	"github.com/nixp2p/nixp2p/p2p/discovery"
 	"github.com/nixp2p/nixp2p/p2p/machine"
-	"github.com/nixp2p/nixp2p/p2p/swarmkey"
 )
 
 // Site is the connected peers. It is safe for concurrent use. Run must be running; before
@@ -43,7 +42,7 @@ type Site struct {
 	dials    *dials
 	listener *listener
 	parts    hostParts
-	ready    chan struct{} // closed when the host listens
+	ready    chan struct{} // closed when the host is up
 	started  atomic.Bool
 }
 
@@ -56,7 +55,7 @@ func New(cfg Config) (*Site, error) {
 	if err != nil {
 		return nil, err
 	}
-	loop := &dialLoop{mdns: cfg.MDNS}
+	loop := &dialLoop{mdns: cfg.MDNS, onTwin: cfg.OnTwin}
 	for _, b := range cfg.Bootstrap {
 		src, err := discovery.Parse(b, cfg.Resolver)
 		if err != nil {
@@ -109,17 +108,9 @@ func newCore(cfg *Config, key crypto.PrivKey, saved []string) (*core, error) {
 		return nil, fmt.Errorf("site: identity: %w", err)
 	}
 	c := &core{
-		self: self, maxPeers: cfg.MaxPeers, log: cfg.Log, metrics: cfg.Metrics, events: cfg.Events,
+		self: self, maxPeers: cfg.MaxPeers, keyFile: cfg.SwarmKeyFile,
+		log: cfg.Log, metrics: cfg.Metrics, events: cfg.Events, conditions: cfg.Conditions,
 		gate: newGate(cfg), table: newPeerTable(), book: discovery.NewBook(self.String()), wake: make(chan struct{}, 1),
-	}
-	if name := cfg.SwarmKeyFile; name != "" {
-		text, err := os.ReadFile(name)
-		if err != nil {
-			return nil, fmt.Errorf("site: swarm key: %w", err)
-		}
-		if c.keys, err = swarmkey.Parse(text); err != nil {
-			return nil, fmt.Errorf("site: %s: %w", name, err)
-		}
 	}
 	known := make(map[peer.ID]bool)
 	for _, s := range saved {
@@ -137,11 +128,14 @@ func newCore(cfg *Config, key crypto.PrivKey, saved []string) (*core, error) {
 	return c, nil
 }
 
-// Run makes the node live until ctx ends. It returns an error if it cannot, for example when
-// an address to listen on is taken, and when it is called a second time.
+// Run makes the node live until ctx ends. It waits for a swarm key that cannot be read, and for
+// addresses to listen on that are taken. It returns an error when it is called a second time.
 func (s *Site) Run(ctx context.Context) error {
 	if s.started.Swap(true) {
 		return errors.New("site: Run was called before")
+	}
+	if !s.core.readKeys(ctx) {
+		return nil
 	}
 	h, err := newHost(s.parts)
 	if err != nil {
@@ -161,7 +155,12 @@ func (s *Site) Run(ctx context.Context) error {
 	parts.Go(func() { s.sessions.follow(ctx, h, sub) })
 	parts.Go(func() { s.loop.run(ctx, h) })
 	parts.Go(func() { s.maintain.run(ctx, h) })
-	s.core.log.Info("peers can connect", "peer", s.core.self, "addresses", s.Addrs())
+	listen := &ports{s.core, slices.Clone(s.parts.listen)}
+	if listen.open(h) {
+		listen.sayListening(h)
+	}
+	parts.Go(func() { listen.run(ctx, h) })
+	parts.Go(func() { s.core.explain(ctx) })
 	close(s.ready)
 	<-ctx.Done()
 
@@ -191,7 +190,7 @@ func (s *Site) answerRequests(ctx context.Context, h host.Host) {
 	})
 }
 
-// Ready is closed when the node listens.
+// Ready is closed when the node can be reached, as far as its addresses are free.
 func (s *Site) Ready() <-chan struct{} { return s.ready }
 
 // ID returns this node's peer ID.

@@ -24,8 +24,9 @@ import (
 // adminNode shows the node to the admin listener: there may be none yet, or none at all because
 // its start failed.
 type adminNode struct {
-	node   atomic.Pointer[node]
-	broken atomic.Pointer[error]
+	conditions *source.Conditions
+	node       atomic.Pointer[node]
+	broken     atomic.Pointer[error]
 }
 
 var errStarting = errors.New("starting")
@@ -45,7 +46,7 @@ func (a *adminNode) Ready() error {
 func (a *adminNode) State() admin.State {
 	n := a.node.Load()
 	if n == nil {
-		return admin.State{Machine: machineName()}
+		return admin.State{Machine: machineName(), Conditions: shown(a.conditions)}
 	}
 	s := admin.State{
 		Machine: machineName(), Nix: n.nixUse(),
@@ -95,11 +96,17 @@ func (n *node) noteNix(h http.Handler) http.Handler {
 	})
 }
 
-// current returns how the parts work now, where there is something to say.
-func (n *node) current() (list []admin.Condition) {
-	for _, c := range n.conditions.List() {
+// shown returns what is noted, for people and programs.
+func shown(conditions *source.Conditions) (list []admin.Condition) {
+	for _, c := range conditions.List() {
 		list = append(list, admin.Condition{Part: string(c.Part), Text: c.Text, Hint: c.Hint, Note: c.Note})
 	}
+	return list
+}
+
+// current returns how the parts work now, where there is something to say.
+func (n *node) current() []admin.Condition {
+	list := shown(n.conditions)
 	if err := n.state.Err(); err != nil {
 		list = append(list, admin.Condition{Part: string(source.PartState), Text: "nothing is remembered over a restart: " + err.Error()})
 	}

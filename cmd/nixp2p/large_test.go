@@ -89,7 +89,7 @@ func largeSite(t testing.TB) http.Handler {
 	}
 	m := metrics.New()
 	log := slog.New(slog.DiscardHandler)
-	n, err := newNode(cfg, m, "x", log)
+	n, err := newNode(cfg, m, "x", nil, log)
 	if err != nil {
 		t.Fatal(err)
 	}

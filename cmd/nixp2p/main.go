@@ -17,6 +17,8 @@ func main() { os.Exit(run()) }
 func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	// A reader of the log or of a result may end first: that ends neither the daemon nor a command.
+	signal.Ignore(syscall.SIGPIPE)
 	ui := &ui{out: os.Stdout, err: os.Stderr}
 	return ui.exitCode(newRoot(ui).ExecuteContext(ctx))
 }

@@ -48,21 +48,20 @@ const cacheSubdir = "nar"
 // node is all that answers, wired together.
 type node struct {
 	basics
-	cfg      *config.Config
-	state    *state.DB
-	infos    *state.Infos
-	store    *localstore.Store
-	cache    *narcache.Cache // nil if the cache directory cannot be used
-	upstream *upstream.Upstreams
-	holder   *share.Holder
-	peers    *p2p.Node // nil if peers are off
-	resolver *resolve.Resolver
-	transfer *transfer.Server
-	front    http.Handler
-	asked    atomic.Int64 // when a Nix asked last, in seconds since 1970; 0 before
-	past     past
-	// conditions are how the parts work: those that work with less say so here.
-	conditions source.Conditions
+	cfg        *config.Config
+	state      *state.DB
+	infos      *state.Infos
+	store      *localstore.Store
+	cache      *narcache.Cache // nil if the cache directory cannot be used
+	upstream   *upstream.Upstreams
+	holder     *share.Holder
+	peers      *p2p.Node // nil if peers are off
+	resolver   *resolve.Resolver
+	transfer   *transfer.Server
+	front      http.Handler
+	asked      atomic.Int64 // when a Nix asked last, in seconds since 1970; 0 before
+	past       past
+	conditions *source.Conditions
 }
 
 // basics is what the parts share.
@@ -89,12 +88,11 @@ func (n *node) without(log *slog.Logger, part source.Part, effect string, err er
 
 // newNode wires a node. A part that is not needed to answer Nix, such as a directory on disk,
 // may fail: the node works without it and says so.
-func newNode(cfg *config.Config, m *metrics.Metrics, id string, log *slog.Logger) (*node, error) {
-	n := &node{basics: basics{time.Now(), m, runclock.New()}, cfg: cfg}
+func newNode(cfg *config.Config, m *metrics.Metrics, id string, conditions *source.Conditions, log *slog.Logger) (*node, error) {
+	n := &node{basics: basics{time.Now(), m, runclock.New()}, cfg: cfg, conditions: conditions}
 	events := source.Events(n.past.failures.Note)
 	var err error
-	n.state, err = state.Open(cfg.StateDir, log)
-	n.without(log, source.PartState, "nothing is remembered over a restart", err)
+	n.state, _ = state.Open(cfg.StateDir, log) // its Err is shown as long as there is one
 	n.past.history = history.New(history.Config{Storage: n.state.History(), Read: n.counts, Log: log})
 	n.infos = n.state.Infos(cfg.Keys, cfg.ShareKeys, m)
 	access := nixCacheAccess(os.Getenv, log)
@@ -106,7 +104,7 @@ func newNode(cfg *config.Config, m *metrics.Metrics, id string, log *slog.Logger
 	}
 	if n.upstream, err = upstream.New(upstream.Config{
 		URLs: cfg.Upstreams, Keys: cfg.Keys, ID: id, Version: version(), Netrc: access.netrc, CAFile: access.caFile,
-		Events: events, Conditions: &n.conditions, Log: log, Metrics: m,
+		Events: events, Conditions: n.conditions, Log: log, Metrics: m,
 	}); err != nil {
 		return nil, err
 	}
@@ -117,10 +115,10 @@ func newNode(cfg *config.Config, m *metrics.Metrics, id string, log *slog.Logger
 		return nil, err
 	}
 	// Also with size 0: what an earlier configuration left behind is removed.
-	n.cache, err = narcache.Open(narcache.Config{
-		Dir: filepath.Join(cfg.CacheDir, cacheSubdir), Size: cfg.CacheSize, InStore: n.inStore, Events: events, Log: log, Metrics: m,
+	n.cache, _ = narcache.Open(narcache.Config{ // an error is a condition, and it is tried again
+		Dir: filepath.Join(cfg.CacheDir, cacheSubdir), Size: cfg.CacheSize, InStore: n.inStore, Events: events,
+		Conditions: conditions, Log: log, Metrics: m,
 	})
-	n.without(log, source.PartCache, "NARs are not kept and not shared between clients", err)
 	n.without(log, source.PartPeers, "this machine has no peers", n.joinSite(m, events, log))
 	if err := n.wire(m, events, log); err != nil {
 		return nil, err
@@ -148,12 +146,16 @@ func (n *node) joinSite(m *metrics.Metrics, events source.Events, log *slog.Logg
 	if !n.cfg.P2P {
 		return nil
 	}
+	stateDir := n.cfg.StateDir
+	if errors.Is(n.state.Err(), state.ErrLocked) {
+		stateDir = "" // the identity in it is another node's
+	}
 	n.peers, err = p2p.New(p2p.Config{
-		StateDir: n.cfg.StateDir, Listen: n.cfg.P2PListen, Bootstrap: n.cfg.Bootstrap, MDNS: n.cfg.MDNS,
+		StateDir: stateDir, Listen: n.cfg.P2PListen, Bootstrap: n.cfg.Bootstrap, MDNS: n.cfg.MDNS,
 		MaxPeers: n.cfg.MaxPeers, SwarmKeyFile: n.cfg.SwarmKeyFile, Name: peerName(n.cfg), AllowCIDRs: n.cfg.AllowCIDRs,
 		AllowOnLink: n.cfg.AllowOnLink, Zone: configuredZone(n.cfg), UploadLimit: n.cfg.UploadLimit, Leases: n.cfg.Leases, Clock: n.clock,
 		Keys: n.cfg.Keys, ShareKeys: n.cfg.ShareKeys, Holder: n.holder,
-		Saved: n.state.Peers(), Reputation: n.state.Reputation(), Events: events, Conditions: &n.conditions,
+		Saved: n.state.Peers(), Reputation: n.state.Reputation(), Events: events, Conditions: n.conditions,
 		Metrics: m, Log: log,
 	})
 	return err

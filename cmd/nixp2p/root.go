@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/nixp2p/nixp2p/internal/config"
+	"github.com/nixp2p/nixp2p/p2p"
 )
 
 func newRoot(u *ui) *cobra.Command {
@@ -258,6 +259,9 @@ root, it also reports files that the user of the service will not be able to rea
 		}
 		if os.Geteuid() == 0 && systemdHas("nixp2p.service") {
 			cfg.Warnings = append(cfg.Warnings, systemdUnit().unreadable(cfg, nixCacheFiles())...)
+		}
+		for _, c := range p2p.KeptOut(p2p.Config{Listen: cfg.P2PListen, Bootstrap: cfg.Bootstrap, AllowCIDRs: cfg.AllowCIDRs, AllowOnLink: cfg.AllowOnLink}) {
+			cfg.Warnings = append(cfg.Warnings, c.Text+"; "+c.Hint)
 		}
 		u.warnings(cfg)
 		if cfg.File == "" {

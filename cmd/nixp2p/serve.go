@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
-	"net"
 	"net/http"
 	"os"
 	"os/signal"
@@ -56,8 +55,13 @@ type server struct {
 	admin  adminNode
 	cfg    *config.Config
 	listen *listeners
-	socket net.Listener // admin; nil when its address cannot be had
 	hangup chan os.Signal
+	// conditions are how the parts work: those that work with less say so here.
+	conditions source.Conditions
+
+	saying   sync.Mutex // guards what follows
+	said     bool       // where the substituter listens
+	adminURL string     // "" while it does not listen
 
 	started   chan struct{}                // closed when there is a node, or will be none
 	late      <-chan struct{}              // closed after startWait
@@ -86,7 +90,9 @@ func serve(ctx context.Context, u *ui, load func() (*config.Config, error)) erro
 	s := &server{ui: u, listen: ls, level: new(slog.LevelVar), hangup: hangup, started: make(chan struct{})}
 	s.transfers.Store(new(atomic.Int64))
 	s.level.Set(cfg.LogLevel)
-	s.log = newLog(u.err, cfg.LogFormat, s.level)
+	out := newLogWriter(u.err, &s.conditions)
+	defer out.close()
+	s.log = newLog(out, cfg.LogFormat, s.level)
 	for _, w := range cfg.Warnings {
 		s.log.Warn(w)
 	}
@@ -96,14 +102,9 @@ func serve(ctx context.Context, u *ui, load func() (*config.Config, error)) erro
 func (s *server) run(ctx context.Context, cfg *config.Config, cfgErr error, load func() (*config.Config, error)) error {
 	m := metrics.New()
 	id := newID()
-	s.cfg = cfg
+	s.cfg, s.admin.conditions = cfg, &s.conditions
 	if err := s.answerNothing(cfg.Priority, id, m); err != nil {
 		return err
-	}
-	if err := s.openAdmin(ctx, cfg); err != nil && !s.listen.inherited {
-		return err
-	} else if err != nil {
-		s.log.Error("no admin listener", "err", err)
 	}
 	page, err := admin.New(admin.Config{
 		Node: &s.admin, Metrics: m, Addr: cfg.AdminListen, Names: cfg.ServerNames, Version: version(), Log: s.log,
@@ -127,7 +128,7 @@ func (s *server) newNode(m *metrics.Metrics, id string) (n *node, err error) {
 			n, err = nil, fmt.Errorf("panic: %v\n%s", p, debug.Stack())
 		}
 	}()
-	return newNode(s.cfg, m, id, s.log)
+	return newNode(s.cfg, m, id, &s.conditions, s.log)
 }
 
 // runNode starts a node and runs it until ctx ends. One that cannot be started ends the
@@ -158,8 +159,19 @@ func (s *server) sayListening() {
 	for _, l := range s.listen.front {
 		s.log.Info("listening", "url", urlOf(l), "inherited", s.listen.inherited)
 	}
-	if s.socket != nil {
-		s.log.Info("listening for admin", "url", urlOf(s.socket))
+	s.saying.Lock()
+	defer s.saying.Unlock()
+	if s.said = true; s.adminURL != "" {
+		s.log.Info("listening for admin", "url", s.adminURL)
+	}
+}
+
+// sayAdmin tells where the admin listener is, after the substituter.
+func (s *server) sayAdmin(url string) {
+	s.saying.Lock()
+	defer s.saying.Unlock()
+	if s.adminURL = url; s.said {
+		s.log.Info("listening for admin", "url", url)
 	}
 }
 
@@ -201,12 +213,35 @@ func (s *server) answerNothing(priority int, id string, m *metrics.Metrics) erro
 	return nil
 }
 
-func (s *server) openAdmin(ctx context.Context, cfg *config.Config) (err error) {
-	s.socket, err = listen(ctx, cfg.AdminListen)
-	if err != nil {
-		return fmt.Errorf("admin-listen: %w", err)
+// adminAgain is how often an address of the admin listener that is taken is tried again.
+const adminAgain = 5 * time.Second
+
+// serveAdmin answers on the admin listener until ctx ends: as soon as its address can be had, since
+// nothing that Nix asks for depends on it.
+func (s *server) serveAdmin(ctx context.Context, x *http.Server, conns *httpfront.Conns) error {
+	const key = "admin"
+	for {
+		l, err := listen(ctx, s.cfg.AdminListen)
+		if err == nil {
+			s.conditions.Over(s.log, key)
+			s.sayAdmin(urlOf(l))
+			if err = x.Serve(conns.Listener(l)); errors.Is(err, http.ErrServerClosed) {
+				return nil
+			}
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		s.conditions.Report(s.log, key, source.Condition{
+			Part: source.PartAdmin, Text: fmt.Sprintf("no page, API and metrics on %s: %v", s.cfg.AdminListen, err),
+			Hint: "`ss -ltnp` shows which program has the port; stop it, or give nixp2p another --admin-listen",
+		})
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(adminAgain):
+		}
 	}
-	return nil
 }
 
 // work serves until ctx ends or a part fails, then drains.
@@ -221,9 +256,8 @@ func (s *server) work(ctx context.Context, page http.Handler, load func() (*conf
 	for _, l := range s.listen.front {
 		g.Go(func() error { return served(frontServer.Serve(frontConns.Listener(l))) })
 	}
-	if s.socket != nil {
-		g.Go(func() error { return served(adminServer.Serve(adminConns.Listener(s.socket))) })
-	}
+	g.Go(func() error { return s.serveAdmin(gctx, adminServer, adminConns) })
+	g.Go(func() error { s.watchDescriptors(gctx); return nil })
 	// The node outlives the servers by the time that transfers need to end.
 	nctx, stopNode := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopNode()

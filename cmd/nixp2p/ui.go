@@ -46,6 +46,9 @@ func (e *hintError) Unwrap() error { return e.err }
 var errSilent = errors.New("failed")
 
 func (u *ui) exitCode(err error) int {
+	if errors.Is(u.outErr, syscall.EPIPE) {
+		u.outErr = nil // the reader has seen enough
+	}
 	if err == nil && u.outErr != nil {
 		err = fmt.Errorf("write the result: %w", u.outErr)
 	}
@@ -129,7 +132,10 @@ func (u *ui) lines(all []string) { u.printf("%s\n", strings.Join(all, "\n")) }
 func (u *ui) json(v any) error {
 	enc := json.NewEncoder(u.out)
 	enc.SetIndent("", "  ")
-	return enc.Encode(v)
+	if err := enc.Encode(v); !errors.Is(err, syscall.EPIPE) {
+		return err
+	}
+	return nil
 }
 
 // count writes a number with its noun: "1 path", "2 paths".

@@ -22,14 +22,12 @@ import (
 
 // core is what all parts of a Site use: who is connected, who is banned, who may be dialled.
 type core struct {
-	self       peer.ID
-	keyFile    string        // of the secrets; "": an open site
-	keys       swarmkey.Keys // read by Run; none: an open site
-	maxPeers   int
-	log        *slog.Logger
-	metrics    *metrics.Metrics
-	events     source.Events
-	conditions *source.Conditions
+	self     peer.ID
+	keyFile  string        // of the secrets; "": an open site
+	keys     swarmkey.Keys // read by Run; none: an open site
+	maxPeers int
+	reports
+	metrics *metrics.Metrics
 
 	gate  *gate
 	door  *door
@@ -47,6 +45,13 @@ func (c *core) ownZone() string {
 		return *z
 	}
 	return ""
+}
+
+// reports are where it is said what happens.
+type reports struct {
+	log        *slog.Logger
+	events     source.Events
+	conditions *source.Conditions
 }
 
 // running is the host while Run is.

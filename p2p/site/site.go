@@ -109,7 +109,7 @@ func newCore(cfg *Config, key crypto.PrivKey, saved []string) (*core, error) {
 	}
 	c := &core{
 		self: self, maxPeers: cfg.MaxPeers, keyFile: cfg.SwarmKeyFile,
-		log: cfg.Log, metrics: cfg.Metrics, events: cfg.Events, conditions: cfg.Conditions,
+		reports: reports{cfg.Log, cfg.Events, cfg.Conditions}, metrics: cfg.Metrics,
 		gate: newGate(cfg), table: newPeerTable(), book: discovery.NewBook(self.String()), wake: make(chan struct{}, 1),
 	}
 	known := make(map[peer.ID]bool)

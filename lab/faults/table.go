@@ -171,6 +171,6 @@ cache as its only upstream, and Nix has no other substituter than the node; a co
 Where there is a newcomer, the node has the closure in its cache. Nix then asks the newcomer, which
 joins during the attack and has no upstream: all that it gets, it gets from the node that is attacked.
 "In after" is how long it took until it knew what the node has. Where only the cache lies there is no right
-file to be had, so that command must fail; a node avoids its only cache for 30 s after a wrong file.
+file to be had, so those commands must fail; once it is honest, it is asked again at once.
 
 `

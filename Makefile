@@ -70,10 +70,7 @@ lint: vet ## vet, golangci-lint if there is one, else staticcheck, and known vul
 
 .PHONY: fuzz
 fuzz: ## each fuzz target for FUZZTIME (10s)
-	@grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u | while read -r dir; do \
-	  grep -ho '^func Fuzz[A-Za-z0-9_]*' $$dir/*_test.go | cut -c6- | while read -r target; do \
-	    echo "$$dir $$target"; $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$dir </dev/null || exit 1; \
-	  done || exit 1; done
+	@.ci/fuzz $(FUZZTIME)
 
 .PHONY: bench
 bench: build ## measure against nginx and write docs/performance.md (Nix, nginx, wrk, curl; CORPUS=DIR of lab/mkcorpus)

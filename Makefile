@@ -140,7 +140,8 @@ uninstall: ## remove what `make install` put there; state and cache stay
 	rm -f $(DESTDIR)$(BINDIR)/nixp2p $(addprefix $(DESTDIR)$(UNITDIR)/,$(UNITS)) $(DESTDIR)$(MANDIR)/nixp2p.1 $(DESTDIR)$(MANDIR)/nixp2p-*.1 \
 	  $(DESTDIR)$(BASHDIR)/nixp2p $(DESTDIR)$(ZSHDIR)/_nixp2p $(DESTDIR)$(FISHDIR)/nixp2p.fish
 	@if [ -z "$(DESTDIR)" ] && [ -e /etc/nix/nixp2p.conf ]; then rm -f /etc/nix/nixp2p.conf; \
-	  echo "removed /etc/nix/nixp2p.conf: restart the Nix daemon to apply this" >&2; fi
+	  if [ -d /run/systemd/system ]; then systemctl try-restart nix-daemon.service || true; \
+	  else echo "removed /etc/nix/nixp2p.conf: restart the Nix daemon to apply this" >&2; fi; fi
 	@if [ -z "$(DESTDIR)" ] && grep -qs 127.0.0.1:7654 /etc/nix/nix.conf; then \
 	  echo "/etc/nix/nix.conf still names http://127.0.0.1:7654: remove it, or each Nix command waits for it" >&2; fi
 

@@ -332,7 +332,7 @@ func (w *world) share(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return w.both(ctx, "doctor finds nothing", func(ctx context.Context, m *machine) (string, error) {
+	return w.both(ctx, "doctor finds no failure", func(ctx context.Context, m *machine) (string, error) {
 		out, err := m.run(ctx, "nixp2p doctor")
 		if err != nil {
 			return "", err

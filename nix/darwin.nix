@@ -4,7 +4,7 @@
 let
   cfg = config.services.nixp2p;
   common = import ./settings.nix { inherit lib pkgs; };
-  settings = cfg.settings // {
+  settings = common.withOptions cfg // {
     listen = builtins.head (common.listens cfg);
     state-dir = "/var/lib/nixp2p";
     cache-dir = "/var/cache/nixp2p";

@@ -5,7 +5,7 @@ let
   common = import ./settings.nix { inherit lib pkgs; };
 
   # The socket unit has all addresses, the file the one that `nixp2p doctor` asks.
-  settings = cfg.settings // { listen = builtins.head (common.listens cfg); };
+  settings = common.withOptions cfg // { listen = builtins.head (common.listens cfg); };
   configFile = common.configFile cfg settings;
 
   # systemd hands a secret to the service's own user, wherever it lies and whoever owns it. The

@@ -6,7 +6,7 @@ buildGoModule {
 
   src = lib.cleanSource ../.;
   # `make vendor-hash` writes this line, `make test-nix` complains when it is wrong.
-  vendorHash = "sha256-/lHexmuD+GTkUlhViSrv0SFGCrfm61MWZM7C8Icjwy4=";
+  vendorHash = "sha256-PwwtF8i2vJ9dG8o2UHJgJKR7tFelV9vVtuaNI/kGYnM=";
 
   subPackages = [ "cmd/nixp2p" ];
   env.CGO_ENABLED = 0;

@@ -35,6 +35,8 @@ rec {
     store-root = key types.str ''"/"'' "The store is ROOT/nix/store.";
     priority = key types.ints.unsigned "30" "In nix-cache-info; lower is asked first (cache.nixos.org has 40).";
     upstream = key strings ''[ "https://cache.nixos.org" ]'' "Caches and mirrors.";
+    bucket = key types.str "null" "Binary cache in an object store: s3://NAME/PREFIX?endpoint=…&region=…. Use {option}`services.nixp2p.bucket` instead.";
+    follow = key strings "[ ]" "Lists of store paths to fetch and keep. Use {option}`services.nixp2p.follow` instead.";
     trusted-public-key = key strings ''[ "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=" ]'' "Keys whose signatures are accepted.";
     share-key = key strings ''[ "cache.nixos.org-1" ]'' "Names of keys: paths signed by these keys may be shown to others.";
     p2p = key types.bool "true" "false: no peers at all.";
@@ -79,6 +81,48 @@ rec {
       '';
     };
 
+    bucket = mkOption {
+      type = types.nullOr types.str;
+      default = null;
+      example = "s3://nix-cache/site?endpoint=s3.example.org&region=eu-1";
+      description = ''
+        A binary cache in an object store, asked before the upstreams. What this machine fetches
+        from those is written to it. Credentials: the role of the instance, or
+        /etc/credstore/nixp2p.aws in the format of ~/.aws/credentials.
+      '';
+    };
+
+    follow = mkOption {
+      type = strings;
+      default = [ ];
+      example = [ "channel:nixos-unstable?include=firefox*,linux-*" ];
+      description = ''
+        Lists of store paths that are fetched ahead and kept: channel:NAME, a URL, file:PATH,
+        path:STORE-PATH, with ?keep=N&include=…&exclude=….
+      '';
+    };
+
+    siteKeys = mkOption {
+      type = strings;
+      default = [ ];
+      example = [ "site-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=" ];
+      description = ''
+        Public keys that sign what this site builds. Paths signed by them are accepted by Nix and
+        by nixp2p, and shared with the machines of the site, as those of cache.nixos.org are.
+      '';
+    };
+
+    signingKeyFile = mkOption {
+      type = types.nullOr types.str;
+      default = null;
+      example = "/run/secrets/site-1";
+      description = ''
+        On a builder: the secret key with which Nix signs what this machine builds (`nix key
+        generate-secret --key-name site-1` makes one). Its public key belongs into
+        {option}`services.nixp2p.siteKeys` of all machines.
+      '';
+    };
+
     swarmKeyFile = secret "/run/secrets/nixp2p-swarm-key" ''
       The secret of a closed site (`nixp2p swarm-key` makes one): machines that do not have it are
       not talked to.'';
@@ -89,6 +133,19 @@ rec {
 
   # The addresses of the substituter.
   listens = cfg: lib.toList cfg.settings.listen;
+
+  officialKey = "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=";
+  orElse = default: value: if value == null then default else value;
+
+  # What options of their own add to the settings.
+  withOptions = cfg: cfg.settings
+    // lib.optionalAttrs (cfg.bucket != null) { inherit (cfg) bucket; }
+    // lib.optionalAttrs (cfg.follow != [ ]) { inherit (cfg) follow; }
+    // lib.optionalAttrs (cfg.siteKeys != [ ]) {
+      trusted-public-key = orElse [ officialKey ] cfg.settings.trusted-public-key ++ cfg.siteKeys;
+      share-key = orElse [ "cache.nixos.org-1" ] cfg.settings.share-key
+        ++ map (k: builtins.head (lib.splitString ":" k)) cfg.siteKeys;
+    };
 
   # The configuration file. It is checked when the system is built, by the program that
   # will read it, so that a mistake is seen there and not in the log of a service.
@@ -167,6 +224,8 @@ rec {
   # go on without it; before 2.13 Nix crashes with it when a cache goes away.
   nixSettings = config: cfg: {
     substituters = lib.mkBefore [ (url cfg) ];
+    trusted-public-keys = cfg.siteKeys;
+    secret-key-files = lib.mkIf (cfg.signingKeyFile != null) [ cfg.signingKeyFile ];
     connect-timeout = lib.mkDefault 5;
     fallback = lib.mkIf (lib.versionAtLeast (lib.getVersion config.nix.package) "2.13") (lib.mkDefault true);
   };

@@ -35,7 +35,7 @@ func setting(t *testing.T, text, key string) string {
 
 // TestReasons: each directive that is a decision has its reason above it.
 func TestReasons(t *testing.T) {
-	plain := regexp.MustCompile(`^(Description|Documentation|ExecStart|WantedBy=sockets\.target|After|Type=oneshot|StartLimitBurst|OnActiveSec|AccuracySec|MemoryHigh|StandardOutput|LoadCredential=nixp2p\.netrc|SystemCallFilter=~|SystemCallErrorNumber)`)
+	plain := regexp.MustCompile(`^(Description|Documentation|ExecStart|WantedBy=sockets\.target|After|Type=oneshot|StartLimitBurst|OnActiveSec|AccuracySec|MemoryHigh|StandardOutput|LoadCredential=nixp2p\.(netrc|aws)|SystemCallFilter=~|SystemCallErrorNumber)`)
 	for _, name := range units {
 		before := ""
 		for line := range strings.Lines(read(t, name)) {

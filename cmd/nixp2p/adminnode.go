@@ -61,6 +61,7 @@ func (a *adminNode) State() admin.State {
 			LatencyMS: milliseconds(h.Latency), Priority: h.Priority, Requests: h.Requests,
 		})
 	}
+	n.addMirror(&s)
 	if n.cache != nil {
 		s.Cache = admin.Cache{Dir: n.cfg.CacheDir, Bytes: n.cache.Usage(), Limit: n.cfg.CacheSize, Entries: len(n.cache.Entries())}
 	}
@@ -231,6 +232,17 @@ func (n *node) nameFiles(lists ...[]narcache.Item) {
 			list[k].Name = names[list[k].NarHash]
 		}
 	}
+}
+
+// TrimPlan is part of admin.Node.
+func (a *adminNode) TrimPlan(limit int64) (any, error) {
+	n := a.node.Load()
+	if n == nil || n.cache == nil {
+		return nil, errNoCache
+	}
+	report := n.cache.Plan(limit)
+	n.nameFiles(report.Removed, report.Kept)
+	return report, nil
 }
 
 // History is part of admin.Node.

@@ -16,9 +16,11 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/nixp2p/nixp2p/httpfront"
+	"github.com/nixp2p/nixp2p/internal/bucket"
 	"github.com/nixp2p/nixp2p/internal/config"
 	"github.com/nixp2p/nixp2p/internal/history"
 	"github.com/nixp2p/nixp2p/internal/metrics"
+	"github.com/nixp2p/nixp2p/internal/mirror"
 	"github.com/nixp2p/nixp2p/internal/narcache"
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/internal/resolve"
@@ -48,12 +50,11 @@ const cacheSubdir = "nar"
 // node is all that answers, wired together.
 type node struct {
 	basics
-	cfg        *config.Config
-	state      *state.DB
-	infos      *state.Infos
-	store      *localstore.Store
-	cache      *narcache.Cache // nil if the cache directory cannot be used
-	upstream   *upstream.Upstreams
+	cfg   *config.Config
+	state *state.DB
+	infos *state.Infos
+	store *localstore.Store
+	caches
 	holder     *share.Holder
 	peers      *p2p.Node // nil if peers are off
 	resolver   *resolve.Resolver
@@ -69,6 +70,14 @@ type basics struct {
 	started time.Time
 	metrics *metrics.Metrics
 	clock   *runclock.Clock
+}
+
+// caches are the caches on this machine and elsewhere, and what they are filled with.
+type caches struct {
+	cache    *narcache.Cache // nil if the cache directory cannot be used
+	upstream *upstream.Upstreams
+	bucket   *bucket.Bucket   // nil if there is none
+	follower *mirror.Follower // nil if there is nothing to follow
 }
 
 // past is what happened: counted over restarts, and the last failures.
@@ -95,17 +104,7 @@ func newNode(cfg *config.Config, m *metrics.Metrics, id string, conditions *sour
 	n.state, _ = state.Open(cfg.StateDir, log) // its Err is shown as long as there is one
 	n.past.history = history.New(history.Config{Storage: n.state.History(), Read: n.counts, Log: log})
 	n.infos = n.state.Infos(cfg.Keys, cfg.ShareKeys, m)
-	access := nixCacheAccess(os.Getenv, log)
-	if access.err != nil {
-		n.conditions.Set("netrc", source.Condition{
-			Part: source.PartUpstream, Text: fmt.Sprintf("caches are asked without the credentials that Nix has: %v", access.err),
-			Hint: "put a copy into /etc/credstore/nixp2p.netrc and restart nixp2p; see docs/ci.md",
-		})
-	}
-	if n.upstream, err = upstream.New(upstream.Config{
-		URLs: cfg.Upstreams, Keys: cfg.Keys, ID: id, Version: version(), Netrc: access.netrc, CAFile: access.caFile,
-		Events: events, Conditions: n.conditions, Log: log, Metrics: m,
-	}); err != nil {
+	if err := n.openCaches(m, id, events, log); err != nil {
 		return nil, err
 	}
 	if n.store, err = localstore.Open(localstore.Config{
@@ -114,9 +113,10 @@ func newNode(cfg *config.Config, m *metrics.Metrics, id string, conditions *sour
 	}); err != nil {
 		return nil, err
 	}
+	n.follow(m, log)
 	// Also with size 0: what an earlier configuration left behind is removed.
 	n.cache, _ = narcache.Open(narcache.Config{ // an error is a condition, and it is tried again
-		Dir: filepath.Join(cfg.CacheDir, cacheSubdir), Size: cfg.CacheSize, InStore: n.inStore, Events: events,
+		Dir: filepath.Join(cfg.CacheDir, cacheSubdir), Size: cfg.CacheSize, InStore: n.inStore, Kept: n.kept, Events: events,
 		Conditions: conditions, Log: log, Metrics: m,
 	})
 	n.without(log, source.PartPeers, "this machine has no peers", n.joinSite(m, events, log))
@@ -134,6 +134,50 @@ func newNode(cfg *config.Config, m *metrics.Metrics, id string, conditions *sour
 	}
 	n.front = n.noteNix(front)
 	return n, nil
+}
+
+// openCaches opens the bucket and the upstreams, which read it.
+func (n *node) openCaches(m *metrics.Metrics, id string, events source.Events, log *slog.Logger) error {
+	access := nixCacheAccess(os.Getenv, log)
+	if access.err != nil {
+		n.conditions.Set("netrc", source.Condition{
+			Part: source.PartUpstream, Text: fmt.Sprintf("caches are asked without the credentials that Nix has: %v", access.err),
+			Hint: "put a copy into /etc/credstore/nixp2p.netrc and restart nixp2p; see docs/ci.md",
+		})
+	}
+	uc := upstream.Config{
+		URLs: n.cfg.Upstreams, Keys: n.cfg.Keys, ID: id, Version: version(), Netrc: access.netrc, CAFile: access.caFile,
+		Events: events, Conditions: n.conditions, Log: log, Metrics: m,
+	}
+	if n.cfg.Bucket != "" {
+		at, err := bucket.Parse(n.cfg.Bucket, os.Getenv)
+		if err != nil {
+			return err
+		}
+		if n.bucket, err = bucket.New(bucket.Config{
+			Location: at, ShareKeys: n.cfg.ShareKeys, Files: fetched{n}, Log: log, Metrics: m,
+		}); err != nil {
+			return err
+		}
+		uc.Bucket = &upstream.Signed{Name: at.String(), URL: at.URL(), Sign: n.bucket.Sign}
+	}
+	var err error
+	n.upstream, err = upstream.New(uc)
+	return err
+}
+
+// fetched is the NARs that were fetched lately: the cache, which is opened later.
+type fetched struct{ n *node }
+
+func (f fetched) NAR(ctx context.Context, info *verify.Info, form nix.Form, off int64) (*verify.Unverified, error) {
+	return f.n.cache.NAR(ctx, info, form, off)
+}
+
+// toBucket writes what came from an upstream to the bucket, unless it came from there.
+func (n *node) toBucket(info *verify.Info, form nix.Form) {
+	if n.bucket != nil && !n.upstream.FromBucket(info, form) {
+		n.bucket.Put(info, form)
+	}
 }
 
 // joinSite makes this machine a node among peers, if that is wanted.
@@ -181,7 +225,7 @@ func (n *node) wire(m *metrics.Metrics, events source.Events, log *slog.Logger) 
 		Events: events, Metrics: m, Log: log,
 	}
 	tc := transfer.Config{
-		Store: n.store, Cache: n.cache, Coordinate: n.cfg.Leases, Clock: n.clock, OnDownload: n.holder.Downloading,
+		Store: n.store, Cache: n.cache, Coordinate: n.cfg.Leases, OnDownload: n.holder.Downloading, OnFetched: n.toBucket,
 		Events: events, Metrics: m, Log: log,
 	}
 	if n.cache != nil {
@@ -241,6 +285,12 @@ func (n *node) run(ctx context.Context, log *slog.Logger) error {
 	}
 	if n.cache != nil {
 		g.Go(func() error { return n.cache.Run(ctx) })
+	}
+	if n.bucket != nil {
+		g.Go(func() error { return n.bucket.Run(ctx) })
+	}
+	if n.follower != nil && n.cache != nil {
+		g.Go(func() error { return n.follower.Run(ctx) })
 	}
 	if n.peers != nil {
 		g.Go(func() error { return n.findZone(ctx, log) })

@@ -33,7 +33,7 @@ signed.`,
 		return &usageError{&hintError{err, "`" + c.CommandPath() + " --help` lists the flags"}}
 	})
 	root.AddCommand(serveCommand(u), statusCommand(u), whyCommand(u), peersCommand(u), setupCommand(u), doctorCommand(u),
-		prefetchCommand(u), gcCommand(u), swarmKeyCommand(u), demoCommand(u), demoNodeCommand(u), configCommand(u),
+		prefetchCommand(u), followCommand(u), gcCommand(u), swarmKeyCommand(u), demoCommand(u), demoNodeCommand(u), configCommand(u),
 		versionCommand(u), manCommand(u))
 	root.InitDefaultCompletionCmd()
 	root.InitDefaultHelpCmd()

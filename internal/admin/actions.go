@@ -30,6 +30,39 @@ type Prefetched struct {
 // GCRequest is the body of POST /api/v1/gc.
 type GCRequest struct {
 	MaxBytes int64 `json:"max_bytes"` // negative: only list
+	DryRun   bool  `json:"dry_run"`
+}
+
+// FollowRequest is the body of POST /api/v1/follow.
+type FollowRequest struct {
+	DryRun bool `json:"dry_run"`
+}
+
+// FollowPlan is what a followed list needs.
+type FollowPlan struct {
+	List         string `json:"list"`
+	From         string `json:"from"`  // where redirects led
+	Paths        int    `json:"paths"` // with those that they refer to
+	Bytes        int64  `json:"bytes"` // in the forms in which they are fetched
+	Here         int    `json:"here_paths"`
+	MissingPaths int    `json:"missing_paths"`
+	MissingBytes int64  `json:"missing_bytes"`
+	Absent       int    `json:"absent_paths"`  // that no source has
+	Failed       int    `json:"unknown_paths"` // of which a source could not say
+	RoomBytes    int64  `json:"room_bytes"`    // of the cache, for what is kept
+}
+
+func (h *Handler) follow(w http.ResponseWriter, r *http.Request) {
+	var req FollowRequest
+	if !h.decode(w, r, &req) {
+		return
+	}
+	plans, err := h.cfg.Node.Follow(r.Context(), req.DryRun)
+	if err != nil {
+		h.json(w, http.StatusConflict, Refusal{err.Error()})
+		return
+	}
+	h.json(w, http.StatusOK, list(plans))
 }
 
 func (h *Handler) prefetch(w http.ResponseWriter, r *http.Request) {
@@ -58,7 +91,11 @@ func (h *Handler) gc(w http.ResponseWriter, r *http.Request) {
 	if !h.decode(w, r, &req) {
 		return
 	}
-	report, err := h.cfg.Node.Trim(req.MaxBytes)
+	trim := h.cfg.Node.Trim
+	if req.DryRun {
+		trim = h.cfg.Node.TrimPlan
+	}
+	report, err := trim(req.MaxBytes)
 	if err != nil {
 		h.json(w, http.StatusConflict, Refusal{err.Error()})
 		return

@@ -40,6 +40,10 @@ type Node interface {
 	// Trim shrinks the NAR cache to max bytes, or only lists it when max is negative. The
 	// result is what `nixp2p gc` prints.
 	Trim(max int64) (any, error)
+	// TrimPlan says what Trim would do.
+	TrimPlan(max int64) (any, error)
+	// Follow has the followed lists looked at now; if dry, it says what they need and changes nothing.
+	Follow(ctx context.Context, dry bool) ([]FollowPlan, error)
 }
 
 // Config is what New needs.
@@ -102,6 +106,7 @@ func New(cfg Config) (*Handler, error) {
 	h.mux.HandleFunc("GET /api/v1/why/{hash}", h.why)
 	h.mux.HandleFunc("POST /api/v1/prefetch", h.prefetch)
 	h.mux.HandleFunc("POST /api/v1/gc", h.gc)
+	h.mux.HandleFunc("POST /api/v1/follow", h.follow)
 	h.mux.HandleFunc("GET /debug/pprof/", bounded(pprof.Index))
 	h.mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
 	h.mux.HandleFunc("GET /debug/pprof/profile", bounded(pprof.Profile))

@@ -39,6 +39,12 @@ func (f *fake) Prefetch(_ context.Context, h nix.StoreHash, dry bool) (Prefetche
 	return f.prefetch(h, dry)
 }
 
+func (f *fake) TrimPlan(max int64) (any, error) { return f.Trim(max) }
+
+func (f *fake) Follow(context.Context, bool) ([]FollowPlan, error) {
+	return nil, errors.New("nothing is followed")
+}
+
 func (f *fake) Trim(max int64) (any, error) {
 	f.trimmed = append(f.trimmed, max)
 	return map[string]int{"kept": 3}, nil

@@ -33,7 +33,11 @@ func (c *changing) State() State                                      { return c
 func (c *changing) Peers() []Peer                                     { return c.Load().Peers() }
 func (c *changing) History() History                                  { return c.Load().History() }
 func (c *changing) Why(ctx context.Context, h nix.StoreHash) []Answer { return c.Load().Why(ctx, h) }
-func (c *changing) Trim(max int64) (any, error)                       { return c.Load().Trim(max) }
+func (c *changing) TrimPlan(max int64) (any, error)                   { return c.Load().TrimPlan(max) }
+func (c *changing) Follow(ctx context.Context, dry bool) ([]FollowPlan, error) {
+	return c.Load().Follow(ctx, dry)
+}
+func (c *changing) Trim(max int64) (any, error) { return c.Load().Trim(max) }
 func (c *changing) Prefetch(ctx context.Context, h nix.StoreHash, dry bool) (Prefetched, error) {
 	return c.Load().Prefetch(ctx, h, dry)
 }

@@ -154,6 +154,8 @@ type State struct {
 	Conditions []Condition `json:"conditions"`
 	Upstreams  []Upstream  `json:"upstreams"`
 	Cache      Cache       `json:"cache"`
+	Follow     []Followed  `json:"follow"`
+	Bucket     *Written    `json:"bucket,omitempty"` // nil if there is none; its reading is among Upstreams
 	Store      Store       `json:"store"`
 	StateDir   string      `json:"state_dir,omitempty"`
 	Saved      Saved       `json:"saved"`
@@ -242,6 +244,38 @@ type Cache struct {
 	Bytes   int64  `json:"bytes"` // downloads in progress included
 	Limit   int64  `json:"limit_bytes"`
 	Entries int    `json:"entries"`
+}
+
+// Followed is a list that is followed. The figures are of its newest generation.
+type Followed struct {
+	List         string       `json:"list"`
+	Checked      time.Time    `json:"checked,omitzero"`
+	Error        string       `json:"error,omitempty"` // why it could not be read or fetched the last time
+	MissingPaths int          `json:"missing_paths"`
+	MissingBytes int64        `json:"missing_bytes"`
+	LeftOutPaths int          `json:"left_out_paths"` // for which the cache has no room
+	LeftOutBytes int64        `json:"left_out_bytes"`
+	Absent       int          `json:"absent_paths"` // that no source has
+	Generations  []Generation `json:"generations"`  // the newest first
+}
+
+// Generation is a list as it was at one time.
+type Generation struct {
+	Found    time.Time `json:"found"`
+	From     string    `json:"from"`
+	Paths    int       `json:"paths"` // with those that they refer to
+	Bytes    int64     `json:"bytes"`
+	Kept     int       `json:"kept_paths"` // that the cache evicts last
+	Complete bool      `json:"complete"`   // all that can be had and has room is or was here
+}
+
+// Written is how writing to the bucket goes.
+type Written struct {
+	URL       string `json:"url"`
+	Waiting   int    `json:"waiting_paths"`
+	LastError string `json:"last_error,omitempty"`
+	Read      int64  `json:"read_bytes"`
+	Sent      int64  `json:"written_bytes"`
 }
 
 // Why is the answer at /api/v1/why/<storehash>.
@@ -335,6 +369,7 @@ func (h *Handler) Status() Status {
 	}
 	s.Conditions, s.Upstreams, s.Failures = list(s.Conditions), list(s.Upstreams), list(s.Failures)
 	s.Transfers = joined(s.Transfers)
+	s.Follow = list(s.Follow)
 	slices.SortStableFunc(s.Transfers, func(a, b Transfer) int { return cmp.Compare(b.Size, a.Size) })
 	s.TransfersTotal = len(s.Transfers)
 	s.Transfers = list(s.Transfers[:min(len(s.Transfers), maxTransfers)])

@@ -45,6 +45,7 @@ var rooms = map[string]room{
 	"internal/narcache":  {floor: 2},
 	"internal/history":   {floor: 2},
 	"internal/cloudzone": {floor: 2},
+	"internal/bucket":    {floor: 2},
 
 	"p2p":            {floor: 2, rank: 6},
 	"p2p/client":     {floor: 2, rank: 5},
@@ -65,6 +66,7 @@ var rooms = map[string]room{
 
 	"internal/resolve":  {floor: 3},
 	"internal/transfer": {floor: 3, also: []string{"internal/resolve", "internal/narcache"}},
+	"internal/mirror":   {floor: 3},
 
 	"httpfront":      {floor: 4},
 	"internal/admin": {floor: 4},
@@ -74,12 +76,13 @@ var rooms = map[string]room{
 	"internal/demo":   {floor: 5},
 	"cmd/nixp2p":      {floor: 6},
 
-	"internal/nixtest":           {floor: floorTest},
-	"internal/nixtest/browser":   {floor: floorTest},
-	"internal/nixtest/realnix":   {floor: floorTest},
-	"internal/nixtest/supervise": {floor: floorTest},
-	"internal/source/sourcetest": {floor: floorTest},
-	"internal/archtest":          {floor: floorTest},
+	"internal/nixtest":             {floor: floorTest},
+	"internal/nixtest/browser":     {floor: floorTest},
+	"internal/nixtest/realnix":     {floor: floorTest},
+	"internal/nixtest/supervise":   {floor: floorTest},
+	"internal/nixtest/objectstore": {floor: floorTest},
+	"internal/source/sourcetest":   {floor: floorTest},
+	"internal/archtest":            {floor: floorTest},
 
 	// Tests of files that are not Go.
 	"systemd": {floor: floorTest},
@@ -118,6 +121,7 @@ var fences = map[string][]string{
 	"github.com/hashicorp/golang-lru/v2": {"internal/backoff", "internal/resolve", "internal/transfer", "internal/upstream", "internal/narcache", "internal/state", "localstore", "p2p/client"},
 	"go.etcd.io/bbolt":                   {"internal/state"},
 	"modernc.org/sqlite":                 {"localstore", "internal/doctor"},
+	"github.com/minio/minio-go":          {"internal/bucket"},
 
 	"github.com/FastFilter/xorfilter": {"p2p/inventory"},
 
@@ -160,6 +164,8 @@ var tables = []string{"internal/metrics.Metrics", "internal/config.Config"}
 var realClock = []string{
 	"cmd/nixp2p/", "internal/nixtest/", "lab/", "systemd/", "nix/", "deploy/",
 	"p2p/help_test.go", "p2p/dht/dht_test.go",
+	// A real S3 server.
+	"internal/bucket/bucket_test.go",
 	// Real HTTP servers that stop and start, and a real resolver.
 	"internal/upstream/main_test.go", "internal/upstream/nar_test.go", "internal/upstream/names_test.go",
 	// All of it runs in bubbles that a helper makes.

@@ -7,6 +7,9 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+
+	"github.com/nixp2p/nixp2p/internal/bucket"
+	"github.com/nixp2p/nixp2p/internal/mirror"
 )
 
 // parseListen reads "host:port" or "unix:PATH".
@@ -68,6 +71,24 @@ func loopback(addr string) bool {
 	}
 	ip, err := netip.ParseAddr(host)
 	return err == nil && ip.Unmap().IsLoopback() || host == "localhost"
+}
+
+// parseBucket checks the address of a bucket.
+func parseBucket(s string) (string, error) {
+	s = strings.TrimSpace(s)
+	if _, err := bucket.Parse(s, func(string) string { return "" }); err != nil {
+		return "", wrong("it looks like s3://NAME/PREFIX?endpoint=s3.example.org&region=eu-1", "%v", err)
+	}
+	return s, nil
+}
+
+// parseFollow checks a list to follow.
+func parseFollow(s string) (string, error) {
+	s = strings.TrimSpace(s)
+	if _, err := mirror.ParseList(s); err != nil {
+		return "", wrong("it looks like channel:nixos-unstable?keep=2", "%v", err)
+	}
+	return s, nil
 }
 
 // parseUpstream reads the URL of a cache. A name and password in it, and Nix's setting

@@ -29,6 +29,8 @@ type Config struct {
 	Priority    int
 
 	Upstreams         []string // http, https or file URLs without a slash at the end; perhaps with a password
+	Follow            []string // lists to follow
+	Bucket            string   // "s3://…", "" for none
 	TrustedPublicKeys []string // "name:base64"
 	Keys              *verify.Keys
 	ShareKeys         []string // names of keys, trusted or not

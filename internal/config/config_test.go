@@ -54,7 +54,7 @@ func TestDefaults(t *testing.T) {
 		Listen: "127.0.0.1:7654", AdminListen: "127.0.0.1:7655", ServerNames: []string{},
 		StateDir: "/home/u/.local/state/nixp2p", CacheDir: "/home/u/.cache/nixp2p", CacheSize: 10 << 30, StoreRoot: "/", Priority: 30,
 		Upstreams: []string{"https://cache.nixos.org"}, TrustedPublicKeys: []string{officialKey}, ShareKeys: []string{"cache.nixos.org-1"},
-		P2P: true, P2PListen: []string{"/ip4/0.0.0.0/tcp/7656", "/ip6/::/tcp/7656"}, MDNS: true, Bootstrap: []string{}, MaxPeers: 256, Leases: true,
+		P2P: true, P2PListen: []string{"/ip4/0.0.0.0/tcp/7656", "/ip6/::/tcp/7656"}, MDNS: true, Bootstrap: []string{}, Follow: []string{}, MaxPeers: 256, Leases: true,
 		AllowCIDRs: []netip.Prefix{
 			prefix("10.0.0.0/8"), prefix("172.16.0.0/12"), prefix("192.168.0.0/16"), prefix("169.254.0.0/16"), prefix("fc00::/7"), prefix("fe80::/10"),
 		},
@@ -264,6 +264,8 @@ func TestValues(t *testing.T) {
 		"cache-size":         {"0", "1", "1.5TiB", "10 GB", "1g", "4096"},
 		"store-root":         {"/", "/mnt"},
 		"priority":           {"0", "40"},
+		"bucket":             {"", "s3://nix", "s3://nix/a?endpoint=http://[::1]:7070&region=x", " s3://nix "},
+		"follow":             {"channel:nixos-unstable", "https://a/list.xz?keep=3", "file:/list", "path:/run/current-system?include=a*,b&exclude=c"},
 		"upstream":           {"http://a", "https://a.b:8443/base", "http://[::1]:5000", "file:///srv/x", " https://a ", "https://a/b/?priority=10", "https://u@a"},
 		"trusted-public-key": {officialKey, key, " " + key},
 		"share-key":          {"a", "cache.example.org-1"},
@@ -291,6 +293,8 @@ func TestValues(t *testing.T) {
 		"admin-listen":       {"unix:/x", "127.0.0.1:7654"}, // the latter is the substituter's
 		"cache-size":         {"", "x", "-1", "1.GiB", ".5GiB", "1e9", "10 gigs", "99999999PiB", "1.5.5G", "1GiB/s"},
 		"priority":           {"", "-1", "1.5", "99999999"},
+		"bucket":             {"nix", "https://nix", "s3:///a", "s3://nix?x=1"},
+		"follow":             {"", "nixos-unstable", "channel:", "path:x", "channel:a?keep=0"},
 		"upstream":           {"", "a", "s3://b", "ftp://a", "http://", "https:///x", "https://a?priority=x", "https://a?trusted=1", "https://a?priority=1&priority=2", "file://u@/x", "http://127.0.0.1:7654/?priority=1", "https://a#x", "file://h/x", "file:x", "file:///", "http://127.0.0.1:7654", "https://a:0x1"},
 		"trusted-public-key": {"x", "x:y", key + " " + officialKey, strings.TrimSuffix(key, "=")},
 		"share-key":          {"a b", key},
@@ -382,7 +386,7 @@ func TestHelp(t *testing.T) {
 			t.Errorf("the help lacks %q:\n%s", want, help)
 		}
 	}
-	if len(Rows()) != 24 {
+	if len(Rows()) != 26 {
 		t.Errorf("%d flags", len(Rows()))
 	}
 }

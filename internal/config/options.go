@@ -93,6 +93,14 @@ var options = []option{
 		meaning: "caches and mirrors",
 		access:  many(func(c *Config) *[]string { return &c.Upstreams }, parseUpstream),
 	}, {
+		name: "bucket", arg: "URL", def: []string{""}, defText: none,
+		meaning: "`s3://NAME/PREFIX?endpoint=…&region=…`: a binary cache in an object store, asked before the upstreams; what this machine fetches from those is written to it",
+		access:  one(func(c *Config) *string { return &c.Bucket }, maybe(parseBucket)),
+	}, {
+		name: "follow", arg: "LIST", kind: list, defText: none,
+		meaning: "fetch and keep what a list of store paths has: `channel:NAME`, a URL, `file:PATH`, `path:STORE-PATH`; `?keep=N&include=…&exclude=…`",
+		access:  many(func(c *Config) *[]string { return &c.Follow }, parseFollow),
+	}, {
 		name: "trusted-public-key", arg: "KEY", kind: list, def: []string{officialKey},
 		meaning: "keys whose signatures are accepted",
 		access:  access{setKeys, func(c *Config) any { return c.TrustedPublicKeys }},

@@ -20,6 +20,8 @@ type Metrics struct {
 	UpstreamBytes     prometheus.Counter
 	UpstreamRequests  *prometheus.CounterVec // kind, status
 	UpstreamUp        *prometheus.GaugeVec   // upstream
+	BucketBytes       *prometheus.CounterVec // direction
+	BucketWrites      *prometheus.CounterVec // result
 	PeerReceivedBytes prometheus.Counter
 	OtherZoneBytes    prometheus.Counter
 	PeerSentBytes     prometheus.Counter
@@ -42,6 +44,7 @@ type Metrics struct {
 	Failovers         *prometheus.CounterVec // source
 	SavedBytes        prometheus.Counter
 	SavedEstimated    prometheus.Counter
+	FollowMissing     *prometheus.GaugeVec // list
 }
 
 // New returns metrics on a registry of their own, together with the Go runtime's and the
@@ -57,6 +60,8 @@ func New() *Metrics {
 	m.UpstreamBytes = b.counter("upstream_bytes_total", "Bytes of all response bodies received from upstreams.")
 	m.UpstreamRequests = b.counters("upstream_requests_total", "Requests to upstreams by kind and status.", "kind", "status")
 	m.UpstreamUp = b.gauges("upstream_up", "1 while the upstream is asked, 0 while it is down.", "upstream")
+	m.BucketBytes = b.counters("bucket_bytes_total", "Bytes read from the bucket and written to it.", "direction")
+	m.BucketWrites = b.counters("bucket_writes_total", "Paths for the bucket by what became of them: written, there (another node wrote it), failed (more than once), dropped (too many waited).", "result")
 	m.PeerReceivedBytes = b.counter("peer_received_bytes_total", "NAR bytes received from peers, as on the wire.")
 	m.OtherZoneBytes = b.counter("peer_other_zone_bytes_total", "NAR bytes received from peers of other zones than this node's, as on the wire; 0 without --zone.")
 	m.PeerSentBytes = b.counter("peer_sent_bytes_total", "NAR bytes sent to peers, as on the wire.")
@@ -79,6 +84,7 @@ func New() *Metrics {
 	m.Failovers = b.counters("failovers_total", "Transfers that went on with another source, by the source that failed.", "source")
 	m.SavedBytes = b.counter("saved_bytes_total", "Bytes that did not have to cross the uplink: the file that an upstream would have sent, once for each client and NAR.")
 	m.SavedEstimated = b.counter("saved_estimated_bytes_total", "The part of saved_bytes_total that is an estimate: no upstream of this node has said how large the file is.")
+	m.FollowMissing = b.gauges("follow_missing_bytes", "Bytes of the newest generation of a followed list that are still to be fetched.", "list")
 	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }

@@ -30,10 +30,12 @@ type Item struct {
 	// Name is that of a package with this NAR. The cache does not know it: who has narinfos fills
 	// it in.
 	Name string `json:"name,omitempty"`
+	Kept bool   `json:"kept"` // a followed list has it: it is evicted last
 }
 
-func (e *entry) item() Item {
+func (e *entry) item(kept bool) Item {
 	i := Item{NarHash: e.nar.String(), Form: nix.Raw.String(), Size: e.size, LastUse: time.Unix(e.used, 0).UTC()}
+	i.Kept = kept
 	if !e.form.IsRaw() {
 		i.Form, i.FileHash = string(e.form.Compression), e.form.File.String()
 	}
@@ -46,9 +48,53 @@ func (c *Cache) Entries() []Item {
 	defer c.mu.Unlock()
 	all := []Item{}
 	for e := range c.state.policy.all() {
-		all = append(all, e.item())
+		all = append(all, e.item(c.state.policy.keeps(e)))
 	}
 	return all
+}
+
+// KeptChanged says that Config.Kept answers differently than before.
+func (c *Cache) KeptChanged() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.state.policy.sort()
+}
+
+// usedLately is how long ago a NAR was read by others, so that it is not collected.
+const usedLately = 7 * 24 * time.Hour
+
+// Collect removes NARs that somebody kept and keeps no more, except what was read more than once
+// and lately. It returns how many files went.
+func (c *Cache) Collect(nars []nix.NarHash) (removed int) {
+	before := time.Now().Add(-usedLately).Unix()
+	var gone []*entry
+	c.mu.Lock()
+	for _, nar := range nars {
+		for e := c.state.index[nar]; e != nil; e = e.sibling {
+			if e.refs == 0 && !c.state.policy.keeps(e) && (e.hits < frequentHits || e.used < before) {
+				gone = append(gone, e)
+			}
+		}
+	}
+	c.mu.Unlock()
+	for _, e := range gone {
+		if c.drop(e) {
+			removed++
+		}
+	}
+	return removed
+}
+
+// Plan says what GC would do, and does nothing.
+func (c *Cache) Plan(max int64) Report {
+	r := Report{BytesBefore: c.Usage(), Removed: []Item{}, Kept: c.Entries()}
+	r.BytesAfter = r.BytesBefore
+	for len(r.Kept) > 0 && r.BytesAfter > max {
+		r.Removed = append(r.Removed, r.Kept[0])
+		r.BytesAfter -= cost(r.Kept[0].Size)
+		r.Kept = r.Kept[1:]
+	}
+	return r
 }
 
 // GC evicts until at most max bytes are used and reports; a negative max only lists.

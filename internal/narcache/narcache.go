@@ -42,7 +42,10 @@ type Config struct {
 	// InStore reports whether this machine's store can serve a NAR to everybody, so that no
 	// second copy is needed. It may be called at any time. If nil, it never can.
 	InStore func(nix.NarHash) bool
-	Events  source.Events // of the disk, and of files that had to be removed
+	// Kept reports whether a NAR is to be evicted last. It is called with locks held and must only
+	// look something up; KeptChanged says that its answers have changed. If nil, none is.
+	Kept   func(nix.NarHash) bool
+	Events source.Events // of the disk, and of files that had to be removed
 	// Conditions is told while the directory cannot be used. If nil, only the log is.
 	Conditions *source.Conditions
 	Log        *slog.Logger // if nil, nothing is logged
@@ -134,7 +137,7 @@ func Open(cfg Config) (*Cache, error) {
 		},
 	}
 	dir.health.cfg, dir.health.rest = &dir.cfg, backoff.Delay{First: degradedFor, Most: degradedFor}
-	dir.state.policy = newPolicy(dir.max)
+	dir.state.policy = newPolicy(dir.max, cfg.Kept)
 	c := &Cache{directory: dir, work: make(chan struct{}, workers)}
 	if err := dir.start(); err != nil {
 		return c, dir.health.failed("open", err)

@@ -3,6 +3,7 @@ package narcache
 import (
 	"container/list"
 	"iter"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
@@ -81,18 +82,26 @@ const (
 // policy decides what is evicted: 2Q, counted in bytes. What came once waits in recent; what is
 // used again moves to frequent, which has three quarters of the room at most and gives its last
 // back to recent. Victims come from recent, so that a scan through many NARs leaves frequent alone.
+// What somebody said is to be kept waits in kept, and goes last.
 type policy struct {
-	recent, frequent queue
-	frequentMax      int64
-	evicted          *simplelru.LRU[nix.NarHash, struct{}]
+	recent, frequent, kept queue
+	frequentMax            int64
+	evicted                *simplelru.LRU[nix.NarHash, struct{}]
+	isKept                 func(nix.NarHash) bool // nil: none
 }
 
-func newPolicy(max int64) policy {
+func newPolicy(max int64, isKept func(nix.NarHash) bool) policy {
 	g, _ := simplelru.NewLRU[nix.NarHash, struct{}](maxEvicted, nil) // fails for sizes below 1 only
-	return policy{frequentMax: max / 4 * 3, evicted: g}
+	return policy{frequentMax: max / 4 * 3, evicted: g, isKept: isKept}
 }
+
+func (p *policy) keeps(e *entry) bool { return p.isKept != nil && p.isKept(e.nar) }
 
 func (p *policy) add(e *entry) {
+	if p.keeps(e) {
+		p.kept.push(e)
+		return
+	}
 	if p.evicted.Remove(e.nar) {
 		e.hits = frequentHits
 		p.addFrequent(e)
@@ -104,10 +113,28 @@ func (p *policy) add(e *entry) {
 func (p *policy) use(e *entry) {
 	e.hits++
 	e.in.remove(e)
-	if e.hits >= frequentHits {
+	switch {
+	case p.keeps(e):
+		p.kept.push(e)
+	case e.hits >= frequentHits:
 		p.addFrequent(e)
-	} else {
+	default:
 		p.recent.push(e)
+	}
+}
+
+// sort moves entries to where they belong after what is kept has changed.
+func (p *policy) sort() {
+	for _, e := range slices.Collect(p.all()) {
+		switch keep := p.keeps(e); {
+		case keep == (e.in == &p.kept):
+		case keep:
+			e.in.remove(e)
+			p.kept.push(e)
+		default:
+			p.kept.remove(e)
+			p.recent.push(e)
+		}
 	}
 }
 
@@ -124,7 +151,7 @@ func (p *policy) addFrequent(e *entry) {
 // all returns the entries in the order in which they would be evicted.
 func (p *policy) all() iter.Seq[*entry] {
 	return func(yield func(*entry) bool) {
-		for _, q := range [...]*queue{&p.recent, &p.frequent} {
+		for _, q := range [...]*queue{&p.recent, &p.frequent, &p.kept} {
 			for at := q.Back(); at != nil; at = at.Prev() {
 				if !yield(at.Value.(*entry)) {
 					return

@@ -66,7 +66,7 @@ func (dir *directory) trim(max int64) []Item {
 		if dir.destroy(e) != nil {
 			return removed
 		}
-		removed = append(removed, e.item())
+		removed = append(removed, e.item(dir.state.policy.keeps(e)))
 	}
 }
 

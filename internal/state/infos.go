@@ -63,6 +63,9 @@ type Infos struct {
 	metrics *metrics.Metrics
 
 	maxEntries, maxBytes int64
+	// kept reports whether the narinfo of a NAR is never dropped to make room, nor for its age. It is
+	// set before anything runs. If nil, none is.
+	kept func(nix.NarHash) bool
 
 	mu      sync.Mutex
 	pending map[nix.StoreHash]*change // newer than the database
@@ -112,6 +115,12 @@ func (i *Infos) Public(ctx context.Context, h nix.StoreHash) (*verify.Info, erro
 	return i.get(ctx, h, true)
 }
 
+// Keep has the narinfos of NARs that kept accepts stay, however old they are and however many there
+// are. It is called before the database runs.
+func (i *Infos) Keep(kept func(nix.NarHash) bool) { i.kept = kept }
+
+func (i *Infos) keeps(u use) bool { return i.kept != nil && i.kept(u.nar) }
+
 func (i *Infos) get(ctx context.Context, h nix.StoreHash, public bool) (*verify.Info, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -135,7 +144,7 @@ func (i *Infos) get(ctx context.Context, h nix.StoreHash, public bool) (*verify.
 		if sealed := tx.Bucket(textBucket).Get(h[:]); sealed != nil {
 			text, intact = unseal(h[:], sealed)
 			use, _ = parseUse(tx.Bucket(useBucket).Get(h[:]))
-			known = !use.expired(now()) && (c == nil || c.kind != forget)
+			known = (!use.expired(now()) || i.keeps(use)) && (c == nil || c.kind != forget)
 		}
 		return nil
 	})
@@ -307,7 +316,7 @@ func (i *Infos) write(tx *bolt.Tx) error {
 		}
 	}
 	if sweep || b.sum.entries > i.maxEntries || b.sum.bytes > i.maxBytes {
-		if err := b.makeRoom(totals{i.maxEntries, i.maxBytes}); err != nil {
+		if err := b.makeRoom(totals{i.maxEntries, i.maxBytes}, i.keeps); err != nil {
 			return err
 		}
 		counted = time.Now()
@@ -377,8 +386,8 @@ func (b *batch) remove(key []byte, u use) error {
 }
 
 // makeRoom counts what there is, drops what has expired, and then what was not used for longest
-// until a sixteenth of the bounds is free, if they are exceeded.
-func (b *batch) makeRoom(most totals) error {
+// until a sixteenth of the bounds is free, if they are exceeded. What keeps accepts stays.
+func (b *batch) makeRoom(most totals, keeps func(use) bool) error {
 	type entry struct {
 		hash nix.StoreHash
 		use
@@ -412,6 +421,9 @@ func (b *batch) makeRoom(most totals) error {
 		full := over && (b.sum.entries > most.entries-most.entries/16 || b.sum.bytes > most.bytes-most.bytes/16)
 		if !full && !e.expired(at) {
 			break
+		}
+		if keeps(e.use) {
+			continue
 		}
 		if err := b.remove(e.hash[:], e.use); err != nil {
 			return err

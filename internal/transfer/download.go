@@ -200,7 +200,7 @@ func (s *Server) holdback(role source.Role, size int64, trusted bool) (h verify.
 }
 
 // committed notes what is known of a file that came into the cache.
-func (d *download) committed(sp *spool) {
+func (d *download) committed(sp *spool, fromUpstream bool) {
 	form := sp.Form()
 	if sp.misnamed {
 		d.mu.Lock()
@@ -211,6 +211,9 @@ func (d *download) committed(sp *spool) {
 	d.s.sums.Add(sumsKey{d.info.NarHash(), form}, sp.sums)
 	if !form.IsRaw() {
 		d.s.prover.add(d.info, form)
+	}
+	if tell := d.s.cfg.OnFetched; tell != nil && fromUpstream {
+		tell(d.info, form)
 	}
 }
 

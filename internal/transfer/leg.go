@@ -370,7 +370,7 @@ func (l *leg) end(err error) error {
 	d := l.a.d
 	if source.Invalid(err) == nil {
 		if sp, ok := l.out.(*spool); ok && err == nil {
-			d.committed(sp)
+			d.committed(sp, l.fromUpstream.Load())
 		}
 		return err
 	}

@@ -152,6 +152,7 @@ func (r *resumableBody) pick(ctx context.Context) (*mirror, error) {
 			_ = r.giveUp(m, err)
 			continue
 		}
+		known = known || m.mayHave(r.info.StorePath().Hash())
 		n := s.strikes
 		switch {
 		case i >= usable, s.slow, r.u.wasWrong(m, r.info, r.form):
@@ -221,9 +222,9 @@ func (r *resumableBody) request(ctx context.Context, m *mirror, l *location) err
 	if err != nil {
 		return r.giveUp(m, err)
 	}
-	q := &request{kind: kindNAR, at: at, from: r.pos, within: r.u.timeouts.first, budget: r.budget}
+	q := &request{kind: kindNAR, at: at, from: r.pos, within: m.first, budget: r.budget}
 	if r.flowing {
-		q.within = r.u.timeouts.stall
+		q.within = m.stall
 	}
 	if r.state[m.index].whole {
 		q.from = 0
@@ -345,7 +346,7 @@ func (r *resumableBody) Read(p []byte) (int, error) {
 		case err != nil && r.pos != r.size:
 			r.stopped(err)
 		// Only the time counts in which bytes were waited for: the reader may be slow.
-		case r.waited >= r.u.timeouts.crawl && !s.slow && float64(r.since) < crawl*r.waited.Seconds() && r.elsewhere(r.from):
+		case r.waited >= r.from.crawl && !s.slow && float64(r.since) < r.from.least*r.waited.Seconds() && r.elsewhere(r.from):
 			s.slow = true
 			r.drop()
 		}

@@ -241,7 +241,7 @@ func TestRetryAfter(t *testing.T) {
 		"99999999999999999999": defaults.busy, "Mon, 01 Jan 2001 00:00:00 GMT": 0,
 		time.Now().Add(time.Hour).UTC().Format(http.TimeFormat): time.Minute,
 	} {
-		if got := u.retryAfter(text); got != want {
+		if got := retryAfter(&u.timeouts, text); got != want {
 			t.Errorf("%q: %v, want %v", text, got, want)
 		}
 	}

@@ -54,7 +54,10 @@ func (u *Upstreams) askAll(ctx context.Context, h nix.StoreHash, b *budget) (*ve
 	r, release, wait := hedge.Do(ctx, len(may), len(may), after,
 		func(ctx context.Context, i int) (*verify.Info, error) {
 			info, err := u.ask(ctx, may[i], h, b)
-			if err != nil {
+			switch {
+			case err != nil && may[i].optional(u):
+				return nil, errNotInBucket
+			case err != nil:
 				return nil, fmt.Errorf("%s: %w", may[i].name, err)
 			}
 			return info, nil
@@ -111,6 +114,9 @@ func (u *Upstreams) ask(ctx context.Context, m *mirror, h nix.StoreHash, b *budg
 	if r.Index < 0 && last != nil {
 		r.Err = last // the deadline says less than what came before it
 	}
+	if m.bucket != nil && ctx.Err() == nil { // else another cache was faster, which says little
+		m.noteSpeed(time.Since(began))
+	}
 	answered := r.Err == nil || source.Absent(r.Err) || source.Invalid(r.Err) != nil
 	m.limiter.release(time.Since(began), answered)
 	return r.Value, r.Err
@@ -132,6 +138,7 @@ func (u *Upstreams) try(ctx context.Context, m *mirror, h nix.StoreHash, i int, 
 	}
 	defer r.body.finish()
 	var text []byte
+	m.noteAnswer(h, r.status)
 	switch {
 	case r.absent():
 	case r.status != http.StatusOK:

@@ -33,10 +33,8 @@ type mirror struct {
 	base     *url.URL // ends in a slash; no user, query or fragment
 	name     string   // base as text: it has no secret
 	own      *credential
-	priority *int              // from the configuration
-	files    http.RoundTripper // of a directory, nil for HTTP
-	up       prometheus.Gauge
-
+	priority *int // from the configuration
+	access
 	breaker
 	limiter limiter // of narinfos
 	latency latency
@@ -53,6 +51,15 @@ type counts struct {
 	requests atomic.Int64
 	signed   atomic.Int64 // narinfos that a trusted key signed
 	unsigned atomic.Int64 // narinfos that were refused because none did
+}
+
+// access is how a cache is reached and counted.
+type access struct {
+	files  http.RoundTripper // of a directory, nil for HTTP
+	bucket *signed           // nil unless it is a bucket
+	up     prometheus.Gauge
+	bytes  prometheus.Counter // of all response bodies
+	patience
 }
 
 // cacheInfo is what a cache says about itself.
@@ -79,6 +86,7 @@ func (s *shared) newMirror(text string) (*mirror, error) {
 	}
 	t := &s.timeouts
 	m := &mirror{
+		access:  access{bytes: s.metrics.UpstreamBytes, patience: patience{t.first, t.stall, t.crawl, crawl}},
 		slow:    hedge.Timer{Start: t.hedge, Least: hedgeLeast, Most: hedgeMost},
 		late:    hedge.Timer{Start: t.late, Least: t.late, Most: 3 * t.late},
 		breaker: breaker{connect: t.connect, headers: t.headers, health: health{since: time.Now()}},
@@ -198,7 +206,7 @@ func public(ip netip.Addr) bool {
 // the configured host alone, not for whatever host a redirect or a narinfo names.
 func (u *Upstreams) credential(m *mirror, at *url.URL) *credential {
 	switch {
-	case u.anonymous || m.files != nil:
+	case u.anonymous || m.files != nil || m.bucket != nil:
 		return nil
 	case m.own != nil && at.Scheme == m.base.Scheme && hostPort(at) == hostPort(m.base):
 		return m.own
@@ -237,18 +245,21 @@ func (u *Upstreams) order() (may []*mirror, left error) {
 	prio, class := -1<<31, 0
 	for _, m := range u.mirrors {
 		// What is not known of one is taken from the one configured before it.
-		if n, ok := m.prio(); ok {
+		if n, ok := m.prio(); ok && m.bucket == nil {
 			prio = n
 		}
-		if l := m.latency.get(); l > 0 {
+		if l := m.latency.get(); l > 0 && m.bucket == nil {
 			class = bits.Len64(uint64(l / time.Millisecond))
 		}
 		ranks[m.index] = [4]int{0, prio, class, m.index}
-		if m.fails() {
+		switch {
+		case m.fails():
 			ranks[m.index][0] = 1
+		case m.bucket != nil:
+			ranks[m.index][0] = -1
 		}
 		switch err := m.usable(); {
-		case m.unfit() != nil: // as if it were not configured
+		case m.unfit() != nil, err != nil && m.optional(u): // as if it were not configured
 		case err != nil:
 			left = fmt.Errorf("%s: %w", m.name, err)
 		default:

@@ -117,7 +117,7 @@ func (u *Upstreams) send(ctx context.Context, m *mirror, q *request) (*reply, er
 		}
 		cancel(errStalled)
 	})
-	q.timer.Reset(u.beforeHeaders(m, q))
+	q.timer.Reset(beforeHeaders(&u.timeouts, m, q))
 	m.wait(q, q.kind != kindNAR)
 	resp, err := u.follow(own, m, q)
 	m.wait(q, false)
@@ -129,7 +129,7 @@ func (u *Upstreams) send(ctx context.Context, m *mirror, q *request) (*reply, er
 		return nil, u.unanswered(ctx, m, q, cause, err)
 	}
 	w := &wire{
-		rc: resp.Body, stall: u.timeouts.stall, bytes: u.metrics.UpstreamBytes, cancel: cancel,
+		rc: resp.Body, stall: m.stall, bytes: m.bytes, cancel: cancel,
 		cause: func() error { return context.Cause(own) },
 	}
 	r := &reply{resp.StatusCode, resp.Header, resp.ContentLength, q, w, !m.foreign(q.at)}
@@ -151,11 +151,10 @@ func (u *Upstreams) send(ctx context.Context, m *mirror, q *request) (*reply, er
 }
 
 // beforeHeaders bounds all steps up to the headers; each has a timeout of its own.
-func (u *Upstreams) beforeHeaders(m *mirror, q *request) time.Duration {
+func beforeHeaders(t *timeouts, m *mirror, q *request) time.Duration {
 	if m.files != nil {
 		return q.within
 	}
-	t := &u.timeouts
 	return t.lookup + 2*(t.connect+t.tls) + q.within // with a proxy, TLS may be twice
 }
 
@@ -209,7 +208,7 @@ func (u *Upstreams) follow(ctx context.Context, m *mirror, q *request) (*http.Re
 			u.answered(m, q.kind)
 		}
 		n, _ := io.CopyN(io.Discard, resp.Body, 2<<10) // so that the connection can be used again
-		u.metrics.UpstreamBytes.Add(float64(n))
+		m.bytes.Add(float64(n))
 		_ = resp.Body.Close()
 		to, err := resp.Location()
 		if err == nil {
@@ -238,7 +237,7 @@ func (u *Upstreams) once(ctx context.Context, m *mirror, q *request) (*http.Resp
 	if q.kind != kindNAR {
 		req.Header.Set("Accept-Encoding", codings)
 	}
-	if m.mayBeNode(at) {
+	if m.bucket == nil && m.mayBeNode(at) {
 		via := u.via
 		if before := nix.Via(ctx); before != "" {
 			via = before + ", " + via
@@ -257,6 +256,11 @@ func (u *Upstreams) once(ctx context.Context, m *mirror, q *request) (*http.Resp
 			u.log.Warn("file of upstream cannot be read", "upstream", m.name, "err", err)
 		}
 		return resp, err
+	}
+	if m.bucket != nil && !m.foreign(at) {
+		if err := m.bucket.Sign(req.WithContext(ctx)); err != nil {
+			return nil, fmt.Errorf("sign: %w", err)
+		}
 	}
 	h := &hop{s: u.shared, m: m, fresh: q.fresh, at: at}
 	attempts := 0
@@ -328,7 +332,7 @@ func (u *Upstreams) refused(m *mirror, r *reply) error {
 	switch after := r.header.Get("Retry-After"); {
 	case r.status == http.StatusTooManyRequests, r.status == http.StatusServiceUnavailable && after != "":
 		m.note(func(h *health) { h.last = err })
-		m.busy.Pause(u.retryAfter(after))
+		m.busy.Pause(retryAfter(&u.timeouts, after))
 		return fmt.Errorf("%w: %s", errBusy, err.Error())
 	case r.status == http.StatusUnauthorized, r.status == http.StatusProxyAuthRequired:
 		if u.logOnce(m, "credentials") {
@@ -343,14 +347,14 @@ func (u *Upstreams) refused(m *mirror, r *reply) error {
 }
 
 // retryAfter reads seconds or a date (RFC 9110, 10.2.3), within bounds.
-func (s *shared) retryAfter(text string) time.Duration {
-	d := s.timeouts.busy
+func retryAfter(t *timeouts, text string) time.Duration {
+	d := t.busy
 	if n, err := strconv.ParseUint(text, 10, 31); err == nil {
 		d = time.Duration(n) * time.Second
 	} else if at, err := http.ParseTime(text); err == nil {
 		d = max(time.Until(at), 0)
 	}
-	return min(d, s.timeouts.busyMost)
+	return min(d, t.busyMost)
 }
 
 var errEncoding = errors.New("content coding that was not asked for")

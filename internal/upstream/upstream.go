@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"slices"
 	"sync"
@@ -47,7 +48,9 @@ type Config struct {
 	// caches of equal priority. User and password may stand in them; a query
 	// "priority=N" counts instead of the cache's own, any other is ignored.
 	URLs []string
-	Keys *verify.Keys
+	// Bucket is asked before them. If nil, there is none.
+	Bucket *Signed
+	Keys   *verify.Keys
 	// ID goes into the Via header, by which a request that comes back is recognised.
 	ID string
 	// Version goes into the User-Agent header.
@@ -187,6 +190,13 @@ func New(cfg Config) (*Upstreams, error) {
 		return nil, fmt.Errorf("upstream: %w", err)
 	}
 	s.network = newNetwork(&cfg, &s.timeouts, s.log)
+	if cfg.Bucket != nil {
+		m, err := newSigned(s, cfg.Bucket)
+		if err != nil {
+			return nil, fmt.Errorf("upstream: bucket: %w", err)
+		}
+		s.all = append(s.all, m)
+	}
 	for i, text := range cfg.URLs {
 		m, err := s.newMirror(text)
 		if err != nil {
@@ -216,11 +226,15 @@ func (u *Upstreams) Run(ctx context.Context) error {
 }
 
 // Anonymous returns the caches that have no credentials, for questions from other machines. No
-// host gets credentials for what is asked of it.
+// host gets credentials for what is asked of it, and a bucket nothing.
 func (u *Upstreams) Anonymous() source.Upstreams {
-	public := slices.DeleteFunc(slices.Clone(u.mirrors), func(m *mirror) bool { return u.credential(m, m.base) != nil })
+	public := slices.DeleteFunc(slices.Clone(u.mirrors), func(m *mirror) bool { return m.bucket != nil || u.credential(m, m.base) != nil })
 	return &Upstreams{shared: u.shared, mirrors: public, anonymous: true}
 }
+
+// Client returns a client that goes the way of the caches, with their proxies and certificate
+// authorities, and without credentials.
+func (u *Upstreams) Client() *http.Client { return &http.Client{Transport: u.network.pooled} }
 
 // Down reports whether no cache can be asked: all are down, or there is none.
 func (u *Upstreams) Down() bool {
@@ -230,7 +244,7 @@ func (u *Upstreams) Down() bool {
 // Saturated reports whether a cache that can be asked has sent something lately: a narinfo that
 // does not come then is queued on the line.
 func (u *Upstreams) Saturated() bool {
-	return slices.ContainsFunc(u.mirrors, func(m *mirror) bool { return !m.isDown() && m.saturated() })
+	return slices.ContainsFunc(u.mirrors, func(m *mirror) bool { return !m.optional(u) && !m.isDown() && m.saturated() })
 }
 
 // Pace returns how fast the caches sent NARs lately. Rate counts the bytes of files as they
@@ -247,7 +261,8 @@ func (u *Upstreams) Pace() source.Pace {
 
 // Health is the state of one cache, for people.
 type Health struct {
-	URL       string // without password
+	URL       string // without password; that of the bucket if it is one
+	Bucket    bool
 	Up        bool
 	Why       string // why it is down or not asked, "" if it is asked
 	Since     time.Time
@@ -262,7 +277,7 @@ func (u *Upstreams) Health() []Health {
 	all := make([]Health, 0, len(u.mirrors))
 	for _, m := range u.mirrors {
 		seen := m.seen()
-		h := Health{URL: m.name, Up: true, Since: seen.since, Requests: m.requests.Load(), Latency: m.latency.get()}
+		h := Health{URL: m.name, Bucket: m.bucket != nil, Up: true, Since: seen.since, Requests: m.requests.Load(), Latency: m.latency.get()}
 		h.Priority, _ = m.prio()
 		if seen.last != nil {
 			h.LastError = seen.last.Error()

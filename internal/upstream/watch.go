@@ -39,7 +39,7 @@ func (u *Upstreams) watch(ctx context.Context, m *mirror) {
 // probeWith sends a request that shows whether a cache is healthy again, and reads the answer.
 func (u *Upstreams) probeWith(ctx context.Context, m *mirror, q *request, most int64) ([]byte, error) {
 	q.within, q.budget = u.timeouts.probing, newBudget(1+maxRedirects)
-	ctx, cancel := context.WithTimeout(ctx, u.beforeHeaders(m, q)+u.timeouts.probing)
+	ctx, cancel := context.WithTimeout(ctx, beforeHeaders(&u.timeouts, m, q)+u.timeouts.probing)
 	defer cancel()
 	began := time.Now()
 	r, err := u.send(ctx, m, q)

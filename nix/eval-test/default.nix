@@ -32,6 +32,8 @@ let
         package = lib.mkOption { type = lib.types.package; default = pkgs.nix; };
         settings = {
           substituters = lib.mkOption { type = lib.types.listOf lib.types.str; default = [ ]; };
+          trusted-public-keys = lib.mkOption { type = lib.types.listOf lib.types.str; default = [ ]; };
+          secret-key-files = lib.mkOption { type = lib.types.listOf lib.types.str; default = [ ]; };
           connect-timeout = lib.mkOption { type = lib.types.nullOr lib.types.ints.unsigned; default = null; };
           fallback = lib.mkOption { type = lib.types.nullOr lib.types.bool; default = null; };
         };

@@ -1,0 +1,342 @@
+// Package bucket is a plain Nix binary cache in an object store: nix-cache-info, HASH.narinfo with
+// the signatures of the upstream, and nar/… next to it. Any Nix can read it without this program.
+//
+// It writes what this machine fetched from another cache, once for all that use the bucket: the
+// NAR first, the narinfo last, in the background. Reading is that of any HTTP cache, which
+// internal/upstream does; this package signs its requests.
+package bucket
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/minio/minio-go/v7"
+	"github.com/minio/minio-go/v7/pkg/credentials"
+	"github.com/minio/minio-go/v7/pkg/signer"
+
+	"github.com/nixp2p/nixp2p/internal/backoff"
+	"github.com/nixp2p/nixp2p/internal/metrics"
+	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/source"
+	"github.com/nixp2p/nixp2p/verify"
+)
+
+// Config is what New needs.
+type Config struct {
+	Location Location
+	// ShareKeys are the names of the keys whose paths are written.
+	ShareKeys []string
+	// Files has the NARs that are written, the cache of this machine. A form other than raw that
+	// it returns was decoded to the signed NAR before.
+	Files     Files
+	Transport http.RoundTripper // for what is written; if nil, Go's own
+	Log       *slog.Logger      // if nil, nothing is logged
+	Metrics   *metrics.Metrics  // required
+	Getenv    func(string) string
+}
+
+// Files reads NARs on this machine. The error wraps fs.ErrNotExist if it has none.
+type Files interface {
+	NAR(ctx context.Context, info *verify.Info, form nix.Form, off int64) (*verify.Unverified, error)
+}
+
+const (
+	// maxWaiting bounds what waits to be written. What comes above that is not written.
+	maxWaiting = 16 << 10
+	// writers is how many paths are written at once.
+	writers = 4
+	// tries is how often a path is tried. An attempt counts only if the bucket can be reached.
+	tries = 3
+	// flushFor is how long Run goes on writing when it is to end.
+	flushFor = 10 * time.Second
+	// A request may take answerTime and what its body takes at slowest bytes a second.
+	answerTime = 20 * time.Second
+	slowest    = 64 << 10
+	// maxSinglePut is the largest object that is sent in one request. Parts of larger ones are held
+	// in memory.
+	maxSinglePut = 4 << 30
+	partSize     = 16 << 20
+)
+
+// Bucket writes to a bucket and signs requests that read it. It is safe for concurrent use.
+type Bucket struct {
+	cfg    Config
+	client *minio.Client
+	creds  *credentials.Credentials
+	rest   backoff.Delay // after a failure to write
+
+	mu      sync.Mutex
+	waiting []*job
+	active  int
+	queued  map[nix.StoreHash]bool
+	last    error // of the last attempt to write
+	ready   bool  // nix-cache-info is there
+	wake    chan struct{}
+}
+
+// job is one path to be written.
+type job struct {
+	info  *verify.Info
+	form  nix.Form
+	tries int
+}
+
+// New returns the bucket. It opens no connection.
+func New(cfg Config) (*Bucket, error) {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Getenv == nil {
+		cfg.Getenv = os.Getenv
+	}
+	creds := credentials.New(newUsual(cfg.Location.Profile, cfg.Getenv))
+	lookup := minio.BucketLookupPath
+	if cfg.Location.virtual {
+		lookup = minio.BucketLookupDNS
+	}
+	client, err := minio.New(cfg.Location.Endpoint, &minio.Options{
+		Creds: creds, Secure: !cfg.Location.Plain, Region: cfg.Location.Region, BucketLookup: lookup,
+		Transport: cfg.Transport, MaxRetries: 1, // Run tries again
+	})
+	if err != nil {
+		return nil, fmt.Errorf("bucket: %w", err)
+	}
+	return &Bucket{
+		cfg: cfg, client: client, creds: creds, rest: backoff.Delay{First: time.Second, Most: 5 * time.Minute},
+		queued: make(map[nix.StoreHash]bool), wake: make(chan struct{}, 1),
+	}, nil
+}
+
+// emptySum is the SHA-256 of no bytes.
+const emptySum = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+// Sign signs a request that has no body. It does nothing if there are no credentials.
+func (b *Bucket) Sign(r *http.Request) error {
+	v, err := b.creds.Get()
+	if err != nil || v.AccessKeyID == "" {
+		return err
+	}
+	r.Header.Set("X-Amz-Content-Sha256", emptySum)
+	signer.SignV4(*r, v.AccessKeyID, v.SecretAccessKey, v.SessionToken, b.cfg.Location.Region) // changes the headers of r
+	return nil
+}
+
+// Put has a path written whose NAR this machine has in a form. It does not block: what is not
+// signed by a share key, waits already, or is too much, is dropped.
+func (b *Bucket) Put(info *verify.Info, form nix.Form) {
+	if !info.SignedByAny(b.cfg.ShareKeys) {
+		return
+	}
+	h := info.StorePath().Hash()
+	b.mu.Lock()
+	full := len(b.waiting) >= maxWaiting
+	known := b.queued[h]
+	if !full && !known {
+		b.queued[h] = true
+		b.waiting = append(b.waiting, &job{info: info, form: form})
+	}
+	b.mu.Unlock()
+	if full && !known {
+		b.count("dropped")
+	}
+	b.notify()
+}
+
+func (b *Bucket) notify() {
+	select {
+	case b.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (b *Bucket) count(result string) { b.cfg.Metrics.BucketWrites.WithLabelValues(result).Inc() }
+
+// Run writes until ctx ends, and then for flushFor what is left.
+func (b *Bucket) Run(ctx context.Context) error {
+	work, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	context.AfterFunc(ctx, func() { time.AfterFunc(flushFor, stop) })
+	var all sync.WaitGroup
+	for range writers {
+		all.Go(func() { b.writeAll(ctx, work) })
+	}
+	all.Wait()
+	return nil
+}
+
+// writeAll writes what waits until ctx has ended and nothing waits, or work has ended.
+func (b *Bucket) writeAll(ctx, work context.Context) {
+	defer b.notify() // the next one looks, too
+	for work.Err() == nil {
+		j := b.take()
+		if j == nil {
+			if ctx.Err() != nil {
+				return
+			}
+			select {
+			case <-ctx.Done():
+			case <-b.wake:
+			case <-time.After(time.Second): // the end of a rest
+			}
+			continue
+		}
+		b.done(j, b.write(work, j))
+		b.notify()
+	}
+}
+
+// take returns the next path, nil if there is none or the bucket rests.
+func (b *Bucket) take() *job {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.waiting) == 0 || !b.rest.Ready() {
+		return nil
+	}
+	j := b.waiting[0]
+	b.waiting[0], b.waiting = nil, b.waiting[1:]
+	b.active++
+	return j
+}
+
+// done notes how a write ended. One that failed waits again, behind the others, while it has tries.
+func (b *Bucket) done(j *job, err error) {
+	gone := source.Absent(err) || source.Invalid(err) != nil // of the cache: nothing about the bucket
+	if err != nil && !gone {
+		b.rest.Fail()
+	} else if err == nil {
+		b.rest.Succeed()
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.active--
+	was := b.last
+	if !gone {
+		b.last = err
+	}
+	var answer minio.ErrorResponse
+	if errors.As(err, &answer) {
+		j.tries++
+	}
+	if err != nil && !gone && j.tries < tries {
+		b.waiting = append(b.waiting, j)
+	} else {
+		delete(b.queued, j.info.StorePath().Hash())
+		if err != nil {
+			b.count("failed")
+		}
+	}
+	if err != nil && !gone && was == nil {
+		b.cfg.Log.Warn("the bucket cannot be written; it is tried again", "bucket", b.cfg.Location.String(), "err", err)
+	}
+}
+
+// write brings one path into the bucket, unless it is there.
+func (b *Bucket) write(ctx context.Context, j *job) error {
+	if err := b.prepare(ctx); err != nil {
+		return err
+	}
+	name := j.info.StorePath().Hash().String() + ".narinfo"
+	if there, err := b.has(ctx, name); err != nil || there {
+		if there {
+			b.count("there")
+		}
+		return err
+	}
+	if err := b.writeNAR(ctx, j); err != nil {
+		return err
+	}
+	if err := b.putText(ctx, name, "text/x-nix-narinfo", string(j.info.Offer(j.form))); err != nil {
+		return err
+	}
+	b.count("written")
+	return nil
+}
+
+// prepare makes the bucket a binary cache, once.
+func (b *Bucket) prepare(ctx context.Context) error {
+	b.mu.Lock()
+	ready := b.ready
+	b.mu.Unlock()
+	if ready {
+		return nil
+	}
+	const name = "nix-cache-info"
+	there, err := b.has(ctx, name)
+	if err == nil && !there {
+		err = b.putText(ctx, name, "text/x-nix-cache-info", "StoreDir: "+nix.StoreDir+"\nWantMassQuery: 1\nPriority: 30\n")
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.ready = err == nil
+	return err
+}
+
+// writeNAR copies the file from the cache. It is hashed on the way, and left without a narinfo
+// if it is wrong.
+func (b *Bucket) writeNAR(ctx context.Context, j *job) error {
+	u, err := b.cfg.Files.NAR(ctx, j.info, j.form, 0)
+	if err != nil {
+		return err
+	}
+	defer u.Body.Close()
+	proof := verify.NewProof(j.info.Digest(j.form, u.Size))
+	name := nix.NARName{Store: j.info.StorePath().Hash(), Nar: j.info.NarHash(), Form: j.form}.URL()
+	// Only the reader: with more methods than that, it would be read twice.
+	if err := b.put(ctx, name, "application/x-nix-nar", struct{ io.Reader }{io.TeeReader(u.Body, proof)}, u.Size); err != nil {
+		return err
+	}
+	return proof.Check()
+}
+
+// has reports whether there is an object.
+func (b *Bucket) has(ctx context.Context, name string) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
+	_, err := b.client.StatObject(ctx, b.cfg.Location.Name, b.cfg.Location.Prefix+name, minio.StatObjectOptions{})
+	switch minio.ToErrorResponse(err).StatusCode {
+	case http.StatusNotFound, http.StatusForbidden: // the latter of whoever may not list
+		return false, nil
+	}
+	return err == nil, err
+}
+
+func (b *Bucket) putText(ctx context.Context, name, kind, text string) error {
+	return b.put(ctx, name, kind, strings.NewReader(text), int64(len(text)))
+}
+
+func (b *Bucket) put(ctx context.Context, name, kind string, body io.Reader, size int64) error {
+	ctx, cancel := context.WithTimeout(ctx, answerTime+time.Duration(size/slowest)*time.Second)
+	defer cancel()
+	_, err := b.client.PutObject(ctx, b.cfg.Location.Name, b.cfg.Location.Prefix+name, body, size, minio.PutObjectOptions{
+		ContentType: kind, DisableMultipart: size <= maxSinglePut, PartSize: partSize, NumThreads: 1,
+	})
+	if err == nil {
+		b.cfg.Metrics.BucketBytes.WithLabelValues("written").Add(float64(size))
+	}
+	return err
+}
+
+// Health is how writing goes, for people.
+type Health struct {
+	Waiting   int    // paths to be written
+	LastError string // of the last attempt, "" if it worked
+}
+
+// Health returns how writing goes.
+func (b *Bucket) Health() Health {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	h := Health{Waiting: len(b.waiting) + b.active}
+	if b.last != nil {
+		h.LastError = b.last.Error()
+	}
+	return h
+}

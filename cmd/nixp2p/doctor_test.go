@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/nixp2p/nixp2p/internal/doctor"
+	"github.com/nixp2p/nixp2p/internal/nixtest"
 	"github.com/nixp2p/nixp2p/internal/nixtest/realnix"
 )
 
@@ -303,6 +305,26 @@ func TestDoctorFaults(t *testing.T) {
 			p.upstream(func(w http.ResponseWriter) { fmt.Fprint(w, "StorePath: /nix/store/x\n") })
 			p.node.get(p.node.url + "/" + strings.Repeat("a", 32) + ".narinfo")
 		}, complaints{"recent": warns("sent a narinfo that is not valid"), "upstream": fails("the node gets no answer from its caches: ")}},
+		{"no trusted key signs what the upstream has", []string{}, func(p *patient) {
+			path := nixtest.NewPath("foreign", 100)
+			up := nixtest.NewUpstream(p.t, nixtest.UpstreamConfig{Paths: []nixtest.Path{path}, Keys: []nixtest.Key{nixtest.NewKey("foreign-1")}})
+			p.flag("--upstream", up.URL())
+			p.restart(p.args...)
+			p.node.get(p.node.url + "/" + path.Hash().String() + ".narinfo")
+		}, complaints{"upstream": warns("has sent no path that a trusted key signed: 1 narinfos were refused")}},
+		{"the port for peers is taken", []string{}, func(p *patient) {
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				p.t.Fatal(err)
+			}
+			p.t.Cleanup(func() { _ = l.Close() })
+			p.restart(append(p.args, "--p2p=true", "--mdns=false", "--p2p-listen", fmt.Sprintf("/ip4/127.0.0.1/tcp/%d", l.Addr().(*net.TCPAddr).Port))...)
+			p.said("cannot listen for peers")
+		}, complaints{"port": warns("cannot listen for peers on /ip4/127.0.0.1/tcp/"), "peers": warns("no peers: this machine shares with no other")}},
+		{"a bootstrap address that is not allowed", []string{}, func(p *patient) {
+			p.restart(append(p.args, "--p2p=true", "--mdns=false", "--p2p-listen", "/ip4/127.0.0.1/tcp/0", "--bootstrap", "/ip4/100.64.1.1/tcp/7656")...)
+			p.said("--allow-cidr keeps out")
+		}, complaints{"bootstrap": warns("which --allow-cidr keeps out"), "peers": warns("no peers: this machine shares with no other")}},
 		{"a proxy between Nix and the node", nil, func(p *patient) { p.env = append(p.env, "all_proxy=http://u:secret@127.0.0.1:1") }, complaints{"proxy": fails("through the proxy http://u:xxxxx@127.0.0.1:1 ($all_proxy), which cannot reach it")}},
 		{"clock wrong", nil, func(p *patient) {
 			p.flag("--upstream", cacheServer(p.t, 40, time.Now().Add(-26*time.Hour)))
@@ -331,7 +353,7 @@ func TestDoctorFaults(t *testing.T) {
 		{"cache directory unusable", []string{}, func(p *patient) {
 			p.flag("--cache-dir", "/dev/null/cache")
 			p.restart(p.args...)
-		}, complaints{"cache": warns("NARs are not kept")}},
+		}, complaints{"cache": warns("NARs are passed through and not kept")}},
 		{"state directory unusable", []string{}, func(p *patient) {
 			p.flag("--state-dir", "/dev/null/state")
 			p.restart(p.args...)
@@ -362,6 +384,15 @@ func (p *patient) upstream(node func(http.ResponseWriter)) {
 	})
 	p.flag("--upstream", url)
 	p.restart(p.args...)
+}
+
+// said waits until the node says something in its status.
+func (p *patient) said(text string) {
+	p.t.Helper()
+	eventually(p.t, func() bool {
+		_, status := p.node.get(p.node.admin + "/api/v1/status")
+		return strings.Contains(status, text)
+	})
 }
 
 // hangUp ends a connection without an answer.

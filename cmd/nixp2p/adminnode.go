@@ -173,7 +173,7 @@ func (a *adminNode) Peers() []admin.Peer {
 	var peers []admin.Peer
 	for _, p := range n.peers.Peers() {
 		peers = append(peers, admin.Peer{
-			ID: p.ID, Name: p.Name, Addresses: p.Addresses, FoundBy: p.FoundBy, RTTMS: p.RTT, Paths: int64(p.Paths),
+			ID: p.ID, Name: p.Name, Addresses: p.Addresses, FoundBy: p.FoundBy, Zone: p.Zone, RTTMS: p.RTT, Paths: int64(p.Paths),
 			SentBytes: p.SentBytes, ReceivedBytes: p.ReceivedBytes, Standing: p.Standing,
 			SendingBytesPerSecond: p.Sending, ReceivingBytesPerSecond: p.Receiving,
 		})

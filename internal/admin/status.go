@@ -316,6 +316,7 @@ type Peer struct {
 	Name          string   `json:"name,omitempty"` // of the machine, if it tells
 	Addresses     []string `json:"addresses"`
 	FoundBy       string   `json:"found_by"`
+	Zone          string   `json:"zone,omitempty"` // that it says it is in
 	RTTMS         float64  `json:"rtt_ms"`
 	Paths         int64    `json:"paths"`
 	SentBytes     int64    `json:"sent_bytes"`

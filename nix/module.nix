@@ -17,6 +17,12 @@ let
   mdns = p2p && cfg.settings.mdns != false;
   listens = if cfg.settings.p2p-listen == null then [ "/ip4/0.0.0.0/tcp/7656" ] else cfg.settings.p2p-listen;
   opens = cfg.openFirewall == true;
+
+  # Nix reads the variables as curl does, which goes through the proxy also to this machine.
+  proxy = config.networking.proxy;
+  hasProxy = proxy.default != null || proxy.httpProxy != null || proxy.allProxy != null;
+  here = [ "127.0.0.1" "::1" "localhost" ];
+  noProxy = lib.concatStringsSep "," (lib.unique (lib.filter (x: x != "") (lib.splitString "," (proxy.envVars.no_proxy or "")) ++ here));
   # Other forms than ADDRESS/tcp/PORT are refused by `nixp2p config check`.
   portOf = addr: builtins.match ".*/tcp/([0-9]+)" addr;
   peerPorts = lib.unique (map (a: lib.toInt (builtins.head (portOf a))) (builtins.filter (a: portOf a != null) listens));
@@ -86,8 +92,15 @@ in
       # Restarted in place. Stopped first, it would take the socket with it, and Nix would
       # be refused while the system switches.
       stopIfChanged = false;
+      # The upstreams are behind the same proxy and authorities as for Nix.
+      environment = proxy.envVars // lib.filterAttrs (name: _: name == "NIX_SSL_CERT_FILE") config.nix.envVars;
       serviceConfig = lib.mkIf (credentials != [ ]) { LoadCredential = credentials; };
     };
+
+    # For commands that work without the Nix daemon, as root's do. Whoever has a list of their own
+    # keeps it; the daemon gets what it lacks.
+    networking.proxy.noProxy = lib.mkIf hasProxy (lib.mkDefault (lib.concatStringsSep "," here));
+    systemd.services.nix-daemon = lib.mkIf (config.nix.enable && hasProxy) { environment.no_proxy = lib.mkForce noProxy; };
 
     networking.firewall = lib.mkIf (opens && p2p) {
       allowedTCPPorts = peerPorts;

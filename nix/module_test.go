@@ -55,7 +55,7 @@ func TestModules(t *testing.T) {
 		look func(*testing.T, cases)
 	}{
 		{"enable", lookEnable}, {"off", lookOff}, {"settings", lookSettings}, {"listens", lookListens}, {"own", lookOwn}, {"wrong", lookWrong},
-		{"darwin", lookDarwin}, {"keys", lookKeys}, {"files", lookFiles},
+		{"darwin", lookDarwin}, {"keys", lookKeys}, {"files", lookFiles}, {"proxy", lookProxy},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.look(t, all) })
 	}
@@ -258,6 +258,24 @@ func TestRefused(t *testing.T) {
 		out, err := nix(t, "nix-instantiate", "--store", "dummy://", "--eval", "--strict", "-A", attr, "eval-test")
 		if err == nil || !strings.Contains(out, want) {
 			t.Errorf("%s: %v, %s", attr, err, out)
+		}
+	}
+}
+
+// lookProxy: Nix reaches the node past a proxy of the system, and the node reaches its upstreams
+// through it.
+func lookProxy(t *testing.T, c cases) {
+	var s map[string]map[string]struct{ Environment map[string]string }
+	c.get(t, &s, "proxy")
+	for name, want := range map[string]string{
+		"none": "", "plain": "127.0.0.1,::1,localhost", "own": "corp.example,localhost,127.0.0.1,::1",
+	} {
+		nixp2p, daemon := s[name]["nixp2p"].Environment, s[name]["nix-daemon"].Environment
+		if daemon["no_proxy"] != want {
+			t.Errorf("%s: no_proxy of nix-daemon is %q, want %q", name, daemon["no_proxy"], want)
+		}
+		if nixp2p["http_proxy"] != daemon["http_proxy"] || nixp2p["NIX_SSL_CERT_FILE"] != "/etc/corp.pem" || nixp2p["NIX_OTHER"] != "" {
+			t.Errorf("%s: environment %v", name, nixp2p)
 		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -81,6 +82,7 @@ func (u *ui) setup(ctx context.Context, cfg *config.Config, o setupOptions) erro
 	default:
 		want := nixconf.Want{URL: url, UserFiles: places.User, StoreDir: os.Getenv("NIX_STORE_DIR")}
 		want.Fallback, notes = knowsFallback(ctx)
+		notes = append(notes, proxyNote(url)...)
 		plan, err = nixconf.NewPlan(o.file, want)
 	}
 	if err != nil {
@@ -124,6 +126,24 @@ func knowsFallback(ctx context.Context) (bool, []string) {
 		return false, []string{left + "Nix " + n.Version + " crashes with it when a cache goes away; 2.13 does not."}
 	}
 	return true, nil
+}
+
+// proxyNote says that the environment sends Nix through a proxy also to the node. That of the Nix
+// daemon may be another one, which the doctor looks at.
+func proxyNote(substituter string) []string {
+	to, err := url.Parse(substituter)
+	if err != nil {
+		return nil
+	}
+	variable, proxy := nixconf.ProxyTo(os.Getenv, to.Hostname())
+	if variable == "" {
+		return nil
+	}
+	if at, err := url.Parse(proxy); err == nil {
+		proxy = at.Redacted()
+	}
+	return []string{fmt.Sprintf("%s=%s sends Nix through a proxy also to this node, which a proxy cannot reach: add %s to no_proxy, "+
+		"here and in the environment of the Nix daemon; `nixp2p doctor` shows whether it arrives there.", variable, proxy, to.Hostname())}
 }
 
 // setupHint adds what to do about a file that cannot be changed.

@@ -281,3 +281,27 @@ func TestSetupFallback(t *testing.T) {
 		}
 	}
 }
+
+// TestProxyNote: setup says when a proxy of the environment stands between Nix and the node.
+func TestProxyNote(t *testing.T) {
+	for _, c := range []struct{ variable, proxy, none, want string }{
+		{"", "", "", ""},
+		{"http_proxy", "http://proxy:3128", "", "http_proxy=http://proxy:3128 sends Nix through"},
+		{"all_proxy", "socks5h://u:hidden@proxy:1080", "", "all_proxy=socks5h://u:xxxxx@proxy:1080"},
+		{"http_proxy", "http://proxy:3128", "localhost", "add 127.0.0.1 to no_proxy"},
+		{"http_proxy", "http://proxy:3128", "127.0.0.1", ""},
+		{"https_proxy", "http://proxy:3128", "", ""},
+	} {
+		for _, v := range []string{"http_proxy", "https_proxy", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY"} {
+			t.Setenv(v, "")
+		}
+		if c.variable != "" {
+			t.Setenv(c.variable, c.proxy)
+		}
+		t.Setenv("no_proxy", c.none)
+		got := strings.Join(proxyNote("http://127.0.0.1:7654"), "\n")
+		if (c.want == "") != (got == "") || !strings.Contains(got, c.want) || strings.Contains(got, "hidden") {
+			t.Errorf("%+v: %q", c, got)
+		}
+	}
+}

@@ -22,12 +22,15 @@ let
         services = any;
         package = lib.mkOption { type = lib.types.package; default = pkgs.systemd; };
       };
+      networking.proxy = lib.genAttrs [ "default" "httpProxy" "allProxy" "noProxy" ]
+        (_: lib.mkOption { type = lib.types.nullOr lib.types.str; default = null; }) // { envVars = any; };
       networking.firewall = {
         enable = lib.mkOption { type = lib.types.bool; default = true; };
         allowedTCPPorts = lib.mkOption { type = lib.types.listOf lib.types.ints.unsigned; default = [ ]; };
         allowedUDPPorts = lib.mkOption { type = lib.types.listOf lib.types.ints.unsigned; default = [ ]; };
       };
       nix = {
+        envVars = any;
         enable = lib.mkOption { type = lib.types.bool; default = true; };
         package = lib.mkOption { type = lib.types.package; default = pkgs.nix; };
         settings = {
@@ -43,6 +46,15 @@ let
       system.activationScripts.launchd.text = lib.mkOption { type = lib.types.str; default = ""; };
     };
     config.nix.settings.substituters = lib.mkAfter [ "https://cache.nixos.org/" ];
+  };
+
+  # What NixOS does with its proxy options.
+  proxies = { config, lib, ... }: {
+    networking.proxy.envVars = lib.filterAttrs (_: v: v != null) {
+      http_proxy = config.networking.proxy.default;
+      no_proxy = config.networking.proxy.noProxy;
+    };
+    systemd.services.nix-daemon.environment = config.networking.proxy.envVars;
   };
 
   evalWith = module: more:
@@ -115,6 +127,18 @@ let
       services.nixp2p = { enable = true; openFirewall = true; };
       nix.settings.substituters = lib.mkForce [ "http://127.0.0.1:7654" ];
     }))).warnings;
+    # A proxy of the whole system, and whether Nix comes past it to the node.
+    proxy = builtins.mapAttrs
+      (_: networking: (evalWith { imports = [ ../module.nix proxies ]; } {
+        services.nixp2p.enable = true;
+        nix.envVars = { NIX_SSL_CERT_FILE = "/etc/corp.pem"; NIX_OTHER = "1"; };
+        inherit networking;
+      }).systemd.services)
+      {
+        none = { };
+        plain.proxy.default = "http://proxy:3128";
+        own.proxy = { default = "http://proxy:3128"; noProxy = "corp.example,localhost"; };
+      };
     # The operator's own word counts.
     own = (result (evalWith ../module.nix {
       services.nixp2p.enable = true;

@@ -165,7 +165,9 @@ rec {
   mkBefore = ordered 500;
   mkAfter = ordered 1500;
 
-  inherit hasPrefix unique;
+  inherit hasPrefix unique filter;
+  inherit (builtins) concatStringsSep;
+  splitString = by: s: filter isString (builtins.split by s);
   toList = x: if isList x then x else [ x ];
   take = n: xs: if n == 0 || xs == [ ] then [ ] else [ (head xs) ] ++ take (n - 1) (builtins.tail xs);
   optional = c: x: if c then [ x ] else [ ];

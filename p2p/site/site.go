@@ -152,13 +152,14 @@ func (s *Site) Run(ctx context.Context) error {
 	s.core.host.Store(&running{h})
 	s.sessions.answer(ctx, h)
 	s.answerRequests(ctx, h)
-	parts.Go(func() { s.sessions.follow(ctx, h, sub) })
-	parts.Go(func() { s.loop.run(ctx, h) })
-	parts.Go(func() { s.maintain.run(ctx, h) })
+	// Before the first dial, which goes out from the address and port that others can dial.
 	listen := &ports{s.core, slices.Clone(s.parts.listen)}
 	if listen.open(h) {
 		listen.sayListening(h)
 	}
+	parts.Go(func() { s.sessions.follow(ctx, h, sub) })
+	parts.Go(func() { s.loop.run(ctx, h) })
+	parts.Go(func() { s.maintain.run(ctx, h) })
 	parts.Go(func() { listen.run(ctx, h) })
 	parts.Go(func() { s.core.explain(ctx) })
 	close(s.ready)

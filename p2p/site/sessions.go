@@ -121,6 +121,7 @@ func (s *sessions) keep(ctx context.Context, h host.Host, p *Peer) {
 		switch {
 		case errors.Is(err, errNotAdmitted):
 			s.strangeSite(h, p)
+			pause(ctx, refusalTime) // the other side is told by its own session
 			s.ban(p.ID, unadmittedBan)
 			return
 		case errors.Is(err, errDead):
@@ -143,6 +144,9 @@ func (s *sessions) keep(ctx context.Context, h host.Host, p *Peer) {
 		}
 	}
 }
+
+// refusalTime is how long a connection outlives a refusal on it.
+const refusalTime = time.Second
 
 // strangeFor is how long a node of another site is shown.
 const strangeFor = 10 * time.Minute
@@ -248,6 +252,10 @@ func (s *sessions) answer(ctx context.Context, h host.Host) {
 		case ctx.Err() != nil:
 		case errors.Is(err, errNotAdmitted):
 			s.log.Debug("peer not admitted", "peer", p.ID)
+			s.strangeSite(h, p)
+			// The refusal has to arrive before the connection ends: the other side reports it.
+			_ = st.SetReadDeadline(time.Now().Add(refusalTime))
+			_, _ = st.Read(make([]byte, 1))
 			s.ban(p.ID, unadmittedBan)
 		case errors.Is(err, wire.ErrFrame):
 			s.violated(p, err)

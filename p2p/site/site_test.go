@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -26,6 +27,7 @@ import (
 
 	"github.com/nixp2p/nixp2p/internal/metrics"
 	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/source"
 	"github.com/nixp2p/nixp2p/p2p/inventory"
 	"github.com/nixp2p/nixp2p/p2p/swarmkey"
 	"github.com/nixp2p/nixp2p/p2p/wire"
@@ -347,11 +349,18 @@ func both(changes ...func(*Config)) func(*Config) {
 // TestClosedSite: who has no secret, or another one, is not admitted, and asks nothing.
 func TestClosedSite(t *testing.T) {
 	secret := swarmKeyFile(t)
-	a := start(t, 1, secret, key(1))
+	seen := func(board *source.Conditions) func(*Config) { return func(c *Config) { c.Conditions = board } }
+	var here source.Conditions
+	a := start(t, 1, both(secret, seen(&here)), key(1))
 	b := start(t, 2, both(secret, near(a)))
 	wait(t, "members know each other", func() bool { return b.has(a, key(1)) })
 	for name, change := range map[string]func(*Config){"another secret": swarmKeyFile(t), "none": func(*Config) {}} {
-		c := start(t, 3, both(change, near(a)))
+		var there source.Conditions
+		here.Clear("other-site")
+		c := start(t, 3, both(change, both(near(a), seen(&there))))
+		wait(t, name+" is reported on both sides", func() bool {
+			return strings.Contains(fmt.Sprint(here.List()), "swarm key") && strings.Contains(fmt.Sprint(there.List()), "swarm key")
+		})
 		wait(t, name+" is banned", func() bool { // by the side that noticed first
 			return a.core.gate.bans.Has(c.ID()) || c.core.gate.bans.Has(a.ID())
 		})

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"testing"
@@ -30,7 +31,7 @@ func TestJournal(t *testing.T) {
 				stream = fmt.Sprintf("%d:%d", st.Dev, st.Ino)
 			}
 			t.Setenv("JOURNAL_STREAM", stream)
-			log := newLog(f, tt.format, slog.LevelDebug)
+			log := newLog(io.MultiWriter(f), f, tt.format, slog.LevelDebug)
 			log.Info("a")
 			log.WithGroup("part").With("of", "it").Warn("b", "x", 1)
 			log.Error("c\nd")

@@ -92,7 +92,7 @@ func serve(ctx context.Context, u *ui, load func() (*config.Config, error)) erro
 	s.level.Set(cfg.LogLevel)
 	out := newLogWriter(u.err, &s.conditions)
 	defer out.close()
-	s.log = newLog(out, cfg.LogFormat, s.level)
+	s.log = newLog(out, u.err, cfg.LogFormat, s.level)
 	for _, w := range cfg.Warnings {
 		s.log.Warn(w)
 	}

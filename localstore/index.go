@@ -9,16 +9,18 @@ import (
 )
 
 // index keeps in memory what the database cannot be asked quickly: which rows may be shared, and
-// which ids there are, so that vanished rows are noticed. About 110 bytes for each shared row, 80
+// which ids there are, so that vanished rows are noticed. About 140 bytes for each shared row, 110
 // for each other.
 type index struct {
 	mu      sync.RWMutex
 	entries []entry                 // by ascending id
 	byStore map[nix.StoreHash]int64 // ids of shared rows that are not held
-	counts  [classes]int            // by class
-	last    int64                   // highest id ever seen; AUTOINCREMENT gives none twice
-	loaded  bool                    // all rows were seen at least once
-	changes map[nix.StoreHash]bool  // what was offered or withdrawn since the last look, and whether it was shared before
+	// families has the newest row of each; those of one lead from each to the next older.
+	families map[family]int64
+	counts   [classes]int           // by class
+	last     int64                  // highest id ever seen; AUTOINCREMENT gives none twice
+	loaded   bool                   // all rows were seen at least once
+	changes  map[nix.StoreHash]bool // what was offered or withdrawn since the last look, and whether it was shared before
 }
 
 type entry struct {
@@ -28,6 +30,9 @@ type entry struct {
 	store nix.StoreHash
 	class class
 	held  bool // in quarantine
+
+	family family
+	older  int64 // id of the next older row of the family; 0: none
 }
 
 // offered reports whether an entry is in byStore.
@@ -40,7 +45,7 @@ func (x *index) clear() {
 	for h := range x.byStore {
 		x.noteChange(h, true)
 	}
-	x.entries, x.byStore = nil, make(map[nix.StoreHash]int64)
+	x.entries, x.byStore, x.families = nil, make(map[nix.StoreHash]int64), make(map[family]int64)
 	x.last, x.loaded, x.counts = 0, false, [classes]int{}
 }
 
@@ -53,6 +58,7 @@ func (x *index) add(batch []entry) {
 			continue
 		}
 		x.last = e.id
+		x.join(&e)
 		x.entries = append(x.entries, e)
 		x.counts[e.class]++
 		if e.offered() {
@@ -147,6 +153,7 @@ func (x *index) retain(ids []int64) {
 		x.withdraw(&e)
 		return true
 	})
+	x.rejoin()
 }
 
 // shared reports whether the path of h may be shown to others. The way to the answer is the same

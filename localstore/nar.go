@@ -190,6 +190,7 @@ type body struct {
 	mu   sync.Mutex
 	top  *rootEntry
 	lay  *layout
+	off  int64  // in the NAR, of what is read next
 	err  error  // sticky
 	node int    // the one being read
 	text []byte // to be read before its contents
@@ -209,6 +210,15 @@ type openDir struct {
 // newBody reads the NAR of path from byte off on, which must not be beyond its end. It owns top.
 func newBody(path nix.StorePath, top *rootEntry, lay *layout, off int64) *body {
 	b := &body{path: path, top: top, lay: lay, file: -1, dirs: []openDir{{0, top.fd}}}
+	b.seek(off)
+	return b
+}
+
+// seek goes to byte off of the NAR, which must not be beyond its end.
+func (b *body) seek(off int64) {
+	b.closeFile()
+	lay := b.lay
+	b.off, b.words = off, b.words[:0]
 	b.node = sort.Search(len(lay.nodes), func(i int) bool { return lay.nodes[i].start > off }) - 1
 	b.begin()
 	for skip := off - lay.nodes[b.node].start; ; b.advance() {
@@ -217,7 +227,7 @@ func newBody(path nix.StorePath, top *rootEntry, lay *layout, off int64) *body {
 		n = min(skip, b.left)
 		b.at, b.left, skip = b.at+n, b.left-n, skip-n
 		if skip == 0 {
-			return b
+			return
 		}
 	}
 }
@@ -241,6 +251,11 @@ func (b *body) advance() {
 func (b *body) Read(p []byte) (n int, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	return b.read(p)
+}
+
+// read is Read for a caller who holds mu.
+func (b *body) read(p []byte) (n int, err error) {
 	for n < len(p) && b.err == nil {
 		switch {
 		case len(b.text) > 0:
@@ -259,6 +274,7 @@ func (b *body) Read(p []byte) (n int, err error) {
 			b.advance()
 		}
 	}
+	b.off += int64(n)
 	if n > 0 {
 		return n, nil // the error, if any, stays for the next call
 	}

@@ -181,7 +181,7 @@ func (s *Store) judge(r *row) entry {
 		return e
 	}
 	_, e.class = s.prove(r)
-	e.size, e.nar, e.store = r.size, r.nar, r.path.Hash()
+	e.size, e.nar, e.store, e.family = r.size, r.nar, r.path.Hash(), familyOf(r.path.Name())
 	e.held = s.held(e.store, r.id)
 	return e
 }

@@ -168,6 +168,11 @@ func (n *Node) Search(ctx context.Context, info *verify.Info) bool {
 	return n.member.Load().client.Search(ctx, info)
 }
 
+// DeltaBases returns the bases that are proposed to a peer for a NAR, if the link to it is slow.
+func (n *Node) DeltaBases(info *verify.Info) []source.Base {
+	return n.member.Load().client.DeltaBases(info)
+}
+
 // Peers returns the connected peers, and those that are blamed and not connected, by ID.
 func (n *Node) Peers() []PeerStatus { return n.member.Load().status() }
 

@@ -46,6 +46,7 @@ type Config struct {
 	UploadLimit int64           // bytes a second; 0: no limit
 	Leases      bool            // agree with the site who fetches what no peer has
 	Clock       *runclock.Clock // of the time that coordinators take; nil: the ordinary one
+	Bases       source.Trees    // for deltas, asked for and sent; nil: none
 	Keys        *verify.Keys
 	ShareKeys   []string         // names
 	Holder      *share.Holder    // nil shares nothing
@@ -129,10 +130,10 @@ func (n *member) compose() {
 	cfg, peers := &n.cfg, admitted{n.site}
 	self := lease.NodeID(n.site.ID())
 	n.coordinator = lease.NewCoordinator(self)
-	sc := server.Config{Site: peers, Holder: cfg.Holder, UploadLimit: cfg.UploadLimit, Metrics: cfg.Metrics, Log: cfg.Log}
+	sc := server.Config{Site: peers, Holder: cfg.Holder, UploadLimit: cfg.UploadLimit, Delta: cfg.Bases != nil, Metrics: cfg.Metrics, Log: cfg.Log}
 	cc := client.Config{
 		Site: peers, Keys: cfg.Keys, ShareKeys: cfg.ShareKeys, Reputation: n.reputation, DHT: beyond{n}, Clock: cfg.Clock,
-		Events: cfg.Events, Metrics: cfg.Metrics, Log: cfg.Log,
+		Bases: cfg.Bases, Events: cfg.Events, Metrics: cfg.Metrics, Log: cfg.Log,
 	}
 	n.leases = lease.NewClient(coordinators{n}, cfg.Clock.Now)
 	n.zoneLeases = lease.NewClient(zoneMates{coordinators{n}}, cfg.Clock.Now)

@@ -19,6 +19,7 @@ import (
 	"github.com/nixp2p/nixp2p/internal/resolve"
 	"github.com/nixp2p/nixp2p/internal/source"
 	"github.com/nixp2p/nixp2p/localstore"
+	"github.com/nixp2p/nixp2p/verify"
 )
 
 // adminNode shows the node to the admin listener: there may be none yet, or none at all because
@@ -136,9 +137,26 @@ func (a *adminNode) Why(ctx context.Context, h nix.StoreHash) []admin.Answer {
 	}
 	var answers []admin.Answer
 	for _, f := range n.resolver.Why(ctx, h) {
-		answers = append(answers, answerOf(f))
+		ans := answerOf(f)
+		if f.Source == source.Peer && f.Err == nil {
+			ans.DeltaBases = n.deltaBases(ctx, f.Info)
+		}
+		answers = append(answers, ans)
 	}
 	return answers
+}
+
+// deltaBases names the paths of this machine's store that are proposed to a peer for a NAR.
+func (n *node) deltaBases(ctx context.Context, info *verify.Info) (paths []string) {
+	if n.peers == nil {
+		return nil
+	}
+	for _, b := range n.peers.DeltaBases(info) {
+		if base, err := n.store.Public(ctx, b.Store); err == nil {
+			paths = append(paths, base.StorePath().String())
+		}
+	}
+	return paths
 }
 
 // answerOf says for people and programs what a source answered.

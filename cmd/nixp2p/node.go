@@ -186,6 +186,11 @@ func (n *node) joinSite(m *metrics.Metrics, events source.Events, log *slog.Logg
 	if n.cache != nil {
 		c.Cache = share.CacheOf(n.cache)
 	}
+	var bases source.Trees
+	if n.cfg.Delta {
+		bases = n.store
+	}
+	c.Trees = bases
 	n.holder = share.New(c)
 	if !n.cfg.P2P {
 		return nil
@@ -198,7 +203,8 @@ func (n *node) joinSite(m *metrics.Metrics, events source.Events, log *slog.Logg
 		StateDir: stateDir, Listen: n.cfg.P2PListen, Bootstrap: n.cfg.Bootstrap, MDNS: n.cfg.MDNS,
 		MaxPeers: n.cfg.MaxPeers, SwarmKeyFile: n.cfg.SwarmKeyFile, Name: peerName(n.cfg), AllowCIDRs: n.cfg.AllowCIDRs,
 		AllowOnLink: n.cfg.AllowOnLink, Zone: configuredZone(n.cfg), UploadLimit: n.cfg.UploadLimit, Leases: n.cfg.Leases, Clock: n.clock,
-		Keys: n.cfg.Keys, ShareKeys: n.cfg.ShareKeys, Holder: n.holder,
+		Bases: bases,
+		Keys:  n.cfg.Keys, ShareKeys: n.cfg.ShareKeys, Holder: n.holder,
 		Saved: n.state.Peers(), Reputation: n.state.Reputation(), Events: events, Conditions: n.conditions,
 		Metrics: m, Log: log,
 	})

@@ -52,6 +52,9 @@ func (u *ui) why(w admin.Why) error {
 			if len(a.Forms) > 0 {
 				detail += ", holds " + strings.Join(a.Forms, ", ")
 			}
+			if len(a.DeltaBases) > 0 {
+				detail += "; on a slow link, what differs from " + strings.Join(a.DeltaBases, " or ")
+			}
 		}
 		rows = append(rows, []cell{{text: a.Source}, {string(a.Result), resultStyles[a.Result]}, {text: admin.FormatMS(a.TookMS)}, {text: strings.TrimPrefix(detail, ", ")}})
 	}

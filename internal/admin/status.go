@@ -308,6 +308,9 @@ type Answer struct {
 	NarSize   int64    `json:"nar_size,omitempty"`
 	Signers   []string `json:"signers,omitempty"` // trusted keys whose signatures are valid
 	Forms     []string `json:"forms,omitempty"`   // forms in which its bytes are available here
+	// DeltaBases are paths of this machine's store that a peer is told of, on a slow link, so that it
+	// sends what differs from one of them.
+	DeltaBases []string `json:"delta_bases,omitempty"`
 }
 
 // Peer is one element of /api/v1/peers.

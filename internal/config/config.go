@@ -40,6 +40,7 @@ type Config struct {
 	MDNS         bool
 	Bootstrap    []string // multiaddrs and "dns:", "srv:", "http(s)://", "file:"
 	Leases       bool
+	Delta        bool
 	MaxPeers     int
 	Zone         string // "": none; ZoneAuto: as the cloud provider says
 	SwarmKeyFile string // "" means an open site

@@ -54,7 +54,7 @@ func TestDefaults(t *testing.T) {
 		Listen: "127.0.0.1:7654", AdminListen: "127.0.0.1:7655", ServerNames: []string{},
 		StateDir: "/home/u/.local/state/nixp2p", CacheDir: "/home/u/.cache/nixp2p", CacheSize: 10 << 30, StoreRoot: "/", Priority: 30,
 		Upstreams: []string{"https://cache.nixos.org"}, TrustedPublicKeys: []string{officialKey}, ShareKeys: []string{"cache.nixos.org-1"},
-		P2P: true, P2PListen: []string{"/ip4/0.0.0.0/tcp/7656", "/ip6/::/tcp/7656"}, MDNS: true, Bootstrap: []string{}, Follow: []string{}, MaxPeers: 256, Leases: true,
+		P2P: true, P2PListen: []string{"/ip4/0.0.0.0/tcp/7656", "/ip6/::/tcp/7656"}, MDNS: true, Bootstrap: []string{}, Follow: []string{}, MaxPeers: 256, Leases: true, Delta: true,
 		AllowCIDRs: []netip.Prefix{
 			prefix("10.0.0.0/8"), prefix("172.16.0.0/12"), prefix("192.168.0.0/16"), prefix("169.254.0.0/16"), prefix("fc00::/7"), prefix("fe80::/10"),
 		},
@@ -271,6 +271,7 @@ func TestValues(t *testing.T) {
 		"share-key":          {"a", "cache.example.org-1"},
 		"p2p":                {"true", "false"},
 		"leases":             {"true", "false"},
+		"delta":              {"true", "false"},
 		"p2p-listen":         {"/ip4/0.0.0.0/tcp/0", "/ip6/::/tcp/65535"},
 		"bootstrap": {
 			"/ip4/10.0.0.1/tcp/1", "/ip6/fd00::1/tcp/1/p2p/" + id, "/dns/a.b/tcp/1", "/dns4/a/tcp/1", "/ip6zone/eth0/ip6/fe80::1/tcp/1",
@@ -300,6 +301,7 @@ func TestValues(t *testing.T) {
 		"share-key":          {"a b", key},
 		"p2p":                {"", "yes", "1"},
 		"leases":             {"", "yes", "1"},
+		"delta":              {"", "yes"},
 		"p2p-listen":         {"x", "/ip4/0.0.0.0", "/ip4/0.0.0.0/udp/1/quic-v1", "/ip4/::/tcp/1", "/ip6/1.2.3.4/tcp/1", "/dns/a/tcp/1", "/ip4/1.2.3.4/tcp/1/p2p/" + id, "/ip4/1.2.3.4/tcp/65536", "/ip4/1.2.3.4/tcp/1/", "0.0.0.0:7656"},
 		"bootstrap":          {"a", "dns:", "dns:a:b", "srv:", "srv:a:1", "http://", "ftp://a", "file:a", "/ip4/1.2.3.4/tcp/1/p2p/x", "/ip4/1.2.3.4/tcp/1/p2p/" + id + "/x", "/dns/-a/tcp/1", "/ip6zone//ip6/fe80::1/tcp/1", "/ip6/fe80::1%eth0/tcp/1", "/unix/x/tcp/1"},
 		"max-peers":          {"0", "-1", "x", "65537"},
@@ -386,7 +388,7 @@ func TestHelp(t *testing.T) {
 			t.Errorf("the help lacks %q:\n%s", want, help)
 		}
 	}
-	if len(Rows()) != 26 {
+	if len(Rows()) != 27 {
 		t.Errorf("%d flags", len(Rows()))
 	}
 }

@@ -137,6 +137,10 @@ var options = []option{
 		meaning: "name of the zone of this machine, the same on all machines in it: peers of it are asked first, and what crosses zones crosses once for each; `auto` asks the cloud provider",
 		access:  one(func(c *Config) *string { return &c.Zone }, parseZone),
 	}, {
+		name: "delta", arg: "BOOL", kind: truth, def: []string{"true"},
+		meaning: "on slow links, ask peers for what differs from the version that is here, and send them the same",
+		access:  one(func(c *Config) *bool { return &c.Delta }, parseBool),
+	}, {
 		name: "swarm-key-file", arg: "FILE", defFor: func(_ *Config, env Env) ([]string, error) { return []string{env.credential("nixp2p.swarm-key")}, nil },
 		defText: "`/etc/credstore/nixp2p.swarm-key`, if systemd hands it over",
 		meaning: "closed site: only holders of this secret",

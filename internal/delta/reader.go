@@ -68,6 +68,9 @@ func (r *Reader) Read(p []byte) (n int, err error) {
 	return 0, r.err
 }
 
+// Done reports whether all of the NAR has been made.
+func (r *Reader) Done() bool { return r.at == r.size }
+
 // Close gives the memory back.
 func (r *Reader) Close() error {
 	if r.err == nil || errors.Is(r.err, io.EOF) {

@@ -16,6 +16,7 @@ import (
 	"io/fs"
 	"time"
 
+	"github.com/nixp2p/nixp2p/internal/delta"
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/verify"
 )
@@ -190,6 +191,34 @@ type Want struct {
 	Coordinate bool
 	// Whole takes all bytes from one peer: a peer that breaks off is not followed by another.
 	Whole bool
+	// Delta lets peers send what differs from a NAR that is here. Nothing of it can be shown before
+	// all of it is verified: Session.Trusted says so.
+	Delta bool
+}
+
+// Base is a NAR of this machine's store against which others may code another one.
+type Base struct {
+	Store nix.StoreHash
+	Nar   nix.NarHash
+	Size  int64 // bytes
+}
+
+// Tree is a NAR that is read at any place. It stays on disk until it is closed.
+type Tree interface {
+	delta.Tree
+	io.Closer
+}
+
+// Trees is the NARs of this machine's store as deltas need them.
+type Trees interface {
+	// Public returns the narinfo of a path that a share key signed.
+	Public(ctx context.Context, h nix.StoreHash) (*verify.Info, error)
+	// Bases returns paths that a share key signed and that may be versions of info's, the most alike
+	// first, at most most. It reads nothing.
+	Bases(info *verify.Info, most int) []Base
+	// Tree opens the raw NAR of a path.
+	Tree(ctx context.Context, info *verify.Info) (Tree, error)
+	NARs
 }
 
 // Session is the transfer of one NAR from peers to this machine. Next and End are called by
@@ -208,7 +237,7 @@ type Session interface {
 	// how many have come.
 	Progress(readable, received int64)
 	// Trusted reports whether every peer that sent bytes in this session has delivered a
-	// whole, correct NAR before.
+	// whole, correct NAR before, and no bytes came as a delta: its base may be damaged.
 	Trusted() bool
 	// Peers returns how many peers sent bytes in this session.
 	Peers() int

@@ -76,6 +76,7 @@ func (d *download) beginSession(ctx context.Context, whole bool) source.Session 
 	}
 	session := peers.Begin(ctx, source.Want{
 		Info: d.info, Forms: d.forms, Whole: whole, Coordinate: d.s.cfg.Coordinate && d.up != nil && !whole,
+		Delta: !d.private && !whole, // what is kept on disk can be hidden until it is verified
 	})
 	d.askedPeers = d.askedPeers || session != nil
 	return session

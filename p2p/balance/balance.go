@@ -114,6 +114,13 @@ func (m *Meter) Compress() bool {
 	return m.large%plainEvery != 0
 }
 
+// Slower reports whether the link is known to be slower than rate, in bytes a second.
+func (m *Meter) Slower(rate float64) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.rate > 0 && m.rate < rate
+}
+
 // cost estimates how long an answer will take.
 func (m *Meter) cost() time.Duration {
 	m.mu.Lock()

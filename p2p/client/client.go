@@ -54,7 +54,7 @@ type DHT interface {
 	Providers(ctx context.Context, nar nix.NarHash) []peer.ID
 }
 
-// Config is what a Client works with. Leases, DHT, Events and Log may be nil.
+// Config is what a Client works with. Leases, DHT, Bases, Events and Log may be nil.
 type Config struct {
 	Site       Site
 	Keys       *verify.Keys
@@ -63,6 +63,7 @@ type Config struct {
 	Leases     *lease.Client // nil: no coordination
 	Zone       Zone
 	DHT        DHT
+	Bases      source.Trees    // nil: no deltas are asked for
 	Clock      *runclock.Clock // of the time that streams take; nil: the ordinary one
 	Events     source.Events
 	Metrics    *metrics.Metrics
@@ -95,6 +96,9 @@ type Client struct {
 	avoid    *backoff.Set[asked]
 	decoders *semaphore.Weighted
 	group    taskgroup.Group
+
+	noDelta     *backoff.Set[peer.ID] // peers that are not asked for deltas
+	wrongDeltas *backoff.Set[peer.ID] // peers that have sent a wrong one
 }
 
 // asked is a peer and a NAR.
@@ -134,6 +138,7 @@ func New(cfg Config) *Client {
 		infos:    hedge.Timer{Start: infoStart, Least: infoLeast, Most: infoMost},
 		opens:    hedge.Timer{Start: openStart, Least: openLeast, Most: openTime},
 		decoders: semaphore.NewWeighted(maxDecoders),
+		noDelta:  backoff.NewSet[peer.ID](maxAvoided), wrongDeltas: backoff.NewSet[peer.ID](maxAvoided),
 	}
 }
 

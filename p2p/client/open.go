@@ -13,6 +13,7 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
+	"github.com/nixp2p/nixp2p/internal/delta"
 	"github.com/nixp2p/nixp2p/internal/hedge"
 	"github.com/nixp2p/nixp2p/internal/httprange"
 	"github.com/nixp2p/nixp2p/internal/nix"
@@ -335,6 +336,13 @@ func (s *session) openOne(ctx context.Context, p *site.Peer, form nix.Form, off 
 		header.Set("Range", httprange.From(off))
 	}
 	st := &stream{s: s, p: p, form: form, size: s.size[form], offered: offered{partial: partial}}
+	var bases proposal
+	if s.want.Delta && s.deltas.allowed() && form.IsRaw() && off == 0 && !partial {
+		bases = s.c.propose(ctx, p, s.want.Info)
+	}
+	if len(bases) > 0 {
+		header.Set(wire.BaseHeader, wire.FormatBases(bases.names()))
+	}
 	release := func() {}
 	zip := form.IsRaw() && st.size-off >= largeNAR && p.Meter().Compress() && s.c.decoders.TryAcquire(1)
 	if zip {
@@ -346,31 +354,56 @@ func (s *session) openOne(ctx context.Context, p *site.Peer, form nix.Form, off 
 	took := time.Since(start)
 	s.c.opens.Observe(took)
 	if err != nil {
+		bases.close()
 		release()
 		return nil, fmt.Errorf("p2p: peer %s: get NAR: %w", p.Key, err)
 	}
 	p.Answered(took)
-	coded, err := s.accept(resp, p, st, off, zip)
+	coded, err := s.accept(resp, p, st, off, asCoded{zip, bases})
 	if err != nil {
 		_ = resp.Body.Close()
+		bases.close()
 		release()
 		return nil, err
 	}
-	st.begin(resp.Body, off, coded)
+	base, isDelta := bases.take(coded.base)
+	switch {
+	case isDelta:
+		s.deltas.begins(p, base.Base)
+		st.beginDelta(resp.Body, base)
+	default:
+		if len(bases) > 0 {
+			s.c.cfg.Metrics.Delta.WithLabelValues("declined").Inc()
+		}
+		st.begin(resp.Body, off, coded.zstd)
+	}
 	st.ends = append(st.ends, release)
 	return st, nil
 }
 
-// accept judges the head of an answer, and reports whether the body is compressed, which it may
-// be if zip.
-func (s *session) accept(resp *http.Response, p *site.Peer, st *stream, off int64, zip bool) (coded bool, err error) {
-	fail := func(format string, args ...any) (bool, error) {
-		return false, fmt.Errorf("p2p: peer %s: "+format, append([]any{p.Key}, args...)...)
+// asCoded is how a body may be coded.
+type asCoded struct {
+	zip   bool
+	bases proposal
+}
+
+// coding is how a body is coded.
+type coding struct {
+	zstd bool
+	base nix.NarHash // that of a delta; zero if it is none
+}
+
+func (c coding) plain() bool { return c == coding{} }
+
+// accept judges the head of an answer, and returns how the body is coded: in a way that may be.
+func (s *session) accept(resp *http.Response, p *site.Peer, st *stream, off int64, may asCoded) (coded coding, err error) {
+	fail := func(format string, args ...any) (coding, error) {
+		return coding{}, fmt.Errorf("p2p: peer %s: "+format, append([]any{p.Key}, args...)...)
 	}
 	switch resp.StatusCode {
 	case http.StatusOK, http.StatusPartialContent:
 	case http.StatusNotFound, http.StatusGone:
-		return false, errNobody
+		return coding{}, errNobody
 	case http.StatusServiceUnavailable:
 		body, err := io.ReadAll(io.LimitReader(resp.Body, wire.MaxPeerList+1))
 		if err != nil {
@@ -380,14 +413,18 @@ func (s *session) accept(resp *http.Response, p *site.Peer, st *stream, off int6
 		if err != nil {
 			return fail("busy: %w", err)
 		}
-		return false, &busyError{s.c.cfg.Site.Learn(p, others)}
+		return coding{}, &busyError{s.c.cfg.Site.Learn(p, others)}
 	default:
 		return fail("get NAR: status %d", resp.StatusCode)
 	}
-	switch coding := resp.Header.Get("Content-Encoding"); {
-	case coding == string(nix.Zstd) && zip:
-		coded = true
-	case coding != "":
+	switch name := resp.Header.Get("Content-Encoding"); {
+	case name == string(nix.Zstd) && may.zip:
+		coded.zstd = true
+	case name == delta.Coding && off == 0:
+		if coded.base, err = deltaHead(resp, may.bases); err != nil {
+			return fail("%w", err)
+		}
+	case name != "":
 		return fail("%w", errCoding)
 	}
 	size, from := resp.ContentLength, int64(0)
@@ -400,7 +437,7 @@ func (s *session) accept(resp *http.Response, p *site.Peer, st *stream, off int6
 		if from+length != size {
 			return fail("stops before the end")
 		}
-	case coded:
+	case !coded.plain():
 		if size, err = strconv.ParseInt(resp.Header.Get(wire.SizeHeader), 10, 64); err != nil {
 			return fail("no size")
 		}
@@ -408,11 +445,11 @@ func (s *session) accept(resp *http.Response, p *site.Peer, st *stream, off int6
 	switch {
 	case from != off:
 		return fail("begins at byte %d, not %d", from, off)
-	case size <= 0 || !coded && resp.ContentLength != size-off:
+	case size <= 0 || coded.plain() && resp.ContentLength != size-off:
 		return fail("does not say how much comes")
 	case size != st.size && st.form.IsRaw():
 		// The size is signed; a node that has this NAR knows it.
-		return false, &verify.InvalidError{Reason: verify.ReasonSize, Err: fmt.Errorf("a NAR of %d bytes where %d are signed", size, st.size)}
+		return coding{}, &verify.InvalidError{Reason: verify.ReasonSize, Err: fmt.Errorf("a NAR of %d bytes where %d are signed", size, st.size)}
 	case size != st.size:
 		return fail("%d bytes where the upstream has %d", size, st.size)
 	}

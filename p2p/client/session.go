@@ -43,18 +43,24 @@ type zoned struct {
 	ended      chan struct{}   // closed by End
 }
 
+// tried is who was asked to the end.
+type tried struct {
+	direct bool // the peers that list the path
+	asked  bool // the DHT
+}
+
 // session is a source.Session.
 type session struct {
 	c    *Client
 	want source.Want
 
 	// For the goroutine that calls Next and End.
-	last   *stream // of the turn before
-	direct bool    // peers that list the path were asked to the end
-	asked  bool    // the DHT was
-	size   map[nix.Form]int64
+	last *stream // of the turn before
+	tried
+	size map[nix.Form]int64
 
 	agreed
+	deltas
 
 	mu     sync.Mutex
 	named  []peer.ID // by busy peers and the DHT
@@ -158,6 +164,11 @@ func (s *session) finish() (o lease.Outcome) {
 	err := st.ended()
 	if err == nil {
 		return o // it was over, or the reader left it
+	}
+	if st.delta {
+		// The peer gives the rest as usual.
+		s.deltas.fail()
+		return o
 	}
 	slow := errors.Is(err, errStalled) || errors.Is(err, errTooSlow)
 	if slow && st.named {
@@ -327,7 +338,8 @@ func (s *session) Peers() int { return len(s.sent()) }
 // Sharers returns how many machines get this NAR at the same time, as coordinators said.
 func (s *session) Sharers() int { return 1 + int(s.sharers.Load()) }
 
-// Trusted reports whether every peer that sent bytes, or is about to, is trusted.
+// Trusted reports whether every peer that sent bytes, or is about to, is trusted, and none came as
+// a delta.
 func (s *session) Trusted() bool {
 	keys := s.sent()
 	s.mu.Lock()
@@ -335,6 +347,9 @@ func (s *session) Trusted() bool {
 		keys = append(keys, s.open)
 	}
 	s.mu.Unlock()
+	if len(s.deltas.list()) > 0 {
+		return false
+	}
 	for _, k := range keys {
 		if !s.c.cfg.Reputation.Trusted(k) {
 			return false
@@ -360,7 +375,10 @@ func (s *session) End(ctx context.Context, o source.Outcome) {
 		l.End(ctx, o == source.Correct)
 	}
 	peers, whole := s.sent(), s.whole()
+	used := s.deltas.list()
 	switch {
+	case len(used) > 0 && (o == source.Wrong || o == source.Mixed):
+		s.c.deltasWereWrong(ctx, s.want.Info, used, len(used) == 1 && len(peers) == 1 && whole && s.deltas.allowed())
 	case o == source.Correct && whole:
 		for _, k := range peers {
 			s.c.cfg.Reputation.Trust(k)

@@ -32,10 +32,11 @@ var (
 	errTooSlow = errors.New("p2p: hardly any bytes for a while")
 )
 
-// offered says how it came that a peer was asked.
+// offered says how it came that a peer was asked, and how it answers.
 type offered struct {
 	partial bool // the peer gets it itself at the moment
 	named   bool // by a coordinator
+	delta   bool // it sends what differs from a base
 }
 
 // stream is what one peer sends. Read is for one goroutine.
@@ -71,6 +72,20 @@ func (st *stream) begin(body io.ReadCloser, off int64, coded bool) {
 			st.plain, st.decoder = z, z
 		}
 	}
+	st.started()
+}
+
+// beginDelta starts with the body of an answer that is a delta.
+func (st *stream) beginDelta(body io.ReadCloser, base opened) {
+	st.left = st.size
+	st.wire = newWireReader(st.s.c.cfg.Clock, st.p, body, st.s.c.cfg.Metrics, true) // the peer takes time to make it
+	st.wire.anyRate, st.wire.crosses = true, !near(st.s.zone, st.p)
+	d := newDeltaBody(st.wire, base, st.size, st.s.c.cfg.Metrics)
+	st.plain, st.decoder, st.delta = d, d, true
+	st.started()
+}
+
+func (st *stream) started() {
 	st.p.Meter().Asked(st.left)
 	st.ends = append(st.ends, st.p.Use())
 }
@@ -82,6 +97,8 @@ type wireReader struct {
 	metrics *metrics.Metrics
 	partial bool
 	crosses bool // the peer is in another zone
+	anyRate bool // it may be slow as long as it does not stall
+	total   int64
 	clock   *runclock.Clock
 	stall   *time.Timer
 	began   time.Time
@@ -137,6 +154,7 @@ func (w *wireReader) Read(b []byte) (int, error) {
 	} else {
 		w.p.Meter().Got(n)
 	}
+	w.total += int64(n)
 	w.p.Received.Add(int64(n))
 	w.metrics.PeerReceivedBytes.Add(float64(n))
 	if w.crosses {
@@ -155,7 +173,7 @@ func (w *wireReader) Read(b []byte) (int, error) {
 func (w *wireReader) rate(n int, waited time.Duration) error {
 	w.came += int64(n)
 	w.waited += waited
-	if w.waited < rateTime {
+	if w.waited < rateTime || w.anyRate {
 		return nil
 	}
 	least := float64(minRate)
@@ -223,7 +241,7 @@ func (st *stream) fail(err error) {
 	}
 	st.s.c.cfg.Metrics.PeerMoves.WithLabelValues(why).Inc()
 	st.s.c.log.Debug("peer stopped in the middle", "peer", st.p.Key, "nar", st.s.want.Info.NarHash(), "left", st.left, "err", err)
-	if !errors.Is(err, errTooSlow) {
+	if stalled := errors.Is(err, errStalled); stalled || !st.delta && !errors.Is(err, errTooSlow) {
 		st.p.TimedOut()
 	}
 }

@@ -57,6 +57,7 @@ type Config struct {
 	// Coordinate answers as coordinator, with addresses filled in. If nil, this node is none.
 	Coordinate  func(p *site.Peer, r lease.Request) lease.Answer
 	UploadLimit int64 // bytes a second of all NARs together; 0: no limit
+	Delta       bool  // send deltas to peers that propose a base
 	Metrics     *metrics.Metrics
 	Log         *slog.Logger // nil discards
 }
@@ -68,6 +69,7 @@ type Server struct {
 	uploads  *uploads
 	limiter  *limiter
 	encoders *semaphore.Weighted
+	deltas   *deltaSlots
 	requests taskgroup.Group
 	sending  taskgroup.Group // closed by Drain
 }
@@ -79,7 +81,7 @@ func New(cfg Config) *Server {
 	}
 	return &Server{
 		cfg: cfg, log: cfg.Log, uploads: newUploads(), limiter: newLimiter(cfg.UploadLimit),
-		encoders: semaphore.NewWeighted(maxEncoders),
+		encoders: semaphore.NewWeighted(maxEncoders), deltas: newDeltaSlots(),
 	}
 }
 
@@ -232,7 +234,11 @@ func (s *Server) answerNAR(w http.ResponseWriter, req *http.Request, p *site.Pee
 		return
 	}
 	defer done()
-	whole = up.send(ctx, status, off, req.Header.Get("Accept-Encoding") == string(nix.Zstd)) == nil
+	if d, done := s.delta(req, p, n, off); d != nil {
+		whole = up.sendDelta(ctx, d, done) == nil
+	} else {
+		whole = up.send(ctx, status, off, req.Header.Get("Accept-Encoding") == string(nix.Zstd)) == nil
+	}
 	if !whole {
 		panic(http.ErrAbortHandler) // the stream is cut, so that the other side notices
 	}

@@ -15,6 +15,11 @@ const (
 	HaveHeader = "Nixp2p-Have"
 	// SizeHeader is the size of the whole NAR if the body is compressed on the way.
 	SizeHeader = "Nixp2p-Size"
+	// BaseHeader names bases in a request for a raw NAR, the preferred one first, and in an answer
+	// that is a delta (Content-Encoding delta.Coding) the one that was taken.
+	BaseHeader = "Nixp2p-Base"
+	// MaxBases is how many are named at most.
+	MaxBases = 3
 	// MaxInfo bounds a narinfo from a peer, as that from an upstream.
 	MaxInfo = 1 << 20
 )
@@ -78,4 +83,24 @@ func ParseRequest(path string) (r Request, err error) {
 		return Request{}, fmt.Errorf("%w: no file hash", ErrRequest)
 	}
 	return r, nil
+}
+
+// FormatBases returns the value of BaseHeader.
+func FormatBases(bases []nix.NarHash) string {
+	words := make([]string, 0, len(bases))
+	for _, b := range bases {
+		words = append(words, b.Nix32())
+	}
+	return strings.Join(words, ", ")
+}
+
+// ParseBases reads what FormatBases wrote. What is malformed or too much is left out: a base is an
+// offer.
+func ParseBases(value string) (bases []nix.NarHash) {
+	for word := range strings.SplitSeq(value, ",") {
+		if b, err := nix.ParseNarHash32(strings.TrimSpace(word)); err == nil && len(bases) < MaxBases {
+			bases = append(bases, b)
+		}
+	}
+	return bases
 }

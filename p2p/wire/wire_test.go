@@ -161,3 +161,18 @@ func FuzzName(f *testing.F) {
 		}
 	})
 }
+
+func TestBases(t *testing.T) {
+	var a, b nix.NarHash
+	a[0], b[5] = 1, 2
+	list := []nix.NarHash{a, b}
+	if got := ParseBases(FormatBases(list)); !slices.Equal(got, list) {
+		t.Errorf("got %v", got)
+	}
+	if got := ParseBases("x, " + a.Nix32() + ",, ../ ," + b.Nix32() + "," + a.Nix32() + "," + b.Nix32()); !slices.Equal(got, []nix.NarHash{a, b, a}) {
+		t.Errorf("got %v", got)
+	}
+	if got := ParseBases(""); got != nil {
+		t.Errorf("got %v", got)
+	}
+}

@@ -1,0 +1,60 @@
+package sourcetest
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io/fs"
+	"sync/atomic"
+
+	"github.com/nixp2p/nixp2p/internal/delta"
+	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/source"
+	"github.com/nixp2p/nixp2p/verify"
+)
+
+// Trees is a Fake as deltas need it. Each path that Public shows is a base of each other.
+type Trees struct {
+	*Fake
+	Open atomic.Int32 // trees that are open
+}
+
+var _ source.Trees = (*Trees)(nil)
+
+// Bases is part of source.Trees.
+func (t *Trees) Bases(info *verify.Info, most int) (list []source.Base) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for h, i := range t.infos {
+		if i.NarHash() != info.NarHash() && len(list) < most {
+			list = append(list, source.Base{Store: h, Nar: i.NarHash(), Size: i.NarSize()})
+		}
+	}
+	return list
+}
+
+// Tree is part of source.Trees.
+func (t *Trees) Tree(_ context.Context, info *verify.Info) (source.Tree, error) {
+	t.mu.Lock()
+	b, ok := t.blobs[info.NarHash()][nix.Raw]
+	t.mu.Unlock()
+	if !ok {
+		return nil, fmt.Errorf("tree of %s: %w", info.NarHash(), fs.ErrNotExist)
+	}
+	tree, err := delta.Scan(bytes.NewReader(b), int64(len(b)))
+	if err != nil {
+		return nil, err
+	}
+	t.Open.Add(1)
+	return &openTree{tree, &t.Open}, nil
+}
+
+type openTree struct {
+	delta.Tree
+	open *atomic.Int32
+}
+
+func (t *openTree) Close() error {
+	t.open.Add(-1)
+	return nil
+}

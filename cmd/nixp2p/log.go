@@ -11,8 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// newLog returns the daemon's log, written to w, whose bytes arrive at end. If that is systemd's journal, which has a time stamp and a priority of
-// its own for each line, a line begins with its priority and a text line has no time.
+// newLog returns the daemon's log, written to w, whose bytes arrive at end. In systemd's journal,
+// which has a time stamp and a priority of its own for each line, a line begins with its priority
+// and a text line has no time.
 func newLog(w, end io.Writer, format string, level slog.Leveler) *slog.Logger {
 	opts := &slog.HandlerOptions{Level: level}
 	var lines *journalWriter

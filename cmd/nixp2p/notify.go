@@ -95,7 +95,9 @@ func (s *server) dumpOnAbort(ctx context.Context) {
 	if err := os.WriteFile(file, calls.Bytes(), 0o600); err != nil {
 		why = slog.Any("err", err)
 	}
-	s.log.Error("ended by SIGABRT, which systemd's watchdog sends to a daemon that does not answer itself", why)
+	// Not through the log's writer, which would not get to it any more.
+	log := newLog(s.ui.err, s.ui.err, s.cfg.LogFormat, s.level)
+	log.Error("ended by SIGABRT, which systemd's watchdog sends to a daemon that does not answer itself", why)
 	os.Exit(exitFailed)
 }
 

@@ -2,6 +2,7 @@ package runclock
 
 import (
 	"context"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -57,9 +58,11 @@ func TestLate(t *testing.T) {
 func TestIdle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
-		defer cancel()
 		c := New()
-		go c.Run(ctx)
+		var run sync.WaitGroup
+		run.Go(func() { _ = c.Run(ctx) })
+		defer run.Wait()
+		defer cancel()
 		for range 3 {
 			time.Sleep(time.Second)
 			end := c.Watch()

@@ -71,27 +71,12 @@ func (u *ui) followPlans(plans []admin.FollowPlan) {
 // followed prints lists, one block each.
 func (u *ui) followed(lists []admin.Followed) {
 	for _, l := range lists {
-		switch {
-		case len(l.Generations) == 0:
-			u.printf("%s: not read yet\n", l.List)
-		case l.MissingPaths > 0:
-			u.printf("%s: %s to fetch (%s)\n", l.List, count(l.MissingPaths, "path"), humanSize(l.MissingBytes))
-		case l.Generations[0].Complete:
-			u.printf("%s: all here\n", l.List)
-		default:
-			u.printf("%s: looking up what it needs\n", l.List)
-		}
-		if l.LeftOutPaths > 0 {
-			u.printf("  no room in the cache for %s (%s)\n", count(l.LeftOutPaths, "path"), humanSize(l.LeftOutBytes))
-		}
-		if l.Absent > 0 {
-			u.printf("  no source has %s\n", count(l.Absent, "path"))
-		}
-		if l.Error != "" {
-			u.printf("  %s\n", l.Error)
+		u.printf("%s: %s\n", l.List, l.State())
+		for _, text := range l.Problems() {
+			u.printf("  %s\n", text)
 		}
 		for _, g := range l.Generations {
-			u.printf("  %s  %s, %s, %d kept  %s\n", g.Found.Local().Format("2006-01-02 15:04"), count(g.Paths, "path"), humanSize(g.Bytes), g.Kept, g.From)
+			u.printf("  %s  %s  %s\n", g.Found.Local().Format("2006-01-02 15:04"), g, g.From)
 		}
 	}
 }

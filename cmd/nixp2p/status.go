@@ -148,7 +148,7 @@ func (p terminal) status(s admin.Status, now time.Time) []string {
 			lines = append(lines, p.paint(dim, clean("          "+c.Hint)))
 		}
 	}
-	for _, part := range [][]string{p.facts(s, now), p.sources(s), p.upstreams(s.Upstreams, now), p.transfers(s), p.failures(s.Failures, now)} {
+	for _, part := range [][]string{p.facts(s, now), p.sources(s), p.upstreams(s.Upstreams, now), p.followed(s.Follow), p.transfers(s), p.failures(s.Failures, now)} {
 		if len(part) > 0 {
 			lines = append(append(lines, ""), part...)
 		}
@@ -172,6 +172,9 @@ func (p terminal) facts(s admin.Status, now time.Time) []string {
 		{{"shared", bold}, {text: count(s.StorePathsShared, "store path") + ", with " + peers}},
 		{{"peers", bold}, {text: fmt.Sprintf("received %s, sent %s", humanSize(s.PeerReceivedBytes), humanSize(s.PeerSentBytes))}},
 		{{"upstreams", bold}, {text: "received " + humanSize(s.UpstreamBytes)}},
+	}
+	if s.Bucket != nil {
+		rows = append(rows, []cell{{"bucket", bold}, {text: clean(s.Bucket.String())}})
 	}
 	if s.Cache.Limit > 0 {
 		rows = append(rows, []cell{{"NAR cache", bold}, {text: fmt.Sprintf("%s of %s in %s", humanSize(s.Cache.Bytes), humanSize(s.Cache.Limit), count(s.Cache.Entries, "file"))}})
@@ -228,6 +231,22 @@ func (p terminal) upstreams(list []admin.Upstream, now time.Time) []string {
 		rows = append(rows, []cell{{text: up.URL}, state, {text: admin.FormatClock(up.Since, now)}, {text: admin.FormatMS(up.LatencyMS)}, {text: fmt.Sprint(up.Requests)}, {up.Why, state.style}})
 	}
 	return p.table([]string{"UPSTREAM", "STATE", "SINCE", "NARINFO", "REQUESTS", ""}, rows)
+}
+
+// followed has a line for each list, and one for what is wrong with it.
+func (p terminal) followed(list []admin.Followed) []string {
+	var rows [][]cell
+	for _, l := range list {
+		newest := cell{"–", dim}
+		if len(l.Generations) > 0 {
+			newest = cell{text: l.Generations[0].String()}
+		}
+		rows = append(rows, []cell{{text: clean(l.List)}, {text: l.State()}, newest, {clean(strings.Join(l.Problems(), "; ")), yellow}})
+	}
+	if len(rows) == 0 {
+		return nil
+	}
+	return p.table([]string{"FOLLOWED", "STATE", "NEWEST", ""}, rows)
 }
 
 const (

@@ -1,0 +1,47 @@
+package admin
+
+import "strings"
+
+// State says how far the newest generation of a list is.
+func (f Followed) State() string {
+	switch {
+	case len(f.Generations) == 0:
+		return "not read yet"
+	case f.MissingPaths > 0:
+		return plural(int64(f.MissingPaths), "path") + " to fetch (" + FormatBytes(f.MissingBytes) + ")"
+	case f.Generations[0].Complete:
+		return "all here"
+	}
+	return "looking up what it needs"
+}
+
+// Problems says what of the list is not here, and why.
+func (f Followed) Problems() (list []string) {
+	if f.LeftOutPaths > 0 {
+		list = append(list, "no room in the cache for "+plural(int64(f.LeftOutPaths), "path")+" ("+FormatBytes(f.LeftOutBytes)+")")
+	}
+	if f.Absent > 0 {
+		list = append(list, "no source has "+plural(int64(f.Absent), "path"))
+	}
+	if f.Error != "" {
+		list = append(list, f.Error)
+	}
+	return list
+}
+
+// String describes a generation: its size, and how much of it is pinned.
+func (g Generation) String() string {
+	return plural(int64(g.Paths), "path") + ", " + FormatBytes(g.Bytes) + ", " + formatCount(g.Kept) + " kept"
+}
+
+// String says what went to and came from the bucket, and what is wrong with it.
+func (w Written) String() string {
+	parts := []string{"read " + FormatBytes(w.Read), "written " + FormatBytes(w.Sent)}
+	if w.Waiting > 0 {
+		parts = append(parts, plural(int64(w.Waiting), "path")+" to write")
+	}
+	if w.LastError != "" {
+		parts = append(parts, w.LastError)
+	}
+	return strings.Join(parts, ", ")
+}

@@ -26,13 +26,16 @@ func TestComesBack(t *testing.T) {
 		{what: "replaced by another one", during: func(dir string) error {
 			return errors.Join(os.Rename(dir, dir+".old"), os.Mkdir(dir, 0o700))
 		}},
+		{what: "its parent replaced by a file", during: func(dir string) error {
+			return errors.Join(os.RemoveAll(filepath.Dir(dir)), os.WriteFile(filepath.Dir(dir), nil, 0o600))
+		}, after: func(dir string) error { return os.Remove(filepath.Dir(dir)) }},
 		{what: "replaced by a file", during: func(dir string) error {
 			return errors.Join(os.RemoveAll(dir), os.WriteFile(dir, nil, 0o600))
 		}, after: os.Remove},
 	} {
 		t.Run(c.what, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				dir := filepath.Join(t.TempDir(), "nar")
+				dir := filepath.Join(t.TempDir(), "cache", "nar")
 				do := func(f func(string) error) {
 					t.Helper()
 					if f != nil {
@@ -40,6 +43,9 @@ func TestComesBack(t *testing.T) {
 							t.Fatal(err)
 						}
 					}
+				}
+				if err := os.Mkdir(filepath.Dir(dir), 0o700); err != nil {
+					t.Fatal(err)
 				}
 				do(c.before)
 				var board source.Conditions

@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/nixp2p/nixp2p/internal/atomicfile"
@@ -27,7 +28,7 @@ func (dir *directory) comeBack() {
 	if p != nil {
 		is, err := os.Stat(dir.cfg.Dir)
 		was, werr := p.Stat(".")
-		if err == nil && werr == nil && os.SameFile(is, was) || err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err == nil && werr == nil && os.SameFile(is, was) || err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR) {
 			return
 		}
 		_ = dir.health.failed("look", errMoved)

@@ -151,7 +151,7 @@ func (db *DB) giveUpRemoved() bool {
 		return false
 	}
 	is, err := os.Stat(b.Path())
-	if err == nil && os.SameFile(is, db.file) || err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err == nil && os.SameFile(is, db.file) || err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR) {
 		return false
 	}
 	if !db.bolt.CompareAndSwap(b, nil) {

@@ -3,6 +3,7 @@ package runclock
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -84,15 +85,16 @@ func TestIdle(t *testing.T) {
 // TestAfterFunc: f is called when the slower clock says so, once, unless it is stopped.
 func TestAfterFunc(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		begun, called := time.Now(), 0
+		begun := time.Now()
+		var called atomic.Int32
 		half := func() time.Time { return begun.Add(time.Since(begun) / 2) }
-		stop := AfterFunc(half, begun.Add(time.Second), func() { called++ })
+		stop := AfterFunc(half, begun.Add(time.Second), func() { called.Add(1) })
 		time.Sleep(2*time.Second - 1)
-		if synctest.Wait(); called != 0 {
+		if synctest.Wait(); called.Load() != 0 {
 			t.Error("called too early")
 		}
 		time.Sleep(1)
-		if synctest.Wait(); called != 1 {
+		if synctest.Wait(); called.Load() != 1 {
 			t.Error("not called")
 		}
 		if stop() {

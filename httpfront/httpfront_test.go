@@ -795,7 +795,7 @@ func FuzzPath(f *testing.F) {
 		case aNAR:
 			back = "/" + got.nar.URL()
 		}
-		if back != s {
+		if back != "/"+strings.TrimLeft(s, "/") { // more slashes in front change nothing
 			t.Errorf("%q was read as %q", s, back)
 		}
 	})

@@ -246,6 +246,8 @@ func TestParse(t *testing.T) {
 
 func FuzzParse(f *testing.F) {
 	f.Add("s3://nix/a?endpoint=http://x:1&region=r")
+	f.Add("s3://:")
+	f.Add("s3://nix?region=:")
 	f.Fuzz(func(t *testing.T, text string) {
 		l, err := bucket.Parse(text, func(string) string { return "" })
 		if err != nil {

@@ -46,7 +46,18 @@ func Parse(text string, getenv func(string) string) (Location, error) {
 	if l.Prefix != "" {
 		l.Prefix += "/"
 	}
+	for what, name := range map[string]string{"name": l.Name, "region": l.Region} {
+		if strings.ContainsFunc(name, notInName) {
+			return Location{}, fmt.Errorf("%w: %s %q has more than letters, digits, dots, dashes and underscores", errURL, what, name)
+		}
+	}
 	return l, l.setEndpoint(q.Get("endpoint"), q.Get("scheme"))
+}
+
+// notInName reports whether a letter is in no name of a bucket or region: both become parts of a
+// host's name.
+func notInName(r rune) bool {
+	return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune(".-_", r)
 }
 
 func (l *Location) setEndpoint(endpoint, scheme string) error {

@@ -22,6 +22,7 @@ import (
 	"github.com/nixp2p/nixp2p/internal/source"
 	"github.com/nixp2p/nixp2p/internal/source/sourcetest"
 	"github.com/nixp2p/nixp2p/internal/taskgroup"
+	"github.com/nixp2p/nixp2p/p2p/balance"
 	"github.com/nixp2p/nixp2p/p2p/inventory"
 	"github.com/nixp2p/nixp2p/p2p/reputation"
 	"github.com/nixp2p/nixp2p/p2p/site"
@@ -102,7 +103,7 @@ func deltaSite(t *testing.T) (c *Client, f *lonePeer, trees *sourcetest.Trees, n
 		Bases: trees, Metrics: metrics.New(),
 	})
 	t.Cleanup(func() { c.Close() })
-	measure(t, f, 5<<20)
+	measure(t, f.Meter(), 5<<20)
 	var out bytes.Buffer
 	base, err := delta.Scan(bytes.NewReader(old.NAR), int64(len(old.NAR)))
 	if err != nil {
@@ -121,14 +122,14 @@ func deltaSite(t *testing.T) (c *Client, f *lonePeer, trees *sourcetest.Trees, n
 	return c, f, trees, now, out.Bytes()
 }
 
-// measure has a peer send n bytes in a second. What decodes zstd is not in the bubble: its decoders are
-// kept for other tests.
-func measure(t *testing.T, f *lonePeer, n int) {
+// measure has a peer send n bytes in a second. Tests that decode zstd use it outside a bubble: the
+// decoders are kept for other tests.
+func measure(t *testing.T, m *balance.Meter, n int) {
 	t.Helper()
 	synctest.Test(t, func(*testing.T) {
-		f.Meter().Waiting()
+		m.Waiting()
 		time.Sleep(time.Second)
-		f.Meter().Got(n)
+		m.Got(n)
 	})
 }
 
@@ -209,7 +210,7 @@ func TestNoDelta(t *testing.T) {
 	for name, edit := range map[string]func(t *testing.T, c *Client, f *lonePeer, trees *sourcetest.Trees, w *source.Want){
 		"fast link": func(t *testing.T, _ *Client, f *lonePeer, _ *sourcetest.Trees, _ *source.Want) {
 			t.Helper()
-			measure(t, f, 50e6)
+			measure(t, f.Meter(), 50e6)
 		},
 		"switched off": func(_ *testing.T, c *Client, _ *lonePeer, _ *sourcetest.Trees, _ *source.Want) { c.cfg.Bases = nil },
 		"cannot be hidden": func(_ *testing.T, _ *Client, _ *lonePeer, _ *sourcetest.Trees, w *source.Want) {

@@ -1,0 +1,55 @@
+package client
+
+import (
+	"bytes"
+	"fmt"
+	"net/http"
+	"testing"
+
+	"github.com/klauspost/compress/zstd"
+
+	"github.com/nixp2p/nixp2p/internal/nixtest"
+	"github.com/nixp2p/nixp2p/internal/source"
+	"github.com/nixp2p/nixp2p/p2p/wire"
+)
+
+// TestZstdWindow: a window beyond what this program sends is refused before its memory is
+// taken, and decoders are counted.
+func TestZstdWindow(t *testing.T) {
+	p := nixtest.NewPath("x", 3<<20)
+	c, s, _ := newSite(t)
+	for _, test := range []struct {
+		window int
+		ok     bool
+	}{{1 << 20, true}, {64 << 20, false}} {
+		f := s.add(p)
+		f.nar = func(x nixtest.Path, _ int64) (*http.Response, error) {
+			var b bytes.Buffer
+			z, err := zstd.NewWriter(&b, zstd.WithWindowSize(test.window), zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedFastest))
+			if err != nil {
+				return nil, err
+			}
+			_, _ = z.Write(x.NAR)
+			_ = z.Close()
+			r := respond(200, b.Bytes())
+			r.Header.Set("Content-Encoding", "zstd")
+			r.Header.Set(wire.SizeHeader, fmt.Sprint(len(x.NAR)))
+			return r, nil
+		}
+		// A slow link is asked for zstd.
+		for range 3 {
+			measure(t, f.Meter(), 5<<20)
+		}
+		session := c.Begin(t.Context(), source.Want{Info: p.Info(t, key), Forms: rawOf(p)})
+		got, err := pull(t.Context(), session)
+		if ok := err == nil && bytes.Equal(got, p.NAR); ok != test.ok {
+			t.Errorf("window %d: %d bytes, %v", test.window, len(got), err)
+		}
+		session.End(t.Context(), source.GaveUp)
+		if !c.decoders.TryAcquire(maxDecoders) {
+			t.Error("a decoder is still counted")
+		}
+		c.decoders.Release(maxDecoders)
+		s.peers = nil
+	}
+}

@@ -64,6 +64,7 @@ func TestReleasesSocket(t *testing.T) {
 		{"nixp2p.service", "WatchdogSec", "10s"},
 		{"nixp2p.service", "Requires", "nixp2p.socket"},
 		{"nixp2p-retry.timer", "OnActiveSec", "60s"},
+		{"nixp2p.socket", "StartLimitIntervalSec", "0"},
 		{"nixp2p-retry.timer", "StartLimitIntervalSec", "0"}, // each failed start starts it anew
 		{"nixp2p-retry.timer", "RemainAfterElapse", "no"},
 		{"nixp2p-retry.timer", "PartOf", "nixp2p.socket nixp2p.service"}, // stopped with them

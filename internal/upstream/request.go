@@ -51,7 +51,7 @@ type request struct {
 	budget  *budget
 
 	cancel context.CancelCauseFunc
-	timer  *time.Timer  // cancels it if the headers do not come
+	timer  *timer       // cancels it if the headers do not come
 	sent   atomic.Int64 // when the connection was there, Unix nanoseconds; 0 before
 }
 
@@ -110,7 +110,7 @@ func (u *Upstreams) send(ctx context.Context, m *mirror, q *request) (*reply, er
 	m.requests.Add(1)
 	own, cancel := context.WithCancelCause(ctx)
 	q.cancel = cancel
-	q.timer = time.AfterFunc(time.Hour, func() {
+	q.timer = newTimer(time.Hour, func() {
 		if q.patient && m.saturated() {
 			q.timer.Reset(q.within)
 			return

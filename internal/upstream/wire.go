@@ -21,14 +21,14 @@ type wire struct {
 	heard  *atomic.Int64 // when the cache was heard last, nil if the body comes from elsewhere
 	cancel context.CancelCauseFunc
 	cause  func() error // why the request was cancelled
-	timer  *time.Timer  // cancels the request; nil before the first Read
+	timer  *timer       // cancels the request; nil before the first Read
 	last   time.Time    // end of the last Read
 	ended  bool
 }
 
 func (w *wire) Read(p []byte) (int, error) {
 	if w.timer == nil {
-		w.timer = time.AfterFunc(w.stall, func() { w.cancel(errStalled) })
+		w.timer = newTimer(w.stall, func() { w.cancel(errStalled) })
 		w.last = time.Now()
 	} else {
 		w.timer.Reset(w.stall)

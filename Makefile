@@ -10,6 +10,7 @@ RUN_FLAGS ?=
 DEMO_FLAGS ?=
 FUZZTIME ?= 10s
 TEST_FLAGS ?=
+PKGS ?= ./...
 # How many packages are built and tested at once: they start servers and run Nix, and
 # some of them mind the clock.
 JOBS ?= 2
@@ -46,7 +47,7 @@ deps: ## install what the tests need (Debian, root), if it is missing
 
 .PHONY: test
 test: deps vet ## install what is missing, run all tests, those of concurrent packages with -race as well
-	$(GO) test -p $(JOBS) -shuffle=on -timeout 25m $(TEST_FLAGS) ./...
+	$(GO) test -p $(JOBS) -shuffle=on -timeout 25m $(TEST_FLAGS) $(PKGS)
 	@$(MAKE) --no-print-directory race
 
 .PHONY: race

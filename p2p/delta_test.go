@@ -10,12 +10,13 @@ import (
 	"github.com/nixp2p/nixp2p/internal/nixtest"
 	"github.com/nixp2p/nixp2p/internal/source"
 	"github.com/nixp2p/nixp2p/internal/source/sourcetest"
+	"github.com/nixp2p/nixp2p/internal/update"
 	"github.com/nixp2p/nixp2p/p2p/share"
 	"github.com/nixp2p/nixp2p/p2p/site"
 )
 
-// update returns two versions of a path, which differ in a few bytes.
-func update() (old, now nixtest.Path) {
+// versions returns two versions of a path, which differ in a few bytes.
+func versions() (old, now nixtest.Path) {
 	old, now = nixtest.NewPath("app-1.0", 300_000), nixtest.NewPath("app-1.1", 1000)
 	now.NAR = bytes.Clone(old.NAR)
 	copy(now.NAR[150_000:], "another version")
@@ -28,8 +29,8 @@ func deltaNode(t *testing.T, edit func(*Config), others []*Node, paths ...nixtes
 	s := newStore(key.Name).add(t, key, paths...)
 	trees := &sourcetest.Trees{Fake: s.Fake}
 	m := metrics.New()
-	n := start(t, share.New(share.Config{Store: s, Trees: trees, ShareKeys: []string{key.Name}}), func(c *Config) {
-		c.Bases, c.Metrics = trees, m
+	n := start(t, share.New(share.Config{Store: s, ShareKeys: []string{key.Name}}), func(c *Config) {
+		c.Bases, c.Encoder, c.Metrics = update.NewBases(trees, []string{key.Name}, m), update.NewEncoder(trees, m, nil), m
 		if edit != nil {
 			edit(c)
 		}
@@ -79,7 +80,7 @@ func count(m *metrics.Metrics, result string) int64 {
 }
 
 func TestDelta(t *testing.T) {
-	old, now := update()
+	old, now := versions()
 	for name, tt := range map[string]struct {
 		giver, taker []nixtest.Path
 		off          func(*Config) // of the giver
@@ -89,7 +90,7 @@ func TestDelta(t *testing.T) {
 		"used":                {[]nixtest.Path{old, now}, []nixtest.Path{old}, nil, true, "used", "sent"},
 		"no base here":        {[]nixtest.Path{old, now}, nil, nil, true, "no_base", ""},
 		"no base there":       {[]nixtest.Path{now}, []nixtest.Path{old}, nil, true, "no_base", ""},
-		"switched off there":  {[]nixtest.Path{old, now}, []nixtest.Path{old}, func(c *Config) { c.Bases = nil }, true, "declined", ""},
+		"switched off there":  {[]nixtest.Path{old, now}, []nixtest.Path{old}, func(c *Config) { c.Encoder = nil }, true, "declined", ""},
 		"of no use to reader": {[]nixtest.Path{old, now}, []nixtest.Path{old}, nil, false, "", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -125,7 +126,7 @@ func TestDelta(t *testing.T) {
 // TestWrongDelta: a wrong NAR is nobody's fault at first. A base that is damaged is told to the store; a
 // peer whose second delta is wrong, of a base that is right, is blamed.
 func TestWrongDelta(t *testing.T) {
-	old, now := update()
+	old, now := versions()
 	damaged := bytes.Clone(old.NAR)
 	damaged[1000] ^= 1
 	for name, at := range map[string]string{"damaged here": "taker", "damaged there": "giver"} {

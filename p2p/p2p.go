@@ -19,6 +19,7 @@ import (
 	"github.com/nixp2p/nixp2p/internal/metrics"
 	"github.com/nixp2p/nixp2p/internal/runclock"
 	"github.com/nixp2p/nixp2p/internal/source"
+	"github.com/nixp2p/nixp2p/internal/update"
 	"github.com/nixp2p/nixp2p/p2p/client"
 	"github.com/nixp2p/nixp2p/p2p/discovery"
 	"github.com/nixp2p/nixp2p/p2p/lease"
@@ -46,7 +47,8 @@ type Config struct {
 	UploadLimit int64           // bytes a second; 0: no limit
 	Leases      bool            // agree with the site who fetches what no peer has
 	Clock       *runclock.Clock // of the time that coordinators take; nil: the ordinary one
-	Bases       source.Trees    // for deltas, asked for and sent; nil: none
+	Bases       *update.Bases   // nil: no deltas are asked for
+	Encoder     *update.Encoder // nil: no deltas are sent
 	Keys        *verify.Keys
 	ShareKeys   []string         // names
 	Holder      *share.Holder    // nil shares nothing
@@ -130,7 +132,7 @@ func (n *member) compose() {
 	cfg, peers := &n.cfg, admitted{n.site}
 	self := lease.NodeID(n.site.ID())
 	n.coordinator = lease.NewCoordinator(self)
-	sc := server.Config{Site: peers, Holder: cfg.Holder, UploadLimit: cfg.UploadLimit, Delta: cfg.Bases != nil, Metrics: cfg.Metrics, Log: cfg.Log}
+	sc := server.Config{Site: peers, Holder: cfg.Holder, UploadLimit: cfg.UploadLimit, Encoder: cfg.Encoder, Metrics: cfg.Metrics, Log: cfg.Log}
 	cc := client.Config{
 		Site: peers, Keys: cfg.Keys, ShareKeys: cfg.ShareKeys, Reputation: n.reputation, DHT: beyond{n}, Clock: cfg.Clock,
 		Bases: cfg.Bases, Events: cfg.Events, Metrics: cfg.Metrics, Log: cfg.Log,

@@ -28,6 +28,7 @@ import (
 	"github.com/nixp2p/nixp2p/internal/source"
 	"github.com/nixp2p/nixp2p/internal/state"
 	"github.com/nixp2p/nixp2p/internal/transfer"
+	"github.com/nixp2p/nixp2p/internal/update"
 	"github.com/nixp2p/nixp2p/internal/upstream"
 	"github.com/nixp2p/nixp2p/localstore"
 	"github.com/nixp2p/nixp2p/p2p"
@@ -50,6 +51,7 @@ const cacheSubdir = "nar"
 // node is all that answers, wired together.
 type node struct {
 	basics
+	deltas
 	cfg   *config.Config
 	state *state.DB
 	infos *state.Infos
@@ -63,6 +65,12 @@ type node struct {
 	asked      atomic.Int64 // when a Nix asked last, in seconds since 1970; 0 before
 	past       past
 	conditions *source.Conditions
+}
+
+// deltas is how NARs come and leave as what differs from an older version: nil if they do not.
+type deltas struct {
+	bases   *update.Bases
+	encoder *update.Encoder
 }
 
 // basics is what the parts share.
@@ -104,13 +112,16 @@ func newNode(cfg *config.Config, m *metrics.Metrics, id string, conditions *sour
 	n.state, _ = state.Open(cfg.StateDir, log) // its Err is shown as long as there is one
 	n.past.history = history.New(history.Config{Storage: n.state.History(), Read: n.counts, Log: log})
 	n.infos = n.state.Infos(cfg.Keys, cfg.ShareKeys, m)
-	if err := n.openCaches(m, id, events, log); err != nil {
-		return nil, err
-	}
 	if n.store, err = localstore.Open(localstore.Config{
 		Root: cfg.StoreRoot, Keys: cfg.Keys, ShareKeys: cfg.ShareKeys, Log: log, Metrics: m,
 		Remembered: n.remembered, Changed: n.storeChanged,
 	}); err != nil {
+		return nil, err
+	}
+	if cfg.Delta {
+		n.bases, n.encoder = update.NewBases(n.store, cfg.ShareKeys, m), update.NewEncoder(n.store, m, log)
+	}
+	if err := n.openCaches(m, id, events, log); err != nil {
 		return nil, err
 	}
 	n.follow(m, log)
@@ -186,11 +197,6 @@ func (n *node) joinSite(m *metrics.Metrics, events source.Events, log *slog.Logg
 	if n.cache != nil {
 		c.Cache = share.CacheOf(n.cache)
 	}
-	var bases source.Trees
-	if n.cfg.Delta {
-		bases = n.store
-	}
-	c.Trees = bases
 	n.holder = share.New(c)
 	if !n.cfg.P2P {
 		return nil
@@ -203,8 +209,8 @@ func (n *node) joinSite(m *metrics.Metrics, events source.Events, log *slog.Logg
 		StateDir: stateDir, Listen: n.cfg.P2PListen, Bootstrap: n.cfg.Bootstrap, MDNS: n.cfg.MDNS,
 		MaxPeers: n.cfg.MaxPeers, SwarmKeyFile: n.cfg.SwarmKeyFile, Name: peerName(n.cfg), AllowCIDRs: n.cfg.AllowCIDRs,
 		AllowOnLink: n.cfg.AllowOnLink, Zone: configuredZone(n.cfg), UploadLimit: n.cfg.UploadLimit, Leases: n.cfg.Leases, Clock: n.clock,
-		Bases: bases,
-		Keys:  n.cfg.Keys, ShareKeys: n.cfg.ShareKeys, Holder: n.holder,
+		Bases: n.bases, Encoder: n.encoder,
+		Keys: n.cfg.Keys, ShareKeys: n.cfg.ShareKeys, Holder: n.holder,
 		Saved: n.state.Peers(), Reputation: n.state.Reputation(), Events: events, Conditions: n.conditions,
 		Metrics: m, Log: log,
 	})

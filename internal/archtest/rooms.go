@@ -38,6 +38,7 @@ var rooms = map[string]room{
 
 	"verify":          {floor: 1, rank: 0},
 	"internal/source": {floor: 1, also: []string{"verify"}},
+	"internal/update": {floor: 1, also: []string{"verify", "internal/source"}},
 
 	"localstore":         {floor: 2},
 	"internal/upstream":  {floor: 2},

@@ -24,6 +24,7 @@ import (
 	"github.com/nixp2p/nixp2p/internal/runclock"
 	"github.com/nixp2p/nixp2p/internal/source"
 	"github.com/nixp2p/nixp2p/internal/taskgroup"
+	"github.com/nixp2p/nixp2p/internal/update"
 	"github.com/nixp2p/nixp2p/p2p/inventory"
 	"github.com/nixp2p/nixp2p/p2p/lease"
 	"github.com/nixp2p/nixp2p/p2p/reputation"
@@ -63,7 +64,7 @@ type Config struct {
 	Leases     *lease.Client // nil: no coordination
 	Zone       Zone
 	DHT        DHT
-	Bases      source.Trees    // nil: no deltas are asked for
+	Bases      *update.Bases   // nil: no deltas are asked for
 	Clock      *runclock.Clock // of the time that streams take; nil: the ordinary one
 	Events     source.Events
 	Metrics    *metrics.Metrics

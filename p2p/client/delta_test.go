@@ -22,6 +22,7 @@ import (
 	"github.com/nixp2p/nixp2p/internal/source"
 	"github.com/nixp2p/nixp2p/internal/source/sourcetest"
 	"github.com/nixp2p/nixp2p/internal/taskgroup"
+	"github.com/nixp2p/nixp2p/internal/update"
 	"github.com/nixp2p/nixp2p/p2p/balance"
 	"github.com/nixp2p/nixp2p/p2p/inventory"
 	"github.com/nixp2p/nixp2p/p2p/reputation"
@@ -96,11 +97,11 @@ func deltaSite(t *testing.T) (c *Client, f *lonePeer, trees *sourcetest.Trees, n
 	}
 	trees = &sourcetest.Trees{Fake: sourcetest.NewFake(source.Store).Share(key.Name)}
 	trees.Add(t, key, old)
-	id := idOf(1)
+	id, m := idOf(1), metrics.New()
 	f = &lonePeer{Peer: &site.Peer{ID: id, Key: id.String()}, paths: []nixtest.Path{now, old}}
 	c = New(Config{
 		Site: theSite{f}, Keys: nixtest.Keys(t, key), ShareKeys: []string{key.Name}, Reputation: reputation.New(nil),
-		Bases: trees, Metrics: metrics.New(),
+		Bases: update.NewBases(trees, []string{key.Name}, m), Metrics: m,
 	})
 	t.Cleanup(func() { c.Close() })
 	measure(t, f.Meter(), 5<<20)

@@ -13,12 +13,12 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
-	"github.com/nixp2p/nixp2p/internal/delta"
 	"github.com/nixp2p/nixp2p/internal/hedge"
 	"github.com/nixp2p/nixp2p/internal/httprange"
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/internal/runclock"
 	"github.com/nixp2p/nixp2p/internal/source"
+	"github.com/nixp2p/nixp2p/internal/update"
 	"github.com/nixp2p/nixp2p/p2p/balance"
 	"github.com/nixp2p/nixp2p/p2p/lease"
 	"github.com/nixp2p/nixp2p/p2p/machine"
@@ -336,12 +336,12 @@ func (s *session) openOne(ctx context.Context, p *site.Peer, form nix.Form, off 
 		header.Set("Range", httprange.From(off))
 	}
 	st := &stream{s: s, p: p, form: form, size: s.size[form], offered: offered{partial: partial}}
-	var bases proposal
+	var bases update.Proposal
 	if s.want.Delta && s.deltas.allowed() && form.IsRaw() && off == 0 && !partial {
 		bases = s.c.propose(ctx, p, s.want.Info)
 	}
 	if len(bases) > 0 {
-		header.Set(wire.BaseHeader, wire.FormatBases(bases.names()))
+		header.Set(wire.BaseHeader, wire.FormatBases(bases.Names()))
 	}
 	release := func() {}
 	zip := form.IsRaw() && st.size-off >= largeNAR && p.Meter().Compress() && s.c.decoders.TryAcquire(1)
@@ -354,7 +354,7 @@ func (s *session) openOne(ctx context.Context, p *site.Peer, form nix.Form, off 
 	took := time.Since(start)
 	s.c.opens.Observe(took)
 	if err != nil {
-		bases.close()
+		bases.Close()
 		release()
 		return nil, fmt.Errorf("p2p: peer %s: get NAR: %w", p.Key, err)
 	}
@@ -362,18 +362,18 @@ func (s *session) openOne(ctx context.Context, p *site.Peer, form nix.Form, off 
 	coded, err := s.accept(resp, p, st, off, asCoded{zip, bases})
 	if err != nil {
 		_ = resp.Body.Close()
-		bases.close()
+		bases.Close()
 		release()
 		return nil, err
 	}
-	base, isDelta := bases.take(coded.base)
+	base, isDelta := bases.Take(coded.base)
 	switch {
 	case isDelta:
 		s.deltas.begins(p, base.Base)
 		st.beginDelta(resp.Body, base)
 	default:
 		if len(bases) > 0 {
-			s.c.cfg.Metrics.Delta.WithLabelValues("declined").Inc()
+			s.c.cfg.Bases.Declined()
 		}
 		st.begin(resp.Body, off, coded.zstd)
 	}
@@ -384,7 +384,7 @@ func (s *session) openOne(ctx context.Context, p *site.Peer, form nix.Form, off 
 // asCoded is how a body may be coded.
 type asCoded struct {
 	zip   bool
-	bases proposal
+	bases update.Proposal
 }
 
 // coding is how a body is coded.
@@ -420,7 +420,7 @@ func (s *session) accept(resp *http.Response, p *site.Peer, st *stream, off int6
 	switch name := resp.Header.Get("Content-Encoding"); {
 	case name == string(nix.Zstd) && may.zip:
 		coded.zstd = true
-	case name == delta.Coding && off == 0:
+	case name == update.Coding && off == 0:
 		if coded.base, err = deltaHead(resp, may.bases); err != nil {
 			return fail("%w", err)
 		}

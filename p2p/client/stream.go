@@ -12,6 +12,7 @@ import (
 	"github.com/nixp2p/nixp2p/internal/metrics"
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/internal/runclock"
+	"github.com/nixp2p/nixp2p/internal/update"
 	"github.com/nixp2p/nixp2p/p2p/site"
 )
 
@@ -76,11 +77,11 @@ func (st *stream) begin(body io.ReadCloser, off int64, coded bool) {
 }
 
 // beginDelta starts with the body of an answer that is a delta.
-func (st *stream) beginDelta(body io.ReadCloser, base opened) {
+func (st *stream) beginDelta(body io.ReadCloser, base update.Base) {
 	st.left = st.size
 	st.wire = newWireReader(st.s.c.cfg.Clock, st.p, body, st.s.c.cfg.Metrics, true) // the peer takes time to make it
 	st.wire.anyRate, st.wire.crosses = true, !near(st.s.zone, st.p)
-	d := newDeltaBody(st.wire, base, st.size, st.s.c.cfg.Metrics)
+	d := st.s.c.cfg.Bases.NewBody(st.wire, base, st.size)
 	st.plain, st.decoder, st.delta = d, d, true
 	st.started()
 }

@@ -73,3 +73,6 @@ func (id ID) String() string {
 	}
 	return id.prefix.String()
 }
+
+// Prefix returns the address or the network as a prefix, the zero one if the machine is not known.
+func (id ID) Prefix() netip.Prefix { return id.prefix }

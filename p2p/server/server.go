@@ -20,6 +20,7 @@ import (
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/internal/source"
 	"github.com/nixp2p/nixp2p/internal/taskgroup"
+	"github.com/nixp2p/nixp2p/internal/update"
 	"github.com/nixp2p/nixp2p/p2p/lease"
 	"github.com/nixp2p/nixp2p/p2p/share"
 	"github.com/nixp2p/nixp2p/p2p/site"
@@ -56,8 +57,8 @@ type Config struct {
 	Holder *share.Holder // nil shares nothing
 	// Coordinate answers as coordinator, with addresses filled in. If nil, this node is none.
 	Coordinate  func(p *site.Peer, r lease.Request) lease.Answer
-	UploadLimit int64 // bytes a second of all NARs together; 0: no limit
-	Delta       bool  // send deltas to peers that propose a base
+	UploadLimit int64           // bytes a second of all NARs together; 0: no limit
+	Encoder     *update.Encoder // nil: no deltas are sent
 	Metrics     *metrics.Metrics
 	Log         *slog.Logger // nil discards
 }
@@ -69,7 +70,6 @@ type Server struct {
 	uploads  *uploads
 	limiter  *limiter
 	encoders *semaphore.Weighted
-	deltas   *deltaSlots
 	requests taskgroup.Group
 	sending  taskgroup.Group // closed by Drain
 }
@@ -81,7 +81,7 @@ func New(cfg Config) *Server {
 	}
 	return &Server{
 		cfg: cfg, log: cfg.Log, uploads: newUploads(), limiter: newLimiter(cfg.UploadLimit),
-		encoders: semaphore.NewWeighted(maxEncoders), deltas: newDeltaSlots(),
+		encoders: semaphore.NewWeighted(maxEncoders),
 	}
 }
 
@@ -234,8 +234,9 @@ func (s *Server) answerNAR(w http.ResponseWriter, req *http.Request, p *site.Pee
 		return
 	}
 	defer done()
-	if d, done := s.delta(req, p, n, off); d != nil {
-		whole = up.sendDelta(ctx, d, done) == nil
+	if d := s.delta(req, p, n, off); d != nil {
+		whole = up.sendDelta(ctx, d) == nil
+		_ = d.Close() // only read
 	} else {
 		whole = up.send(ctx, status, off, req.Header.Get("Accept-Encoding") == string(nix.Zstd)) == nil
 	}

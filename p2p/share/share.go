@@ -74,10 +74,9 @@ type Download interface {
 	PeerReader(off int64) io.ReadCloser
 }
 
-// Config is what a Holder reads. Cache, Infos and Trees may be nil.
+// Config is what a Holder reads. Cache and Infos may be nil.
 type Config struct {
 	Store     Store
-	Trees     source.Trees // nil: nothing is sent as a delta
 	Cache     Cache
 	Infos     Infos
 	ShareKeys []string // names

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/update"
 )
 
 // Headers in addition to those of HTTP. Ranges are those of internal/httprange: From and
@@ -16,10 +17,8 @@ const (
 	// SizeHeader is the size of the whole NAR if the body is compressed on the way.
 	SizeHeader = "Nixp2p-Size"
 	// BaseHeader names bases in a request for a raw NAR, the preferred one first, and in an answer
-	// that is a delta (Content-Encoding delta.Coding) the one that was taken.
-	BaseHeader = "Nixp2p-Base"
-	// MaxBases is how many are named at most.
-	MaxBases = 3
+	// that is a delta (Content-Encoding update.Coding) the one that was taken.
+	BaseHeader = update.BaseHeader
 	// MaxInfo bounds a narinfo from a peer, as that from an upstream.
 	MaxInfo = 1 << 20
 )
@@ -98,7 +97,7 @@ func FormatBases(bases []nix.NarHash) string {
 // offer.
 func ParseBases(value string) (bases []nix.NarHash) {
 	for word := range strings.SplitSeq(value, ",") {
-		if b, err := nix.ParseNarHash32(strings.TrimSpace(word)); err == nil && len(bases) < MaxBases {
+		if b, err := nix.ParseNarHash32(strings.TrimSpace(word)); err == nil && len(bases) < update.MaxBases {
 			bases = append(bases, b)
 		}
 	}

@@ -1,19 +1,17 @@
-package server
+package update
 
 import (
 	"net/netip"
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"github.com/nixp2p/nixp2p/p2p/machine"
 )
 
-// TestDeltaSlots: a machine has two encoders at a time, and a minute of CPU in ten.
-func TestDeltaSlots(t *testing.T) {
+// TestSlots: a machine has two encoders at a time, and a minute of CPU in ten.
+func TestSlots(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a, b := machine.Of(netip.MustParseAddr("10.0.0.1")), machine.Of(netip.MustParseAddr("10.0.0.2"))
-		s := newDeltaSlots()
+		a, b := netip.MustParsePrefix("10.0.0.1/32"), netip.MustParsePrefix("10.0.0.2/32")
+		s := newSlots()
 		s.free = 3
 		one, ok1 := s.take(a)
 		two, ok2 := s.take(a)
@@ -27,16 +25,16 @@ func TestDeltaSlots(t *testing.T) {
 		if !ok {
 			t.Error("none for another machine")
 		}
-		one(deltaTime / 2)
+		one(timeEach / 2)
 		if _, ok := s.take(b); !ok {
 			t.Error("what was released is not free")
 		}
-		two(deltaTime / 2)
+		two(timeEach / 2)
 		three(0)
 		if _, ok := s.take(a); ok {
 			t.Error("more than its time")
 		}
-		time.Sleep(deltaWindow)
+		time.Sleep(window)
 		if _, ok := s.take(a); !ok {
 			t.Error("nothing in the next window")
 		}

@@ -1,0 +1,78 @@
+package update
+
+import (
+	"net/netip"
+	"runtime"
+	"sync"
+	"time"
+)
+
+const (
+	// A machine gets encodersEach encoders at a time, and timeEach of CPU in window.
+	encodersEach = 2
+	timeEach     = time.Minute
+	window       = 10 * time.Minute
+	// maxMachines bounds the machines whose time is counted. Others get none meanwhile.
+	maxMachines = 1024
+)
+
+// slots shares the encoders among machines: half of the cores work on deltas at most.
+type slots struct {
+	mu       sync.Mutex
+	free     int
+	machines map[netip.Prefix]*use
+}
+
+// use is what one machine has had.
+type use struct {
+	running int
+	spent   time.Duration // since
+	since   time.Time
+}
+
+func newSlots() *slots {
+	return &slots{free: (runtime.GOMAXPROCS(0) + 1) / 2, machines: make(map[netip.Prefix]*use)}
+}
+
+// take takes an encoder for a machine, if there is one at once. The caller says at the end how long
+// it took.
+func (s *slots) take(m netip.Prefix) (release func(spent time.Duration), ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	u := s.machines[m]
+	if u == nil {
+		if len(s.machines) >= maxMachines {
+			s.sweep(now)
+		}
+		if len(s.machines) >= maxMachines {
+			return nil, false
+		}
+		u = &use{since: now}
+		s.machines[m] = u
+	}
+	if now.Sub(u.since) >= window {
+		u.spent, u.since = 0, now
+	}
+	if s.free == 0 || u.running >= encodersEach || u.spent >= timeEach {
+		return nil, false
+	}
+	s.free--
+	u.running++
+	return func(spent time.Duration) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.free++
+		u.running--
+		u.spent += spent
+	}, true
+}
+
+// sweep forgets machines whose window is over. The caller holds mu.
+func (s *slots) sweep(now time.Time) {
+	for m, u := range s.machines {
+		if u.running == 0 && now.Sub(u.since) >= window {
+			delete(s.machines, m)
+		}
+	}
+}

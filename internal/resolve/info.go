@@ -11,6 +11,7 @@ import (
 
 	"github.com/nixp2p/nixp2p/internal/hedge"
 	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/runclock"
 	"github.com/nixp2p/nixp2p/internal/source"
 	"github.com/nixp2p/nixp2p/verify"
 )
@@ -91,16 +92,17 @@ func (r *Resolver) find(ctx context.Context, h nix.StoreHash, scope source.Scope
 	})
 }
 
-// deadline returns a context that ends after limit, with context.DeadlineExceeded as its cause.
+// deadline returns a context that ends after limit, with context.DeadlineExceeded as its cause. Time in
+// which this process was stopped does not count: the answer may have come meanwhile.
 // If limit is infoDeadline, it goes on while the line to the upstreams is saturated.
 func (r *Resolver) deadline(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
 	u := r.cfg.Upstream
 	if limit != infoDeadline || u == nil {
-		return context.WithTimeout(ctx, limit)
+		return runclock.WithTimeout(ctx, limit)
 	}
-	ctx, stop := context.WithTimeout(ctx, saturatedDeadline)
+	ctx, stop := runclock.WithTimeout(ctx, saturatedDeadline)
 	ctx, cancel := context.WithCancelCause(ctx)
-	timer := time.AfterFunc(limit, func() {
+	timer := runclock.NewTimer(limit, func() {
 		for u.Saturated() {
 			select {
 			case <-time.After(saturatedTick):

@@ -63,9 +63,9 @@ func (c *Clock) sample(now time.Time, stop bool) bool {
 }
 
 // used returns how much the process was able to use of the time that has passed since the
-// sampler went to sleep.
+// sampler went to sleep. After stopped, it cannot run at all.
 func used(passed time.Duration) time.Duration {
-	return max(min(passed, every+usual), passed/slowest)
+	return max(min(passed, every+usual), min(passed, stopped)/slowest)
 }
 
 // Now returns the time on this clock.

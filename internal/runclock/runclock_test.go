@@ -22,6 +22,7 @@ func TestUsed(t *testing.T) {
 		every + 2*usual:        every + usual,
 		100 * time.Millisecond: 25 * time.Millisecond,
 		time.Second:            250 * time.Millisecond,
+		time.Hour:              250 * time.Millisecond, // it was stopped
 	} {
 		if got := used(passed); got != want {
 			t.Errorf("%v: %v, want %v", passed, got, want)

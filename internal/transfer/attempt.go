@@ -91,7 +91,7 @@ func (d *download) attempt(ctx context.Context, session source.Session, up sourc
 	a := &attempt{d: d, session: session, cancel: cancel, before: d.current(), free: session == nil || up == nil}
 	a.clock = clock{nar: d.info.NarSize(), file: d.upstreamSize()}
 	a.spread = rand.N(spreadMost)
-	if !a.free {
+	if session != nil { // also without an upstream: streams of peers run out of time on this clock
 		defer d.s.cfg.Clock.Watch()()
 	}
 	a.waited, a.began = time.Since(d.asked), d.s.cfg.Clock.Now()

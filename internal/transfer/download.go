@@ -10,6 +10,7 @@ import (
 	"github.com/nixp2p/nixp2p/internal/metrics"
 	"github.com/nixp2p/nixp2p/internal/narcache"
 	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/runclock"
 	"github.com/nixp2p/nixp2p/internal/source"
 	"github.com/nixp2p/nixp2p/verify"
 )
@@ -406,7 +407,7 @@ func (d *download) search(ctx context.Context, err error) bool {
 	if !d.askedPeers || ctx.Err() != nil || d.current() != nil || source.Invalid(err) != nil || errors.Is(err, errNoRoom) {
 		return false
 	}
-	ctx, cancel := context.WithTimeout(ctx, searchTime)
+	ctx, cancel := runclock.WithTimeout(ctx, searchTime)
 	defer cancel()
 	return d.s.cfg.Peers.Search(ctx, d.info)
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/nixp2p/nixp2p/internal/hedge"
+	"github.com/nixp2p/nixp2p/internal/runclock"
 )
 
 // lookupFunc returns the addresses of one family, "ip4" or "ip6".
@@ -116,8 +117,8 @@ func (n *names) lookup(ctx context.Context, name string) ([]netip.Addr, error) {
 		return known, nil
 	}
 	// All who wait for it give up together, so that they agree that the cache is down.
-	timer := time.NewTimer(max(n.timeout-time.Since(l.began), otherFamily))
-	defer timer.Stop()
+	wait, cancel := runclock.WithTimeout(ctx, max(n.timeout-time.Since(l.began), otherFamily))
+	defer cancel()
 	select {
 	case <-l.done:
 		n.mu.Lock()
@@ -126,9 +127,10 @@ func (n *names) lookup(ctx context.Context, name string) ([]netip.Addr, error) {
 			return l.addrs, nil
 		}
 		return nil, l.err
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	case <-timer.C:
+	case <-wait.Done():
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
 		return nil, &net.DNSError{Err: "no name server has answered yet", Name: name, IsTimeout: true}
 	}
 }
@@ -161,7 +163,7 @@ func (n *names) get(ctx context.Context, name string) (*lookup, []netip.Addr) {
 // after: many name servers answer for A and are silent for AAAA. The caller holds mu.
 func (n *names) start(ctx context.Context, name string, h *host) {
 	l := &lookup{began: time.Now(), done: make(chan struct{})}
-	ctx, l.cancel = context.WithTimeout(context.WithoutCancel(ctx), lookupLong)
+	ctx, l.cancel = runclock.WithTimeout(context.WithoutCancel(ctx), lookupLong)
 	if n.ended {
 		l.cancel()
 	}

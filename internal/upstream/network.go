@@ -13,6 +13,8 @@ import (
 	"net/url"
 	"os"
 	"time"
+
+	"github.com/nixp2p/nixp2p/internal/runclock"
 )
 
 // network is the way to all caches: proxies, names, connections, certificates.
@@ -159,14 +161,17 @@ func (n *network) tcp(ctx context.Context, network, addr string) (net.Conn, erro
 			targets = append(targets, net.JoinHostPort(a.String(), port))
 		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, n.timeouts.connect)
+	dialing, cancel := runclock.WithTimeout(ctx, n.timeouts.connect)
 	defer cancel()
 	const stagger = 250 * time.Millisecond // RFC 8305, 5
-	conn, err := first(ctx, len(targets), stagger,
+	conn, err := first(dialing, len(targets), stagger,
 		func(ctx context.Context, i int) (net.Conn, error) { return n.dial(ctx, network, targets[i]) },
 		nil, func(c net.Conn) { _ = c.Close() })
 	if err == nil {
 		return conn, nil
+	}
+	if ctx.Err() == nil && dialing.Err() != nil {
+		err = context.Cause(dialing)
 	}
 	if n.names != nil {
 		n.names.forget(host) // it may have moved

@@ -21,6 +21,7 @@ import (
 	"github.com/nixp2p/nixp2p/internal/compress"
 	"github.com/nixp2p/nixp2p/internal/httprange"
 	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/runclock"
 	"github.com/nixp2p/nixp2p/internal/source"
 )
 
@@ -51,8 +52,8 @@ type request struct {
 	budget  *budget
 
 	cancel context.CancelCauseFunc
-	timer  *timer       // cancels it if the headers do not come
-	sent   atomic.Int64 // when the connection was there, Unix nanoseconds; 0 before
+	timer  *runclock.Timer // cancels it if the headers do not come
+	sent   atomic.Int64    // when the connection was there, Unix nanoseconds; 0 before
 }
 
 // budget counts the HTTP requests that each cache may still get for one question.
@@ -110,7 +111,7 @@ func (u *Upstreams) send(ctx context.Context, m *mirror, q *request) (*reply, er
 	m.requests.Add(1)
 	own, cancel := context.WithCancelCause(ctx)
 	q.cancel = cancel
-	q.timer = newTimer(time.Hour, func() {
+	q.timer = runclock.NewTimer(time.Hour, func() {
 		if q.patient && m.saturated() {
 			q.timer.Reset(q.within)
 			return
@@ -121,11 +122,18 @@ func (u *Upstreams) send(ctx context.Context, m *mirror, q *request) (*reply, er
 	m.wait(q, q.kind != kindNAR)
 	resp, err := u.follow(own, m, q)
 	m.wait(q, false)
+	interrupted := q.timer.Interrupted()
 	q.timer.Stop()
 	if err != nil {
 		cause := context.Cause(own)
+		interrupted = interrupted && cause == nil
 		cancel(context.Canceled)
 		u.metrics.UpstreamRequests.WithLabelValues(q.kind, "error").Inc()
+		if interrupted {
+			// Others run out of time while this process is stopped, such as TLS in net/http: that says
+			// nothing about the cache, and another request may pass.
+			return nil, &failure{failedOther, err}
+		}
 		return nil, u.unanswered(ctx, m, q, cause, err)
 	}
 	w := &wire{

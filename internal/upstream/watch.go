@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/runclock"
 )
 
 // watch is the part of Run that belongs to one cache.
@@ -39,7 +40,7 @@ func (u *Upstreams) watch(ctx context.Context, m *mirror) {
 // probeWith sends a request that shows whether a cache is healthy again, and reads the answer.
 func (u *Upstreams) probeWith(ctx context.Context, m *mirror, q *request, most int64) ([]byte, error) {
 	q.within, q.budget = u.timeouts.probing, newBudget(1+maxRedirects)
-	ctx, cancel := context.WithTimeout(ctx, beforeHeaders(&u.timeouts, m, q)+u.timeouts.probing)
+	ctx, cancel := runclock.WithTimeout(ctx, beforeHeaders(&u.timeouts, m, q)+u.timeouts.probing)
 	defer cancel()
 	began := time.Now()
 	r, err := u.send(ctx, m, q)

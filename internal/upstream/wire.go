@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/nixp2p/nixp2p/internal/runclock"
 )
 
 // wire is a response body on its way: it counts bytes, and ends when none comes for too
@@ -20,15 +22,15 @@ type wire struct {
 	pace   *pace         // nil unless it is a NAR
 	heard  *atomic.Int64 // when the cache was heard last, nil if the body comes from elsewhere
 	cancel context.CancelCauseFunc
-	cause  func() error // why the request was cancelled
-	timer  *timer       // cancels the request; nil before the first Read
-	last   time.Time    // end of the last Read
+	cause  func() error    // why the request was cancelled
+	timer  *runclock.Timer // cancels the request; nil before the first Read
+	last   time.Time       // end of the last Read
 	ended  bool
 }
 
 func (w *wire) Read(p []byte) (int, error) {
 	if w.timer == nil {
-		w.timer = newTimer(w.stall, func() { w.cancel(errStalled) })
+		w.timer = runclock.NewTimer(w.stall, func() { w.cancel(errStalled) })
 		w.last = time.Now()
 	} else {
 		w.timer.Reset(w.stall)

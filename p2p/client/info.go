@@ -13,6 +13,7 @@ import (
 
 	"github.com/nixp2p/nixp2p/internal/hedge"
 	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/runclock"
 	"github.com/nixp2p/nixp2p/internal/source"
 	"github.com/nixp2p/nixp2p/p2p/balance"
 	"github.com/nixp2p/nixp2p/p2p/inventory"
@@ -57,7 +58,7 @@ func (c *Client) Info(ctx context.Context, h nix.StoreHash) (*verify.Info, error
 	}
 	balance.Order(peers, (*site.Peer).Meter)
 	nearFirst(c.cfg.Zone.name(), peers)
-	ctx, cancel := context.WithTimeout(ctx, infoTime)
+	ctx, cancel := runclock.WithTimeout(ctx, infoTime)
 	defer cancel()
 	var worst worst
 	var running atomic.Int32

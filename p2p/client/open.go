@@ -165,7 +165,7 @@ func (s *session) ask(ctx context.Context, peers []*site.Peer) [][]wire.Present 
 			}
 		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, formsTime)
+	ctx, cancel := runclock.WithTimeout(ctx, formsTime)
 	defer cancel()
 	var all sync.WaitGroup
 	n := 0
@@ -212,7 +212,7 @@ func (s *session) follow(ctx context.Context, sources []lease.Source, off int64)
 		if err != nil || s.form != nil && *s.form != x.Form || s.size[x.Form] != x.Size {
 			continue
 		}
-		dial, cancel := context.WithTimeout(ctx, openTime)
+		dial, cancel := runclock.WithTimeout(ctx, openTime)
 		p, err := s.c.cfg.Site.Connect(dial, id, x.Addr)
 		cancel()
 		if err != nil || !s.usable(p) || slices.Contains(peers, p) {

@@ -18,6 +18,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
 
+	"github.com/nixp2p/nixp2p/internal/runclock"
 	"github.com/nixp2p/nixp2p/p2p/machine"
 )
 
@@ -88,7 +89,7 @@ func (c *core) roundTrip(p *Peer, req *http.Request) (*http.Response, error) {
 	defer p.Use()()
 	ctx := req.Context()
 	req.Header["User-Agent"] = nil
-	octx, cancel := context.WithTimeout(network.WithNoDial(ctx, "request"), openStream)
+	octx, cancel := runclock.WithTimeout(network.WithNoDial(ctx, "request"), openStream)
 	defer cancel()
 	s, err := h.NewStream(octx, p.ID, httpProtocol)
 	if err != nil {

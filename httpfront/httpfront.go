@@ -22,6 +22,7 @@ import (
 	"github.com/nixp2p/nixp2p/internal/resolve"
 	"github.com/nixp2p/nixp2p/internal/source"
 	"github.com/nixp2p/nixp2p/internal/transfer"
+	"github.com/nixp2p/nixp2p/internal/update"
 	"github.com/nixp2p/nixp2p/verify"
 )
 
@@ -36,10 +37,12 @@ type Config struct {
 	// Private is set if there are trusted keys beside those: paths whose existence must not show
 	// in the time that clients on other machines wait for a 404.
 	Private  bool
-	Names    []string     // host names of the substituter besides localhost and its addresses
-	Priority int          // in nix-cache-info
-	ID       string       // of this daemon: the name in Via headers
-	Log      *slog.Logger // If nil, nothing is logged.
+	Names    []string // host names of the substituter besides localhost and its addresses
+	Priority int      // in nix-cache-info
+	ID       string   // of this daemon: the name in Via headers
+	// Encoder makes deltas for nodes that have this one as upstream. If nil, there are none.
+	Encoder *update.Encoder
+	Log     *slog.Logger // If nil, nothing is logged.
 	// Stall is how long a client may take no byte before its connection ends. If 0, it is five
 	// minutes, after which Nix itself gives up a download that does not move.
 	Stall time.Duration
@@ -122,7 +125,8 @@ var (
 	plainType     = []string{"text/plain"}
 	noLength      = []string{"0"}
 	// noStore: what is missing now may be there in a moment.
-	noStore = []string{"no-store"}
+	noStore    = []string{"no-store"}
+	deltaOffer = []string{"1"}
 	// forYears: the URL of a NAR names its bytes.
 	forYears = []string{"max-age=31536000, immutable"}
 )
@@ -150,8 +154,13 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.serveNarinfo(w, r, t.nar.Store)
 	case aNAR:
 		h.serveNAR(w, r, t.nar)
+	case aDelta:
+		h.serveDelta(w, r, t.base, t.nar)
 	case theCacheInfo:
 		w.Header()["Content-Type"] = cacheInfoType
+		if h.cfg.Encoder != nil {
+			w.Header()[update.OfferHeader] = deltaOffer
+		}
 		h.text(w, r, h.cacheInfo)
 	default:
 		notFound(w)
@@ -198,6 +207,7 @@ func (h *Handler) dateOf(now time.Time) []string {
 type target struct {
 	kind kind
 	nar  nix.NARName // for a narinfo the Store only
+	base nix.NarHash // of a delta
 }
 
 type kind int
@@ -206,6 +216,7 @@ const (
 	nothing kind = iota
 	aNarinfo
 	aNAR
+	aDelta
 	theCacheInfo
 )
 
@@ -222,13 +233,18 @@ func parsePath(path string) target {
 	}
 	if stem, ok := strings.CutSuffix(path, ".narinfo"); ok {
 		if hash, err := nix.ParseStoreHash(stem); err == nil {
-			return target{aNarinfo, nix.NARName{Store: hash}}
+			return target{kind: aNarinfo, nar: nix.NARName{Store: hash}}
 		}
 		return target{}
 	}
-	if base, ok := strings.CutPrefix(path, "nar/"); ok {
+	if base, ok := strings.CutPrefix(path, narPrefix); ok {
 		if name, err := nix.ParseNARName(base); err == nil {
-			return target{aNAR, name}
+			return target{kind: aNAR, nar: name}
+		}
+	}
+	if rest, ok := strings.CutPrefix(path, deltaPrefix); ok {
+		if base, name, ok := parseDelta(rest); ok {
+			return target{kind: aDelta, nar: name, base: base}
 		}
 	}
 	return target{}

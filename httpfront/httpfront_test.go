@@ -779,6 +779,7 @@ func FuzzPath(f *testing.F) {
 	for _, s := range []string{
 		"/", "", "/nix-cache-info", "/" + hello.Hash().String() + ".narinfo", "/" + helloName.URL(),
 		"/nar/" + helloName.String() + ".xz", "/nar/0-0-0.nar.zst", "//", "/\x00.narinfo", "/nar/-.nar",
+		"/" + deltaURL(helloName, secret.NarHash()), "/delta/",
 	} {
 		f.Add(s)
 	}
@@ -794,6 +795,8 @@ func FuzzPath(f *testing.F) {
 			back = "/" + got.nar.Store.String() + ".narinfo"
 		case aNAR:
 			back = "/" + got.nar.URL()
+		case aDelta:
+			back = "/" + deltaURL(got.nar, got.base)
 		}
 		if back != "/"+strings.TrimLeft(s, "/") { // more slashes in front change nothing
 			t.Errorf("%q was read as %q", s, back)

@@ -61,6 +61,17 @@ func (h *Handler) sendNAR(ctx context.Context, w http.ResponseWriter, r *http.Re
 		return fs.ErrNotExist
 	}
 	header := w.Header()
+	if h.cfg.Encoder != nil && name.Form.IsRaw() {
+		header["Vary"] = deltaVary
+	}
+	if short == 0 {
+		if d := h.openDelta(ctx, r, n.Info(), h.basesOf(r, name)); d != nil {
+			n.Close()
+			header["Cache-Control"], header["Content-Location"] = notKept, []string{"../" + deltaURL(name, d.Base)}
+			h.sendDelta(ctx, w, r, name, d)
+			return nil
+		}
+	}
 	if n.Ranges() || short == http.StatusNotModified {
 		header["Etag"], header["Cache-Control"] = []string{tag}, forYears
 	}

@@ -138,7 +138,7 @@ func newNode(cfg *config.Config, m *metrics.Metrics, id string, conditions *sour
 		Resolver: n.resolver, Transfer: n.transfer, Metrics: m, Share: cfg.ShareKeys, Names: hostNames(cfg.Listen, cfg.ServerNames),
 		// A trusted key that is not a share key signs private paths.
 		Private:  slices.ContainsFunc(cfg.Keys.Names(), func(k string) bool { return !slices.Contains(cfg.ShareKeys, k) }),
-		Priority: cfg.Priority, ID: id, Log: log,
+		Priority: cfg.Priority, Encoder: n.encoder, ID: id, Log: log,
 	})
 	if err != nil {
 		return nil, err

@@ -69,7 +69,7 @@ var rooms = map[string]room{
 	"internal/transfer": {floor: 3, also: []string{"internal/resolve", "internal/narcache"}},
 	"internal/mirror":   {floor: 3},
 
-	"httpfront":      {floor: 4},
+	"httpfront":      {floor: 4, also: []string{"p2p/machine"}},
 	"internal/admin": {floor: 4},
 
 	"internal/config": {floor: 5},

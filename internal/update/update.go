@@ -35,6 +35,8 @@ const (
 	// byte sequences of RFC 8941. One of them is what RFC 9842 has, whose dictionaries are named by
 	// SHA-256, too.
 	DictionaryHeader = "Available-Dictionary"
+	// OfferHeader, with the value "1" in an answer to /nix-cache-info, says that deltas are sent.
+	OfferHeader = "Nixp2p-Delta"
 	// BaseHeader names the base in an answer that is a delta, in nix32.
 	BaseHeader = "Nixp2p-Base"
 )

@@ -26,7 +26,7 @@ func (t *Trees) Bases(info *verify.Info, most int) (list []source.Base) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for h, i := range t.infos {
-		if i.NarHash() != info.NarHash() && len(list) < most {
+		if i.SignedByAny(t.share) && i.NarHash() != info.NarHash() && len(list) < most {
 			list = append(list, source.Base{Store: h, Nar: i.NarHash(), Size: i.NarSize()})
 		}
 	}

@@ -9,31 +9,38 @@ import (
 	"time"
 )
 
-// Clock is a clock that runs slower while the process is kept from running. It measures how
-// late a goroutine wakes up that sleeps, and only while somebody watches: otherwise it is the
-// ordinary clock. It never goes back. A nil Clock is the ordinary one. It is safe for concurrent
-// use.
+// Clock is a clock that runs slower while the process is kept from running: while its threads
+// wait for a core, as the kernel counts it, or while it does not run at all. It is measured only
+// while somebody watches; otherwise, and where the kernel does not tell, it is the ordinary
+// clock. It never goes back. A nil Clock is the ordinary one. It is safe for concurrent use.
 type Clock struct {
-	wake chan struct{} // somebody watches
+	wake  chan struct{} // somebody watches
+	usage func() usage
 
 	mu       sync.Mutex
 	watchers int
 	sampling bool
 	lost     time.Duration // before last
-	last     time.Time     // the sampler woke up
+	last     time.Time     // the sampler looked
+	usedThen usage         // at last
+	share    float64       // of the time since last that counts: of the interval before it
+}
+
+// usage is what the threads of this process had of the cores since it began.
+type usage struct {
+	ran, waited time.Duration
 }
 
 const (
-	// every is how long the sampler sleeps, usual how late it may wake up on an idle machine.
-	every = 5 * time.Millisecond
-	usual = 3 * time.Millisecond
+	// every is how often the sampler looks. One look takes 0.2 ms.
+	every = 100 * time.Millisecond
 	// slowest is how many times slower than the ordinary clock a Clock runs at most: whoever
 	// keeps this machine busy from outside holds nothing up for longer.
-	slowest = 4
+	slowest = 8
 )
 
 // New returns a Clock. Without Run it is the ordinary clock.
-func New() *Clock { return &Clock{wake: make(chan struct{}, 1)} }
+func New() *Clock { return &Clock{wake: make(chan struct{}, 1), usage: threads} }
 
 // Run measures, while somebody watches, until ctx ends.
 func (c *Clock) Run(ctx context.Context) error {
@@ -44,28 +51,45 @@ func (c *Clock) Run(ctx context.Context) error {
 		case <-c.wake:
 		}
 		for c.sample(time.Now(), ctx.Err() != nil) {
-			time.Sleep(every)
+			select {
+			case <-time.After(every):
+			case <-ctx.Done():
+			}
 		}
 	}
 }
 
-// sample notes that the sampler woke up, and reports whether it goes on.
+// sample notes what the process was able to use, and reports whether the sampler goes on.
 func (c *Clock) sample(now time.Time, stop bool) bool {
+	u := c.usage()
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	share := 1.0
 	if c.sampling {
 		passed := now.Sub(c.last)
-		c.lost += passed - used(passed)
+		c.lost += passed - used(passed, c.share)
+		share = u.share(c.usedThen, passed)
 	}
-	c.last = now
+	c.last, c.usedThen, c.share = now, u, share
 	c.sampling = c.watchers > 0 && !stop
 	return c.sampling
 }
 
-// used returns how much the process was able to use of the time that has passed since the
-// sampler went to sleep. After stopped, it cannot run at all.
-func used(passed time.Duration) time.Duration {
-	return max(min(passed, every+usual), min(passed, stopped)/slowest)
+// share returns the part of the time since before, which has passed, that the process was able
+// to use. Threads that wait at the same time cannot lose more than that time; threads that wait
+// for each other's turn have lost what they would have had with a core each.
+func (u usage) share(before usage, passed time.Duration) float64 {
+	ran, waited := float64(u.ran-before.ran), float64(u.waited-before.waited)
+	if waited <= 0 || passed <= 0 {
+		return 1
+	}
+	return 1 - min(waited/float64(passed), waited/(max(ran, 0)+waited))
+}
+
+// used returns how much counts of the time that has passed since the sampler looked. If it does
+// not look for so long, the process does not run at all.
+func used(passed time.Duration, share float64) time.Duration {
+	return time.Duration(float64(min(passed, stopped)) * max(share, 1.0/slowest))
 }
 
 // Now returns the time on this clock.
@@ -77,7 +101,7 @@ func (c *Clock) Now() time.Time {
 	defer c.mu.Unlock()
 	now := time.Now()
 	if c.sampling {
-		return c.last.Add(used(now.Sub(c.last)) - c.lost)
+		return c.last.Add(used(now.Sub(c.last), c.share) - c.lost)
 	}
 	return now.Add(-c.lost)
 }

@@ -2,6 +2,7 @@ package runclock
 
 import (
 	"context"
+	"os"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -13,47 +14,78 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// TestUsed: what counts of the time between two wake-ups.
+// TestUsed: what counts of the time since the sampler looked.
 func TestUsed(t *testing.T) {
-	for passed, want := range map[time.Duration]time.Duration{
-		0:                      0,
-		every:                  every,
-		every + usual:          every + usual,
-		every + 2*usual:        every + usual,
-		100 * time.Millisecond: 25 * time.Millisecond,
-		time.Second:            250 * time.Millisecond,
-		time.Hour:              250 * time.Millisecond, // it was stopped
+	const ms = time.Millisecond
+	for _, c := range []struct {
+		passed time.Duration
+		usage  usage // in it
+		want   time.Duration
+	}{
+		{100 * ms, usage{}, 100 * ms},
+		{100 * ms, usage{ran: 100 * ms}, 100 * ms},
+		// A process that does little has not lost much, however long its turns had to wait.
+		{100 * ms, usage{ran: ms / 10, waited: 5 * ms}, 95 * ms},
+		{100 * ms, usage{ran: 50 * ms, waited: 50 * ms}, 50 * ms},
+		{100 * ms, usage{ran: 100 * ms, waited: 100 * ms}, 50 * ms},
+		{100 * ms, usage{ran: 150 * ms, waited: 50 * ms}, 75 * ms},
+		{100 * ms, usage{ran: 15 * ms, waited: 400 * ms}, 100 * ms / slowest},
+		// Threads that have ended are not counted any more.
+		{100 * ms, usage{ran: -50 * ms, waited: -50 * ms}, 100 * ms},
+		{100 * ms, usage{ran: -50 * ms, waited: 20 * ms}, 80 * ms},
+		// A process that was stopped.
+		{5 * time.Second, usage{}, time.Second},
+		{time.Hour, usage{}, time.Second},
 	} {
-		if got := used(passed); got != want {
-			t.Errorf("%v: %v, want %v", passed, got, want)
+		if got := used(c.passed, c.usage.share(usage{}, c.passed)); got.Round(ms) != c.want.Round(ms) {
+			t.Errorf("%v, %+v: %v, want %v", c.passed, c.usage, got, c.want)
 		}
 	}
 }
 
-// TestLate: a sampler that wakes up late slows the clock, which never goes back.
-func TestLate(t *testing.T) {
+// TestSlow: where threads wait for a core the clock is slow, and never goes back.
+func TestSlow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		var u usage
 		c := New()
+		c.usage = func() usage { return u }
 		begun := c.Now()
 		defer c.Watch()()
 		c.sample(time.Now(), false)
 		before := c.Now()
-		for late := time.Duration(0); late < time.Second; late += 7 * time.Millisecond {
-			time.Sleep(late)
+		for i := range 1000 {
+			passed := time.Duration(i%150) * time.Millisecond
+			time.Sleep(passed)
+			u.ran, u.waited = u.ran+passed/10, u.waited+passed*time.Duration(i%3)
 			for range 2 {
 				if now := c.Now(); now.Before(before) {
 					t.Fatalf("the clock went back by %v", before.Sub(now))
 				} else {
 					before = now
 				}
-				c.sample(time.Now(), false)
 			}
+			c.sample(time.Now(), false)
 		}
 		all, slow := time.Since(begun), c.Now().Sub(begun)
-		if slow < all/slowest || slow > all/slowest+time.Second/10 {
+		if slow < all/slowest || slow > all*2/3 {
 			t.Errorf("%v of %v", slow, all)
 		}
 	})
+}
+
+// TestThreads: the kernel tells what this process uses.
+func TestThreads(t *testing.T) {
+	if _, err := os.Stat("/proc/self/task"); err != nil {
+		t.Skip("this system does not tell: the clock is the ordinary one")
+	}
+	before := threads()
+	x := 0
+	for range 50_000_000 {
+		x++
+	}
+	if now := threads(); now.ran <= before.ran || now.waited < before.waited {
+		t.Errorf("%+v, then %+v after %d additions", before, now, x)
+	}
 }
 
 // TestIdle: where everything wakes up in time, and where nobody watches, it is the ordinary clock.
@@ -61,6 +93,7 @@ func TestIdle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		c := New()
+		c.usage = func() usage { return usage{} }
 		var run sync.WaitGroup
 		run.Go(func() { _ = c.Run(ctx) })
 		defer run.Wait()

@@ -1,0 +1,6 @@
+//go:build !linux
+
+package runclock
+
+// threads returns nothing: not measured here.
+func threads() usage { return usage{} }

@@ -237,7 +237,7 @@ func (n *node) wire(m *metrics.Metrics, events source.Events, log *slog.Logger) 
 		Events: events, Metrics: m, Log: log,
 	}
 	tc := transfer.Config{
-		Store: n.store, Cache: n.cache, Coordinate: n.cfg.Leases, OnDownload: n.holder.Downloading, OnFetched: n.toBucket,
+		Store: n.store, Cache: n.cache, Clock: n.clock, Coordinate: n.cfg.Leases, OnDownload: n.holder.Downloading, OnFetched: n.toBucket,
 		Events: events, Metrics: m, Log: log,
 	}
 	if n.cache != nil {

@@ -115,7 +115,11 @@ func (dir *directory) openEntry(e *entry) (*os.File, error) {
 	}
 	name := dir.fileOf(e)
 	f, err := dir.place.Load().Open(name)
-	for now := dir.fileOf(e); errors.Is(err, fs.ErrNotExist) && now != name; now = dir.fileOf(e) {
+	for errors.Is(err, fs.ErrNotExist) {
+		now := dir.settled(e)
+		if now == name {
+			break
+		}
 		name = now // it was renamed meanwhile
 		f, err = dir.place.Load().Open(name)
 	}

@@ -275,6 +275,13 @@ func (dir *directory) fileOf(e *entry) string {
 	return e.file
 }
 
+// settled is fileOf after a rename that goes on: the file has its new name before e has it.
+func (dir *directory) settled(e *entry) string {
+	dir.naming.Lock()
+	defer dir.naming.Unlock()
+	return dir.fileOf(e)
+}
+
 // drop removes e, for a reason other than room. It returns false if e was removed before.
 func (dir *directory) drop(e *entry) bool {
 	dir.mu.Lock()

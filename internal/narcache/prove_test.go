@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -461,5 +462,50 @@ func TestEventsMayAsk(t *testing.T) {
 	_ = c.health.failed("write", errors.New("EIO"))
 	if asked != 2 {
 		t.Errorf("%d events", asked)
+	}
+}
+
+// TestOpenDuringRename: a file that is opened between its renaming on disk and in memory is
+// found, and not taken for damaged.
+func TestOpenDuringRename(t *testing.T) {
+	c := open(t, Config{Dir: t.TempDir()})
+	n := fileNAR(t, "a", 10_000, nix.Zstd)
+	put(t, c, n)
+	persistAll(c)
+	c.mu.Lock()
+	e := c.state.find(key{n.info.NarHash(), n.form})
+	from, refs := e.file, e.refs
+	c.mu.Unlock()
+	to := from + ".renamed"
+	c.naming.Lock()
+	try(t, c.place.Load().Rename(from, to))
+	opened := make(chan error)
+	go func() {
+		f, err := c.openEntry(e)
+		if err == nil {
+			_ = f.Close()
+			c.release(e)
+		}
+		opened <- err
+	}()
+	for began := false; !began; runtime.Gosched() {
+		c.mu.Lock()
+		began = e.refs > refs || e.gone
+		c.mu.Unlock()
+	}
+	select {
+	case err := <-opened:
+		t.Fatalf("opened during the renaming: %v", err)
+	default:
+	}
+	c.mu.Lock()
+	e.file = to
+	c.mu.Unlock()
+	c.naming.Unlock()
+	if err := <-opened; err != nil {
+		t.Error(err)
+	}
+	if !has(c, n) {
+		t.Error("the file was dropped")
 	}
 }

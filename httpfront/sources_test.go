@@ -17,6 +17,7 @@ import (
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/internal/nixtest"
 	"github.com/nixp2p/nixp2p/internal/resolve"
+	"github.com/nixp2p/nixp2p/internal/runclock"
 	"github.com/nixp2p/nixp2p/internal/transfer"
 	"github.com/nixp2p/nixp2p/internal/upstream"
 )
@@ -45,7 +46,7 @@ func newNode(t *testing.T, urls ...string) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server, err := transfer.New(transfer.Config{Resolver: resolver, Cache: cache, Metrics: m})
+	server, err := transfer.New(transfer.Config{Resolver: resolver, Cache: cache, Clock: runclock.New(), Metrics: m})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -49,7 +49,7 @@ func (s *site) add(args ...string) *process {
 // meshed waits until all are connected to all.
 func (s *site) meshed() {
 	s.t.Helper()
-	limit := time.Now().Add(30 * time.Second)
+	limit := time.Now().Add(2 * time.Minute)
 	for _, d := range s.nodes {
 		for d.metric("nixp2p_peers") < float64(len(s.nodes)-1) {
 			if time.Now().After(limit) {
@@ -63,7 +63,7 @@ func (s *site) meshed() {
 // peerAddr returns where other nodes reach this one.
 func (d *process) peerAddr() string {
 	d.t.Helper()
-	for limit := time.Now().Add(10 * time.Second); time.Now().Before(limit); <-time.After(10 * time.Millisecond) {
+	for limit := time.Now().Add(time.Minute); time.Now().Before(limit); <-time.After(10 * time.Millisecond) {
 		if _, rest, ok := strings.Cut(d.logText(), "peers can connect"); ok {
 			if _, rest, ok = strings.Cut(rest, "addresses=["); ok {
 				addr, _, _ := strings.Cut(rest, "]")

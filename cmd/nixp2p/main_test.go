@@ -85,7 +85,7 @@ func (d *process) start() {
 		case *to = <-urls:
 		case <-d.end:
 			d.t.Fatalf("the daemon ended:\n%s", d.logText())
-		case <-time.After(20 * time.Second):
+		case <-time.After(time.Minute):
 			d.t.Fatalf("the daemon does not listen:\n%s", d.logText())
 		}
 	}
@@ -139,7 +139,7 @@ func (d *process) wait() {
 	d.t.Helper()
 	select {
 	case <-d.end:
-	case <-time.After(45 * time.Second):
+	case <-time.After(2 * time.Minute):
 		_ = d.cmd.Process.Kill()
 		d.t.Errorf("the daemon does not stop")
 	}

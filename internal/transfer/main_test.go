@@ -21,6 +21,7 @@ import (
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/internal/nixtest"
 	"github.com/nixp2p/nixp2p/internal/resolve"
+	"github.com/nixp2p/nixp2p/internal/runclock"
 	"github.com/nixp2p/nixp2p/internal/source"
 	"github.com/nixp2p/nixp2p/internal/source/sourcetest"
 	"github.com/nixp2p/nixp2p/internal/transfer"
@@ -66,7 +67,7 @@ func newWorld(t *testing.T, edit ...func(*world)) *world {
 	}
 	w.rc = resolve.Config{Store: w.store, Disk: w.disk, Cache: w.cache, Upstream: w.up, Share: []string{key.Name}, Metrics: w.m}
 	w.tc = transfer.Config{
-		Store: w.store, Cache: w.cache, Coordinate: true, Metrics: w.m,
+		Store: w.store, Cache: w.cache, Clock: runclock.New(), Coordinate: true, Metrics: w.m,
 		OnDownload: func(*verify.Info) { w.begun.Add(1) },
 	}
 	for _, fn := range edit {

@@ -33,9 +33,8 @@ type Config struct {
 	Store      source.LocalStore
 	Cache      *narcache.Cache // if nil, nothing is kept, and each client gets a stream of its own
 	Peers      source.Peers
-	Coordinate bool // agree with the site who fetches what no peer has
-	// Clock is that of the time budgets; if nil, the ordinary one.
-	Clock *runclock.Clock
+	Coordinate bool            // agree with the site who fetches what no peer has
+	Clock      *runclock.Clock // of the time budgets; required
 	// OnDownload is called when a download into the cache begins. If nil, nobody is told.
 	OnDownload func(info *verify.Info)
 	// OnFetched is called when the cache has a form of a NAR that came from an upstream, in whole or
@@ -104,8 +103,8 @@ type sumsKey struct {
 
 // New returns a Server. It starts nothing.
 func New(cfg Config) (*Server, error) {
-	if cfg.Resolver == nil || cfg.Metrics == nil {
-		return nil, errors.New("transfer: no resolver or no metrics")
+	if cfg.Resolver == nil || cfg.Clock == nil || cfg.Metrics == nil {
+		return nil, errors.New("transfer: no resolver, clock or metrics")
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)

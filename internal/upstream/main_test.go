@@ -51,7 +51,7 @@ func byName(t *testing.T, url string) string {
 
 // hasty is for those who are kept waiting.
 func hasty(c *Config) {
-	const soon = 200 * time.Millisecond
+	const soon = 500 * time.Millisecond
 	c.timeouts.headers, c.timeouts.first, c.timeouts.stall, c.timeouts.probing = soon, soon, soon, soon
 }
 

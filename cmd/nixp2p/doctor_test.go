@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"html"
 	"io/fs"
 	"net"
 	"net/http"
@@ -15,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nixp2p/nixp2p/internal/admin"
 	"github.com/nixp2p/nixp2p/internal/doctor"
 	"github.com/nixp2p/nixp2p/internal/nixtest"
 	"github.com/nixp2p/nixp2p/internal/nixtest/realnix"
@@ -168,6 +170,7 @@ type complaint struct {
 	says  string
 }
 
+func notes(says string) complaint { return complaint{doctor.OK, says} }
 func warns(says string) complaint { return complaint{doctor.Warning, says} }
 func fails(says string) complaint { return complaint{doctor.Failure, says} }
 
@@ -184,9 +187,9 @@ func (p *patient) expect(want complaints) {
 	for check, c := range want {
 		failed = failed || c.level == doctor.Failure
 		says := func(f doctor.Finding) bool {
-			return f.Check == check && f.Level != doctor.OK && strings.Contains(f.Message, c.says)
+			return f.Check == check && (f.Level == doctor.OK) == (c.level == doctor.OK) && strings.Contains(f.Message, c.says)
 		}
-		if got[check] != c.level || !slices.ContainsFunc(r.Findings, says) {
+		if c.level != doctor.OK && got[check] != c.level || !slices.ContainsFunc(r.Findings, says) {
 			p.t.Errorf("no %s of %s that says %q\n%s%s", c.level, check, c.says, say(r), p.node.logText())
 		}
 		delete(got, check)
@@ -205,6 +208,28 @@ func (p *patient) expect(want complaints) {
 			p.t.Errorf("no hint for: %s", f.Message)
 		}
 		p.t.Logf("%s %s: %s -> %s", f.Level, f.Check, f.Message, f.Hint)
+	}
+	p.agree(r)
+}
+
+// agree checks that the doctor, `status` and the page say what the node says of its parts, in its
+// words.
+func (p *patient) agree(r doctor.Report) {
+	p.t.Helper()
+	status, _, code := command(p.t, "status", "--json", "--config", os.DevNull, "--admin-listen", orAny(p.admin))
+	var said admin.Status
+	if code == exitFailed || json.Unmarshal([]byte(status), &said) != nil || len(said.Conditions) == 0 {
+		return // the node does not answer, or has nothing to say
+	}
+	text, _, _ := command(p.t, "status", "--config", os.DevNull, "--admin-listen", orAny(p.admin))
+	_, page := p.node.get(p.node.admin + "/")
+	page = html.UnescapeString(page)
+	for _, c := range said.Conditions {
+		for where, all := range map[string]string{"doctor": say(r), "status": text, "page": page} {
+			if !strings.Contains(all, c.Text) {
+				p.t.Errorf("not said by %s: %s\n%s", where, c.Text, all)
+			}
+		}
 	}
 }
 
@@ -321,6 +346,19 @@ func TestDoctorFaults(t *testing.T) {
 			p.restart(append(p.args, "--p2p=true", "--mdns=false", "--p2p-listen", fmt.Sprintf("/ip4/127.0.0.1/tcp/%d", l.Addr().(*net.TCPAddr).Port))...)
 			p.said("cannot listen for peers")
 		}, complaints{"port": warns("cannot listen for peers on /ip4/127.0.0.1/tcp/"), "peers": warns("no peers: this machine shares with no other")}},
+		{"a neighbour of another site calls", []string{}, func(p *patient) {
+			p.meet(p.secret(), "--swarm-key-file", p.secret())
+		}, complaints{"peers": warns("there is a nixp2p at 127.0.0.1 with another swarm key, or without one: it is no peer")}},
+		{"a neighbour without the secret is called", []string{}, func(p *patient) {
+			p.call("", "--swarm-key-file", p.secret())
+		}, complaints{"peers": warns("there is a nixp2p at 127.0.0.1 with another swarm key, or without one: it is no peer")}},
+		{"the secret is missing here, a neighbour calls", []string{}, func(p *patient) {
+			p.meet(p.secret())
+		}, complaints{"peers": warns("there is a nixp2p at 127.0.0.1 with a swarm key, and this one has none: it is no peer")}},
+		{"the secret is missing here, a neighbour is called", []string{}, func(p *patient) {
+			p.call(p.secret())
+		}, complaints{"peers": warns("there is a nixp2p at 127.0.0.1 with a swarm key, and this one has none: it is no peer")}},
+		{"cloned with its state", []string{}, cloned, complaints{"identity": notes("has the same identity ")}},
 		{"a bootstrap address that is not allowed", []string{}, func(p *patient) {
 			p.restart(append(p.args, "--p2p=true", "--mdns=false", "--p2p-listen", "/ip4/127.0.0.1/tcp/0", "--bootstrap", "/ip4/100.64.1.1/tcp/7656")...)
 			p.said("--allow-cidr keeps out")
@@ -384,6 +422,64 @@ func (p *patient) upstream(node func(http.ResponseWriter)) {
 	})
 	p.flag("--upstream", url)
 	p.restart(p.args...)
+}
+
+// peering are the flags of a node that talks with others on this machine.
+func peering(flags ...string) []string {
+	return append([]string{"--p2p=true", "--mdns=false", "--p2p-listen", "/ip4/127.0.0.1/tcp/0"}, flags...)
+}
+
+// secret returns a file with a secret that no other site has.
+func (p *patient) secret() string {
+	out, _, _ := command(p.t, "swarm-key")
+	name := filepath.Join(p.t.TempDir(), "swarm.key")
+	if err := os.WriteFile(name, []byte(out), 0o600); err != nil {
+		p.t.Fatal(err)
+	}
+	return name
+}
+
+// neighbour starts another node. secret is its swarm key's file, "" if it has none.
+func (p *patient) neighbour(secret string, flags ...string) *process {
+	if secret != "" {
+		flags = append(flags, "--swarm-key-file", secret)
+	}
+	return startDaemon(p.t, append([]string{"--upstream", p.other}, peering(flags...)...)...)
+}
+
+// meet restarts the node with these flags and has a neighbour call it.
+func (p *patient) meet(secret string, flags ...string) {
+	p.restart(append(p.args, peering(flags...)...)...)
+	p.neighbour(secret, "--bootstrap", p.node.peerAddr())
+	p.said("there is a nixp2p at ")
+}
+
+// call restarts the node with these flags, so that it calls a neighbour.
+func (p *patient) call(secret string, flags ...string) {
+	n := p.neighbour(secret)
+	p.restart(append(p.args, peering(append(flags, "--bootstrap", n.peerAddr())...)...)...)
+	p.said("there is a nixp2p at ")
+}
+
+// cloned: another machine was made from an image of this one.
+func cloned(p *patient) {
+	p.restart(append(p.args, peering()...)...)
+	key, err := os.ReadFile(p.node.dir + "/state/identity.key")
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	n := &process{t: p.t, dir: p.t.TempDir()}
+	if err := os.MkdirAll(n.dir+"/state", 0o700); err == nil {
+		err = os.WriteFile(n.dir+"/state/identity.key", key, 0o600)
+	}
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	n.args = append([]string{"--upstream", p.other}, peering()...)
+	n.start()
+	p.t.Cleanup(n.stop)
+	p.restart(append(p.args, "--bootstrap", n.peerAddr())...)
+	p.said("has the same identity ")
 }
 
 // said waits until the node says something in its status.
@@ -452,6 +548,37 @@ func TestDoctorOffline(t *testing.T) {
 	if text := say(r); !strings.Contains(text, "warning  online") || ills(r)["used"] != "" {
 		t.Errorf("%s", text)
 	}
+}
+
+// One family of port 5353 is taken by a program that does not share it.
+func TestDoctorHalfOfMulticast(t *testing.T) {
+	const inside = "NIXP2P_TEST_INSIDE"
+	if os.Getenv(inside) == "" {
+		if err := exec.Command("unshare", "-n", "true").Run(); err != nil {
+			t.Skipf("skipped: a network of one's own takes root and unshare: %v", err)
+		}
+		cmd := exec.CommandContext(t.Context(), "unshare", "-n", "sh", "-c", `ip link set lo up && exec "$0" -test.run "^TestDoctorHalfOfMulticast$" -test.v`, os.Args[0])
+		cmd.Env = append(os.Environ(), inside+"=1")
+		out, err := cmd.CombinedOutput()
+		t.Logf("%s", out)
+		if err != nil {
+			t.Error(err)
+		}
+		return
+	}
+	l, err := net.ListenPacket("udp4", "0.0.0.0:5353")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	p := newPatient(t)
+	p.restart(append(p.args, "--p2p=true", "--p2p-listen", "/ip4/127.0.0.1/tcp/0")...)
+	p.said("no multicast over IPv4")
+	p.set("substituters", p.url+" "+p.other)
+	p.expect(complaints{
+		"mdns":  warns("no multicast over IPv4: listen udp4 0.0.0.0:5353: bind: address already in use; peers on the link are not found by it"),
+		"peers": warns("no peers: this machine shares with no other"),
+	})
 }
 
 // On a machine with nothing there is something to say of everything, and an end.

@@ -112,6 +112,7 @@ func (s *sessions) lost(p *Peer) {
 func (s *sessions) keep(ctx context.Context, h host.Host, p *Peer) {
 	defer p.session.end()
 	for ctx.Err() == nil {
+		at := addressOf(h, p) // afterwards it may be gone
 		err := s.once(ctx, h, p)
 		if ctx.Err() != nil {
 			return
@@ -120,7 +121,7 @@ func (s *sessions) keep(ctx context.Context, h host.Host, p *Peer) {
 		wait := againAfter
 		switch {
 		case errors.Is(err, errNotAdmitted):
-			s.strangeSite(h, p)
+			s.strangeSite(at)
 			pause(ctx, refusalTime) // the other side is told by its own session
 			s.ban(p.ID, unadmittedBan)
 			return
@@ -153,19 +154,23 @@ const strangeFor = 10 * time.Minute
 
 // strangeSite reports a node that has another secret, or none where this one has one. Only the last
 // one is kept: others can make any number.
-func (s *sessions) strangeSite(h host.Host, p *Peer) {
-	at := "an unknown address"
-	if conns := h.Network().ConnsToPeer(p.ID); len(conns) > 0 {
-		if ip, ok := machine.Addr(conns[0].RemoteMultiaddr()); ok {
-			at = ip.String()
-		}
-	}
+func (s *sessions) strangeSite(at string) {
 	text := "there is a nixp2p at " + at + " with another swarm key, or without one: it is no peer"
 	if len(s.keys) == 0 {
 		text = "there is a nixp2p at " + at + " with a swarm key, and this one has none: it is no peer"
 	}
 	c := source.Condition{Part: source.PartPeers, Text: text, Hint: "machines of one site have the same --swarm-key-file; those of different sites need nothing"}
 	s.conditions.ReportFor(s.log, "other-site", c, strangeFor)
+}
+
+// addressOf returns where a peer is, for people.
+func addressOf(h host.Host, p *Peer) string {
+	if conns := h.Network().ConnsToPeer(p.ID); len(conns) > 0 {
+		if ip, ok := machine.Addr(conns[0].RemoteMultiaddr()); ok {
+			return ip.String()
+		}
+	}
+	return "an unknown address"
 }
 
 // reasonOf returns the metric label for why a session ended.
@@ -247,12 +252,13 @@ func (s *sessions) answer(ctx context.Context, h host.Host) {
 		}
 		defer leave()
 		p := s.meet(ctx, h, st.Conn())
+		at := addressOf(h, p)
 		err := s.hear(ctx, st, p)
 		switch {
 		case ctx.Err() != nil:
 		case errors.Is(err, errNotAdmitted):
 			s.log.Debug("peer not admitted", "peer", p.ID)
-			s.strangeSite(h, p)
+			s.strangeSite(at)
 			// The refusal has to arrive before the connection ends: the other side reports it.
 			_ = st.SetReadDeadline(time.Now().Add(refusalTime))
 			_, _ = st.Read(make([]byte, 1))

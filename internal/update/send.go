@@ -59,7 +59,7 @@ func (e *Encoder) Open(ctx context.Context, to netip.Prefix, info *verify.Info, 
 	if e == nil || len(bases) == 0 || info.NarSize() < Least {
 		return nil
 	}
-	release, ok := e.slots.take(to)
+	release, ok := e.slots.take(to, info.NarSize())
 	if !ok {
 		e.metrics.Delta.WithLabelValues("no_slot").Inc()
 		return nil

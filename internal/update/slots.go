@@ -3,6 +3,7 @@ package update
 import (
 	"net/netip"
 	"runtime"
+	"runtime/debug"
 	"sync"
 	"time"
 )
@@ -14,12 +15,23 @@ const (
 	window       = 10 * time.Minute
 	// maxMachines bounds the machines whose time is counted. Others get none meanwhile.
 	maxMachines = 1024
+	// An encoder needs leastMemory bytes and encodeFactor times the NAR, up to mostMemory.
+	leastMemory  = 24 << 20
+	mostMemory   = 104 << 20
+	encodeFactor = 4
 )
 
-// slots shares the encoders among machines: half of the cores work on deltas at most.
+// memoryFor returns how many bytes an encoder needs at most for a NAR of size bytes.
+func memoryFor(size int64) int64 {
+	return min(leastMemory+encodeFactor*min(size, mostMemory), mostMemory)
+}
+
+// slots shares the encoders among machines: half of the cores work on deltas at most, and half of
+// the memory that Go may use (GOMEMLIMIT), or mostMemory if that is more.
 type slots struct {
 	mu       sync.Mutex
 	free     int
+	memory   int64 // bytes that are free
 	machines map[netip.Prefix]*use
 }
 
@@ -31,12 +43,16 @@ type use struct {
 }
 
 func newSlots() *slots {
-	return &slots{free: (runtime.GOMAXPROCS(0) + 1) / 2, machines: make(map[netip.Prefix]*use)}
+	return &slots{
+		free: (runtime.GOMAXPROCS(0) + 1) / 2, memory: max(debug.SetMemoryLimit(-1)/2, mostMemory),
+		machines: make(map[netip.Prefix]*use),
+	}
 }
 
-// take takes an encoder for a machine, if there is one at once. The caller says at the end how long
-// it took.
-func (s *slots) take(m netip.Prefix) (release func(spent time.Duration), ok bool) {
+// take takes an encoder of a NAR of size bytes for a machine, if there is one at once. The caller says
+// at the end how long it took.
+func (s *slots) take(m netip.Prefix, size int64) (release func(spent time.Duration), ok bool) {
+	memory := memoryFor(size)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()
@@ -54,15 +70,17 @@ func (s *slots) take(m netip.Prefix) (release func(spent time.Duration), ok bool
 	if now.Sub(u.since) >= window {
 		u.spent, u.since = 0, now
 	}
-	if s.free == 0 || u.running >= encodersEach || u.spent >= timeEach {
+	if s.free == 0 || s.memory < memory || u.running >= encodersEach || u.spent >= timeEach {
 		return nil, false
 	}
 	s.free--
+	s.memory -= memory
 	u.running++
 	return func(spent time.Duration) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.free++
+		s.memory += memory
 		u.running--
 		u.spent += spent
 	}, true

@@ -13,30 +13,52 @@ func TestSlots(t *testing.T) {
 		a, b := netip.MustParsePrefix("10.0.0.1/32"), netip.MustParsePrefix("10.0.0.2/32")
 		s := newSlots()
 		s.free = 3
-		one, ok1 := s.take(a)
-		two, ok2 := s.take(a)
+		one, ok1 := s.take(a, 1000)
+		two, ok2 := s.take(a, 1000)
 		if !ok1 || !ok2 {
 			t.Fatal("no encoder")
 		}
-		if _, ok := s.take(a); ok {
+		if _, ok := s.take(a, 1000); ok {
 			t.Error("a third one for the same machine")
 		}
-		three, ok := s.take(b)
+		three, ok := s.take(b, 1000)
 		if !ok {
 			t.Error("none for another machine")
 		}
 		one(timeEach / 2)
-		if _, ok := s.take(b); !ok {
+		if _, ok := s.take(b, 1000); !ok {
 			t.Error("what was released is not free")
 		}
 		two(timeEach / 2)
 		three(0)
-		if _, ok := s.take(a); ok {
+		if _, ok := s.take(a, 1000); ok {
 			t.Error("more than its time")
 		}
 		time.Sleep(window)
-		if _, ok := s.take(a); !ok {
+		if _, ok := s.take(a, 1000); !ok {
 			t.Error("nothing in the next window")
 		}
 	})
+}
+
+// TestSlotsMemory: however many cores there are, the memory of all encoders is bounded.
+func TestSlotsMemory(t *testing.T) {
+	s := newSlots()
+	s.free, s.memory = 64, mostMemory
+	large, ok := s.take(netip.MustParsePrefix("10.0.0.1/32"), 1<<40)
+	if !ok {
+		t.Fatal("no encoder")
+	}
+	if _, ok := s.take(netip.MustParsePrefix("10.0.0.2/32"), 1<<20); ok {
+		t.Error("more memory than there is")
+	}
+	large(0)
+	for i := range 3 {
+		if _, ok := s.take(netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}), 32), 1<<20); !ok {
+			t.Errorf("small NAR %d has no encoder", i)
+		}
+	}
+	if s.memory < 0 {
+		t.Error("below 0")
+	}
 }

@@ -27,6 +27,7 @@ import (
 	"github.com/nixp2p/nixp2p/internal/update"
 	"github.com/nixp2p/nixp2p/p2p/inventory"
 	"github.com/nixp2p/nixp2p/p2p/lease"
+	"github.com/nixp2p/nixp2p/p2p/machine"
 	"github.com/nixp2p/nixp2p/p2p/reputation"
 	"github.com/nixp2p/nixp2p/p2p/site"
 	"github.com/nixp2p/nixp2p/verify"
@@ -98,6 +99,9 @@ type Client struct {
 	decoders *semaphore.Weighted
 	group    taskgroup.Group
 
+	// liars are machines on which a peer was blamed for wrong bytes: no other identity there is
+	// trusted by delivering a correct NAR.
+	liars       *backoff.Set[machine.ID]
 	noDelta     *backoff.Set[peer.ID] // peers that are not asked for deltas
 	wrongDeltas *backoff.Set[peer.ID] // peers that have sent a wrong one
 }
@@ -121,8 +125,9 @@ const (
 	// avoidFor is how long these are not asked for that NAR together.
 	avoidFor = 10 * time.Minute
 	// maxDecoders bounds the memory of streams that peers compress on the way: each may have a
-	// window of 8 MiB.
-	maxDecoders = 6
+	// window of 8 MiB. A delta takes 20 MB: it counts as deltaDecoders of them.
+	maxDecoders   = 8
+	deltaDecoders = 2
 )
 
 // New returns a Client. It starts nothing.
@@ -139,6 +144,7 @@ func New(cfg Config) *Client {
 		infos:    hedge.Timer{Start: infoStart, Least: infoLeast, Most: infoMost},
 		opens:    hedge.Timer{Start: openStart, Least: openLeast, Most: openTime},
 		decoders: semaphore.NewWeighted(maxDecoders),
+		liars:    backoff.NewSet[machine.ID](maxAvoided),
 		noDelta:  backoff.NewSet[peer.ID](maxAvoided), wrongDeltas: backoff.NewSet[peer.ID](maxAvoided),
 	}
 }
@@ -184,6 +190,11 @@ func (c *Client) Search(ctx context.Context, info *verify.Info) bool {
 func (c *Client) blamed(p *site.Peer) bool {
 	_, blamed := c.cfg.Reputation.Blamed(p.Key)
 	return blamed
+}
+
+// trusted reports whether what a peer on a machine sends may be seen before the whole is proven.
+func (c *Client) trusted(key string, on machine.ID) bool {
+	return c.cfg.Reputation.Trusted(key) && !c.liars.Has(on)
 }
 
 // corruptFor is how long a peer is blamed for a narinfo that cannot be read: an older version

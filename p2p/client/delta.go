@@ -25,12 +25,22 @@ const (
 )
 
 // propose opens the bases that a peer is told of with a request for the raw NAR: those that the peer's
-// inventory lists as well. None if a delta would not arrive sooner. The caller closes them.
-func (c *Client) propose(ctx context.Context, p *site.Peer, info *verify.Info) update.Proposal {
+// inventory lists as well. None if a delta would not arrive sooner, or there is no memory to decode
+// one. The caller closes them, and calls free, once, when no delta is decoded any more.
+func (c *Client) propose(ctx context.Context, p *site.Peer, info *verify.Info) (bases update.Proposal, free func()) {
+	none := func() {}
 	if c.cfg.Bases == nil || info.NarSize() < update.Least || !p.Meter().Slower(update.MaxRate) || c.noDelta.Has(p.ID) {
-		return nil
+		return nil, none
 	}
-	return c.cfg.Bases.Propose(ctx, info, c.listedBy(p))
+	if !c.decoders.TryAcquire(deltaDecoders) {
+		return nil, none
+	}
+	free = func() { c.decoders.Release(deltaDecoders) }
+	if bases = c.cfg.Bases.Propose(ctx, info, c.listedBy(p)); len(bases) == 0 {
+		free()
+		return nil, none
+	}
+	return bases, free
 }
 
 // listedBy returns whether a peer's inventory lists a base.

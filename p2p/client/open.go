@@ -85,7 +85,7 @@ func (s *session) fromHolders(ctx context.Context, off int64, zone string) (*str
 func (s *session) order(peers []*site.Peer) []*site.Peer {
 	balance.Order(peers, (*site.Peer).Meter)
 	rank := func(p *site.Peer) int {
-		if s.c.cfg.Reputation.Trusted(p.Key) {
+		if s.c.trusted(p.Key, p.Machine) {
 			return 0
 		}
 		return 1
@@ -336,9 +336,9 @@ func (s *session) openOne(ctx context.Context, p *site.Peer, form nix.Form, off 
 		header.Set("Range", httprange.From(off))
 	}
 	st := &stream{s: s, p: p, form: form, size: s.size[form], offered: offered{partial: partial}}
-	var bases update.Proposal
+	bases, freeBases := update.Proposal(nil), func() {}
 	if s.want.Delta && s.deltas.allowed() && form.IsRaw() && off == 0 && !partial {
-		bases = s.c.propose(ctx, p, s.want.Info)
+		bases, freeBases = s.c.propose(ctx, p, s.want.Info)
 	}
 	if len(bases) > 0 {
 		header.Set(wire.BaseHeader, wire.FormatBases(bases.Names()))
@@ -355,6 +355,7 @@ func (s *session) openOne(ctx context.Context, p *site.Peer, form nix.Form, off 
 	s.c.opens.Observe(took)
 	if err != nil {
 		bases.Close()
+		freeBases()
 		release()
 		return nil, fmt.Errorf("p2p: peer %s: get NAR: %w", p.Key, err)
 	}
@@ -363,6 +364,7 @@ func (s *session) openOne(ctx context.Context, p *site.Peer, form nix.Form, off 
 	if err != nil {
 		_ = resp.Body.Close()
 		bases.Close()
+		freeBases()
 		release()
 		return nil, err
 	}
@@ -371,7 +373,9 @@ func (s *session) openOne(ctx context.Context, p *site.Peer, form nix.Form, off 
 	case isDelta:
 		s.deltas.begins(p, base.Base)
 		st.beginDelta(resp.Body, base)
+		st.ends = append(st.ends, freeBases)
 	default:
+		freeBases()
 		if len(bases) > 0 {
 			s.c.cfg.Bases.Declined()
 		}

@@ -14,6 +14,8 @@ import (
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/internal/source"
 	"github.com/nixp2p/nixp2p/p2p/lease"
+	"github.com/nixp2p/nixp2p/p2p/machine"
+	"github.com/nixp2p/nixp2p/p2p/reputation"
 	"github.com/nixp2p/nixp2p/p2p/site"
 	"github.com/nixp2p/nixp2p/verify"
 )
@@ -66,10 +68,10 @@ type session struct {
 	named  []peer.ID // by busy peers and the DHT
 	form   *nix.Form // of all turns; nil before the first
 	failed map[peer.ID]bool
-	bytes  map[string]int64 // that came, by ID of the peer
-	open   string           // the peer that sends now
-	gap    bool             // not all bytes from the first one on came from peers
-	at     int64            // the byte after the last one that came
+	from   map[string]machine.ID // peers that sent bytes, by ID, and where they are
+	open   *site.Peer            // that sends now
+	gap    bool                  // not all bytes from the first one on came from peers
+	at     int64                 // the byte after the last one that came
 }
 
 var errBrokeOff = errors.New("p2p: the peer broke off")
@@ -79,7 +81,7 @@ func (c *Client) Begin(_ context.Context, want source.Want) source.Session {
 	if !c.cfg.Site.Any() || len(want.Forms) == 0 || !want.Info.SignedByAny(c.cfg.ShareKeys) {
 		return nil
 	}
-	s := &session{c: c, want: want, size: map[nix.Form]int64{}, failed: map[peer.ID]bool{}, bytes: map[string]int64{}}
+	s := &session{c: c, want: want, size: map[nix.Form]int64{}, failed: map[peer.ID]bool{}, from: map[string]machine.ID{}}
 	s.zone, s.ended = c.cfg.Zone.name(), make(chan struct{})
 	s.far = s.zone == "" // nobody is far
 	for _, f := range want.Forms {
@@ -148,7 +150,7 @@ func (s *session) turn(st *stream, off int64, over <-chan struct{}) source.Turn 
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.form = &st.form
-	s.open = st.p.Key
+	s.open = st.p
 	s.gap = s.gap || off != s.at
 	s.at = off
 	return source.Turn{Stream: &source.Stream{Body: st, Form: st.form, Size: st.size, Peer: st.p.Key}, Over: over}
@@ -190,7 +192,7 @@ func (s *session) fail(p *site.Peer) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.failed[p.ID] = true
-	s.open = ""
+	s.open = nil
 }
 
 // usable reports whether a peer may be asked: whoever named it, what is held against it counts.
@@ -318,7 +320,7 @@ func (s *session) FetchAnyway() {
 func (s *session) received(p *site.Peer, n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.bytes[p.Key] += int64(n)
+	s.from[p.Key] = p.Machine
 	s.at += int64(n)
 }
 
@@ -326,7 +328,7 @@ func (s *session) received(p *site.Peer, n int) {
 func (s *session) sent() (keys []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for k := range s.bytes {
+	for k := range s.from {
 		keys = append(keys, k)
 	}
 	return keys
@@ -341,17 +343,16 @@ func (s *session) Sharers() int { return 1 + int(s.sharers.Load()) }
 // Trusted reports whether every peer that sent bytes, or is about to, is trusted, and none came as
 // a delta.
 func (s *session) Trusted() bool {
-	keys := s.sent()
-	s.mu.Lock()
-	if s.open != "" {
-		keys = append(keys, s.open)
-	}
-	s.mu.Unlock()
 	if len(s.deltas.list()) > 0 {
 		return false
 	}
-	for _, k := range keys {
-		if !s.c.cfg.Reputation.Trusted(k) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.open != nil && !s.c.trusted(s.open.Key, s.open.Machine) {
+		return false
+	}
+	for k, on := range s.from {
+		if !s.c.trusted(k, on) {
 			return false
 		}
 	}
@@ -384,6 +385,9 @@ func (s *session) End(ctx context.Context, o source.Outcome) {
 			s.c.cfg.Reputation.Trust(k)
 		}
 	case o == source.Wrong && whole && len(peers) == 1:
+		if m := s.from[peers[0]]; m != (machine.ID{}) {
+			s.c.liars.Add(m, reputation.BlameFor)
+		}
 		s.c.blame(peers[0], source.WrongBytes, s.want.Info.StorePath().String(), &verify.InvalidError{
 			Reason: verify.ReasonHash, Err: fmt.Errorf("all bytes of NAR %s came from this peer, and they are wrong", s.want.Info.NarHash()),
 		})

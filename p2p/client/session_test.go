@@ -7,14 +7,18 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/netip"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/nixp2p/nixp2p/internal/metrics"
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/internal/nixtest"
 	"github.com/nixp2p/nixp2p/internal/source"
 	"github.com/nixp2p/nixp2p/p2p/lease"
+	"github.com/nixp2p/nixp2p/p2p/machine"
+	"github.com/nixp2p/nixp2p/p2p/site"
 	"github.com/nixp2p/nixp2p/p2p/wire"
 )
 
@@ -435,6 +439,74 @@ func TestNamedPeers(t *testing.T) {
 					t.Errorf("asked for the NAR %d times", nars)
 				}
 				session.End(t.Context(), source.GaveUp)
+			})
+		})
+	}
+}
+
+// TestLiarsMachine: identities cost nothing. Of a machine on which one lied, none is trusted for
+// delivering a correct NAR: what it sends is shown to nobody before the whole is verified.
+func TestLiarsMachine(t *testing.T) {
+	p := nixtest.NewPath("x", 100_000)
+	synctest.Test(t, func(t *testing.T) {
+		c, s, _ := newSite(t)
+		here, elsewhere := machine.Of(netip.MustParseAddr("10.0.0.1")), machine.Of(netip.MustParseAddr("10.0.0.2"))
+		for i, test := range []struct {
+			on      machine.ID
+			outcome source.Outcome
+			trusted bool // although the peer has delivered a correct NAR
+		}{
+			{here, source.Correct, true},
+			{here, source.Wrong, true},
+			{here, source.Correct, false}, // another identity
+			{elsewhere, source.Correct, true},
+		} {
+			s.peers = make([]*fakePeer, i) // so that each has an ID of its own
+			f := s.add(p)
+			s.peers = s.peers[i:]
+			f.Machine = test.on
+			c.cfg.Reputation.Trust(f.Key)
+			session := c.Begin(t.Context(), source.Want{Info: p.Info(t, key), Forms: rawOf(p)})
+			if _, err := pull(t.Context(), session); err != nil {
+				t.Fatal(err)
+			}
+			if session.Trusted() != test.trusted {
+				t.Errorf("peer %d: trusted is %v", i, !test.trusted)
+			}
+			session.End(t.Context(), test.outcome)
+		}
+	})
+}
+
+// TestSlowDelta: the bytes of a delta extend the wait only by what they make of the NAR.
+func TestSlowDelta(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		pause  time.Duration // before each byte
+		made   int64         // bytes of the NAR, by each
+		within time.Duration // 0: it goes on
+	}{
+		{"a byte now and then", stallTimePartial - time.Second, 0, deltaTime + stallTimePartial},
+		{"a byte each 10 ms", 10 * time.Millisecond, 0, deltaTime + time.Second},
+		{"nothing for a while, and then a segment", stallTimePartial - time.Second, 16 << 20, 0},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				body := newSlow(make([]byte, 100_000), 1, test.pause, nil)
+				w := newWireReader(nil, &site.Peer{}, body, metrics.New(), true)
+				made, began := int64(0), time.Now()
+				w.made = func() int64 { return made }
+				for test.within > 0 || time.Since(began) < time.Hour {
+					_, err := w.Read(make([]byte, 10))
+					if made += test.made; err == nil {
+						continue
+					}
+					if !errors.Is(err, errTooSlow) || test.within == 0 || time.Since(began) > test.within {
+						t.Errorf("%v after %v", err, time.Since(began))
+					}
+					break
+				}
+				_ = body.Close()
 			})
 		})
 	}

@@ -26,11 +26,15 @@ const (
 	rateTime       = 5 * time.Second
 	minRate        = 32 << 10 // bytes a second
 	minRatePartial = 4 << 10
+	// deltaTime is what a delta may have been waited for beyond what its bytes of the NAR are worth at
+	// minRatePartial: the peer makes up to 16 MiB of the NAR before it sends anything.
+	deltaTime = 15 * time.Second
 )
 
 var (
-	errStalled = errors.New("p2p: no byte for a while")
-	errTooSlow = errors.New("p2p: hardly any bytes for a while")
+	errStalled  = errors.New("p2p: no byte for a while")
+	errTooSlow  = errors.New("p2p: hardly any bytes for a while")
+	errTooLarge = errors.New("p2p: more coded bytes than the NAR is worth")
 )
 
 // offered says how it came that a peer was asked, and how it answers.
@@ -69,6 +73,7 @@ func (st *stream) begin(body io.ReadCloser, off int64, coded bool) {
 	st.wire.crosses = !near(st.s.zone, st.p)
 	st.plain = st.wire
 	if coded {
+		st.wire.most = mostCoded(st.left)
 		if z, err := compress.NewStreamReader(nix.Zstd, st.plain); err == nil { // the coding is known
 			st.plain, st.decoder = z, z
 		}
@@ -80,7 +85,8 @@ func (st *stream) begin(body io.ReadCloser, off int64, coded bool) {
 func (st *stream) beginDelta(body io.ReadCloser, base update.Base) {
 	st.left = st.size
 	st.wire = newWireReader(st.s.c.cfg.Clock, st.p, body, st.s.c.cfg.Metrics, true) // the peer takes time to make it
-	st.wire.anyRate, st.wire.crosses = true, !near(st.s.zone, st.p)
+	st.wire.crosses, st.wire.most = !near(st.s.zone, st.p), mostCoded(st.size)
+	st.wire.made = func() int64 { return st.size - st.left } // the decoder reads in Read
 	d := st.s.c.cfg.Bases.NewBody(st.wire, base, st.size)
 	st.plain, st.decoder, st.delta = d, d, true
 	st.started()
@@ -97,8 +103,8 @@ type wireReader struct {
 	body    io.ReadCloser
 	metrics *metrics.Metrics
 	partial bool
-	crosses bool // the peer is in another zone
-	anyRate bool // it may be slow as long as it does not stall
+	crosses bool  // the peer is in another zone
+	most    int64 // bytes that may come, 0: any number
 	total   int64
 	clock   *runclock.Clock
 	stall   *time.Timer
@@ -106,10 +112,15 @@ type wireReader struct {
 	since   atomic.Int64 // when the Read that waits did, in ns after began; 0: none waits
 	stalled atomic.Bool  // the timer ran out
 
-	// Over the last rateTime of waiting.
+	// Over the last rateTime of waiting; of a delta, over all of it.
 	waited time.Duration
 	came   int64
+	made   func() int64 // bytes of the NAR that a delta has made; nil: it is none
 }
+
+// mostCoded returns how many bytes may come for n bytes that are coded: frames without content must
+// not go on forever.
+func mostCoded(n int64) int64 { return n + n/8 + 64<<10 }
 
 func newWireReader(clock *runclock.Clock, p *site.Peer, body io.ReadCloser, m *metrics.Metrics, partial bool) *wireReader {
 	w := &wireReader{p: p, body: body, metrics: m, partial: partial, clock: clock, began: clock.Now()}
@@ -164,6 +175,8 @@ func (w *wireReader) Read(b []byte) (int, error) {
 	switch {
 	case err != nil && w.stalled.Load():
 		err = errStalled
+	case w.most > 0 && w.total > w.most:
+		err = errTooLarge
 	case err == nil:
 		err = w.rate(n, w.clock.Now().Sub(start))
 	}
@@ -174,7 +187,13 @@ func (w *wireReader) Read(b []byte) (int, error) {
 func (w *wireReader) rate(n int, waited time.Duration) error {
 	w.came += int64(n)
 	w.waited += waited
-	if w.waited < rateTime || w.anyRate {
+	if w.made != nil {
+		if worth := time.Duration(float64(w.made()) / minRatePartial * float64(time.Second)); w.waited > deltaTime+worth {
+			return errTooSlow
+		}
+		return nil
+	}
+	if w.waited < rateTime {
 		return nil
 	}
 	least := float64(minRate)

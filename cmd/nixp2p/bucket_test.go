@@ -109,3 +109,36 @@ func TestBucketShown(t *testing.T) {
 		t.Errorf("%+v", s.Upstreams)
 	}
 }
+
+// TestBucketPoisoned: a file that is not the NAR, although it has the FileHash that its cache names,
+// does not come into the bucket, from which a whole fleet would have it.
+func TestBucketPoisoned(t *testing.T) {
+	key := nixtest.NewKey("share-1")
+	p := nixtest.NewPath("poisoned", 20_000)
+	bad := nixtest.Compress(t, nix.XZ, nixtest.NewPath("other", 20_000).NAR)
+	up := nixtest.NewUpstream(t, nixtest.UpstreamConfig{
+		Paths: []nixtest.Path{p}, Keys: []nixtest.Key{key}, Compression: nix.XZ,
+		Edit: func(n *nix.NarInfo) {
+			is := bad.NarInfo(p, key)
+			n.URL, n.FileHash, n.FileSize = "nar/bad.nar.xz", is.FileHash, is.FileSize
+		},
+	})
+	up.Serve("/nar/bad.nar.xz", bad.Bytes)
+	store := objectstore.Start(t, "nix")
+	d := startDaemonWith(t, bucketEnv, "--store-root", t.TempDir(), "--p2p=false", "--upstream", up.URL(),
+		"--trusted-public-key", key.Public(), "--share-key", key.Name, "--bucket", store.URL("nix", "site"))
+	_, text := d.get(d.url + "/" + p.Hash().String() + ".narinfo")
+	n, err := nix.ParseNarInfo([]byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _ = d.get(d.url + "/" + n.URL) // Nix finds out what it is
+	for limit := time.Now().Add(time.Minute); d.metric("nixp2p_bucket_writes_total", `"failed"`) == 0; <-time.After(20 * time.Millisecond) {
+		if time.Now().After(limit) {
+			t.Fatal("not refused in a minute")
+		}
+		if d.metric("nixp2p_bucket_writes_total", `"written"`) > 0 {
+			t.Fatal("it was written")
+		}
+	}
+}

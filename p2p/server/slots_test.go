@@ -128,3 +128,27 @@ func TestLimiter(t *testing.T) {
 		}
 	})
 }
+
+// TestTakesSlowly: bytes extend the time that a peer has for a delta only by what they are worth.
+func TestTakesSlowly(t *testing.T) {
+	for _, test := range []struct {
+		bytes int
+		pause time.Duration
+		ends  bool
+	}{
+		{1, time.Second, true},
+		{takeRate - 1, time.Second, false}, // for 10,000 s
+		{takeRate / 2, time.Second, true},
+		{128 << 10, 20 * time.Second, true},
+		{128 << 10, time.Second, false},
+	} {
+		var to taken
+		ended := false
+		for range 100 {
+			ended = ended || to.took(test.bytes, test.pause) != nil
+		}
+		if ended != test.ends {
+			t.Errorf("%d bytes each %v: ended is %v", test.bytes, test.pause, ended)
+		}
+	}
+}

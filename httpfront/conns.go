@@ -5,11 +5,14 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/nixp2p/nixp2p/p2p/machine"
 )
 
 // MaxConns is the number of connections that a node keeps for clients: each Nix process opens
@@ -51,6 +54,7 @@ func (c *Conns) State(nc net.Conn, s http.ConnState) {
 type conn struct {
 	net.Conn
 	owner *Conns
+	from  machine.ID   // zero for a socket of the file system
 	state atomic.Int32 // http.ConnState
 	since atomic.Int64 // last use: change of state, or bytes that the client took
 }
@@ -89,6 +93,9 @@ func (l *boundListener) Accept() (net.Conn, error) {
 	}
 	l.owner.makeRoom(l.owner.max)
 	x := &conn{Conn: nc, owner: l.owner}
+	if at, err := netip.ParseAddrPort(nc.RemoteAddr().String()); err == nil {
+		x.from = machine.Of(at.Addr())
+	}
 	x.since.Store(int64(time.Since(l.owner.base)))
 	l.owner.mu.Lock()
 	l.owner.all[x] = struct{}{}
@@ -109,13 +116,22 @@ func (c *Conns) makeRoom(limit int) {
 	}
 }
 
-// leastUseful returns connections to close, so many that the next ones find room: idle ones, the
-// longest unused first; else those that have not sent a whole request; else the one that
-// took no byte for longest. It is about half of a kind at most: the newest may be a client that is
-// about to ask. The caller holds mu.
+// leastUseful returns connections to close, so many that the next ones find room, of the machine that
+// holds the most: idle ones, the longest unused first; else those that have not sent a whole
+// request; else the one that took no byte for longest. It is about half of a kind at most: the
+// newest may be a client that is about to ask. The caller holds mu.
 func (c *Conns) leastUseful() []*conn {
+	held, most := map[machine.ID]int{}, machine.ID{}
+	for x := range c.all {
+		if held[x.from]++; held[x.from] > held[most] {
+			most = x.from
+		}
+	}
 	kinds := map[http.ConnState][]*conn{}
 	for x := range c.all {
+		if x.from != most {
+			continue
+		}
 		s := http.ConnState(x.state.Load())
 		kinds[s] = append(kinds[s], x)
 	}

@@ -212,3 +212,38 @@ func TestWebPage(t *testing.T) {
 		}
 	}
 }
+
+// TestCrowdOfOneMachine: a machine that fills all connections, and has taken bytes over each, costs other
+// machines none that waits for its first byte.
+func TestCrowdOfOneMachine(t *testing.T) {
+	const max = 32
+	release, waits := make(chan struct{}), make(chan struct{})
+	addr, _ := bound(t, max, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/wait" {
+			close(waits)
+			<-release
+			return
+		}
+		_, _ = w.Write(make([]byte, 8<<10))
+		_ = http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+	}))
+	waiting := dial(t, addr, "GET /wait HTTP/1.1\r\nHost: localhost\r\n\r\n")
+	<-waits
+	other := &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}
+	for range 4 * max {
+		c, err := other.Dial("tcp", addr)
+		if err != nil {
+			close(release)
+			t.Skip("no second address on loopback:", err)
+		}
+		t.Cleanup(func() { _ = c.Close() })
+		if _, err := io.WriteString(c, "GET /take HTTP/1.1\r\nHost: localhost\r\n\r\n"); err != nil {
+			continue // it gave way at once
+		}
+		_, _ = c.Read(make([]byte, 1))                // its request has come
+		go func() { _, _ = io.Copy(io.Discard, c) }() // ends with c
+	}
+	close(release)
+	answered(t, waiting)
+}

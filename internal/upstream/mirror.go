@@ -51,6 +51,7 @@ type counts struct {
 	requests atomic.Int64
 	signed   atomic.Int64 // narinfos that a trusted key signed
 	unsigned atomic.Int64 // narinfos that were refused because none did
+	denied   atomic.Value // string: the kind of file that was refused for want of credentials, "" if none
 }
 
 // access is how a cache is reached and counted.

@@ -55,6 +55,40 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// TestCredentialsAccepted: that a cache wants credentials is said until it answers what it refused,
+// and not taken back because it shows other files to everybody.
+func TestCredentialsAccepted(t *testing.T) {
+	p := nixtest.NewPath("private", 100)
+	for name, c := range map[string]struct {
+		status int // before
+		then   nixtest.Fault
+		want   bool // it is still said
+	}{
+		"a narinfo":        {401, nixtest.Fault{}, false},
+		"of the proxy":     {407, nixtest.Fault{}, false},
+		"no such path":     {401, nixtest.Fault{Status: 404}, false},
+		"refused again":    {401, nixtest.Fault{Status: 401}, true},
+		"403 says nothing": {401, nixtest.Fault{Status: 403}, true},
+		"nor does 500":     {401, nixtest.Fault{Status: 500}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			u := nixtest.NewUpstream(t, cache(nix.XZ, p))
+			var said source.Conditions
+			b := open(t, func(cfg *Config) { cfg.Conditions = &said }, u.URL())
+			u.Set(nixtest.NarInfo, nixtest.Fault{Status: c.status})
+			_, _ = b.Info(t.Context(), p.Hash())
+			if err := b.look(t.Context(), b.mirrors[0]); err != nil || len(said.List()) != 1 {
+				t.Fatalf("%v, then %+v", err, said.List())
+			}
+			u.Set(nixtest.NarInfo, c.then)
+			_, _ = b.Info(t.Context(), p.Hash())
+			if list := said.List(); (len(list) == 1) != c.want {
+				t.Errorf("%+v", list)
+			}
+		})
+	}
+}
+
 // TestGone: a cache that lost a NAR hides nobody else's build of the path.
 func TestGone(t *testing.T) {
 	old := nixtest.NewPath("twice", 3000)

@@ -148,6 +148,7 @@ func (u *Upstreams) send(ctx context.Context, m *mirror, q *request) (*reply, er
 			w.heard = &m.heardAt
 		}
 	}
+	u.accepted(m, r)
 	switch {
 	case !r.own:
 	case r.status >= http.StatusInternalServerError:
@@ -333,6 +334,17 @@ func timedOut(err error) bool {
 // refusedFor is how long an upstream is said to refuse our credentials after it did.
 const refusedFor = 10 * time.Minute
 
+// accepted takes back that a cache wants credentials once what it refused is answered. Another kind
+// of file proves nothing: many caches show nix-cache-info to everybody.
+func (u *Upstreams) accepted(m *mirror, r *reply) {
+	switch r.status {
+	case http.StatusOK, http.StatusPartialContent, http.StatusNotFound:
+		if kind := r.q.kind; m.denied.CompareAndSwap(kind, "") {
+			u.conditions.Clear("credentials/" + m.name)
+		}
+	}
+}
+
 // refused turns a status other than 200 and 206 into an error, and notes what it says: the
 // cache is busy, or wants credentials.
 func (u *Upstreams) refused(m *mirror, r *reply) error {
@@ -343,6 +355,7 @@ func (u *Upstreams) refused(m *mirror, r *reply) error {
 		m.busy.Pause(retryAfter(&u.timeouts, after))
 		return fmt.Errorf("%w: %s", errBusy, err.Error())
 	case r.status == http.StatusUnauthorized, r.status == http.StatusProxyAuthRequired:
+		m.denied.Store(r.q.kind)
 		if u.logOnce(m, "credentials") {
 			u.log.Warn("upstream refused our credentials", "upstream", m.name, "err", err)
 		}

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -33,7 +34,8 @@ type names struct {
 type host struct {
 	addrs   []netip.Addr
 	at      time.Time
-	running *lookup // nil if none
+	failed  time.Time // the end of the last lookup that found nothing
+	running *lookup   // nil if none
 }
 
 // lookup is one that runs. done is closed when there is a result.
@@ -53,11 +55,17 @@ const (
 	otherFamily  = 50 * time.Millisecond
 	lookupRepeat = time.Second
 	quickServer  = 1500 * time.Millisecond
+	quickTries   = 4
+	slowServer   = 12 * time.Second
+	failedFresh  = 10 * time.Second
 )
+
+// lookupAgain are the pauses after failures: Nix begins five times within as long.
+var lookupAgain = []time.Duration{250 * time.Millisecond, 500 * time.Millisecond, time.Second, 2 * time.Second}
 
 func newNames(timeout time.Duration, find lookupFunc) *names {
 	if find == nil {
-		find = persistent(net.DefaultResolver.LookupNetIP, quickResolver().LookupNetIP)
+		find = persistent(resolver(slowServer, false).LookupNetIP, resolver(quickServer, true).LookupNetIP)
 	}
 	return &names{timeout: timeout, find: find, hosts: map[string]*host{}}
 }
@@ -71,9 +79,17 @@ func persistent(patient, quick lookupFunc) lookupFunc {
 		var addr *net.AddrError
 		return errors.As(err, &dns) && dns.IsNotFound || errors.As(err, &addr)
 	}
+	repeated := func(ctx context.Context, network, host string) (addrs []netip.Addr, err error) {
+		for range quickTries {
+			if addrs, err = quick(ctx, network, host); err == nil || !isTimeout(err) {
+				break
+			}
+		}
+		return addrs, err
+	}
 	return func(ctx context.Context, network, host string) ([]netip.Addr, error) {
 		return first(ctx, 2, lookupRepeat, func(ctx context.Context, i int) ([]netip.Addr, error) {
-			return []lookupFunc{patient, quick}[i](ctx, network, host)
+			return []lookupFunc{patient, repeated}[i](ctx, network, host)
 		}, final, func([]netip.Addr) {})
 	}
 }
@@ -86,31 +102,63 @@ func first[T any](ctx context.Context, n int, after time.Duration, attempt func(
 	return r.Value, r.Err
 }
 
-// quickResolver waits less for each server.
-func quickResolver() *net.Resolver {
-	return &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
-		var d net.Dialer
-		c, err := d.DialContext(ctx, network, addr)
+// resolver is that of the system, but waits for d for an answer over UDP. The Go library's waits
+// for 5 s and then forgets that it asked, so that a server that takes longer is never heard.
+// plain leaves EDNS out, to which some servers answer with an error or not at all.
+func resolver(d time.Duration, plain bool) *net.Resolver {
+	return &net.Resolver{Dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
+		var dialer net.Dialer
+		c, err := dialer.DialContext(ctx, network, addr)
 		if udp, ok := c.(*net.UDPConn); ok {
-			return quickConn{udp}, err // still a net.PacketConn, by which the resolver tells UDP
+			// ctx ends after the time of the library too; only who has left needs no answer.
+			context.AfterFunc(ctx, func() {
+				if errors.Is(ctx.Err(), context.Canceled) {
+					_ = udp.Close()
+				}
+			})
+			return waitingConn{udp, d, plain}, err // still a net.PacketConn, by which the resolver tells UDP
 		}
 		return c, err
 	}}
 }
 
-type quickConn struct{ *net.UDPConn }
+type waitingConn struct {
+	*net.UDPConn
+	wait  time.Duration
+	plain bool
+}
 
-func (c quickConn) SetDeadline(t time.Time) error {
-	if soon := time.Now().Add(quickServer); soon.Before(t) {
-		t = soon
+// Write sends a question.
+func (c waitingConn) Write(b []byte) (int, error) {
+	if c.plain {
+		_, err := c.UDPConn.Write(withoutEDNS(b))
+		return len(b), err
 	}
-	return c.UDPConn.SetDeadline(t)
+	return c.UDPConn.Write(b)
+}
+
+// withoutEDNS returns a DNS message without the OPT record (RFC 6891, 6.1.2) that is its last and
+// only additional record, as the Go library writes it.
+func withoutEDNS(b []byte) []byte {
+	const header, opt = 12, 11
+	if end := len(b) - opt; end > header && b[10] == 0 && b[11] == 1 && b[end] == 0 && b[end+1] == 0 && b[end+2] == 41 {
+		b = slices.Clone(b[:end])
+		b[11] = 0
+	}
+	return b
+}
+
+func (c waitingConn) SetDeadline(time.Time) error {
+	return c.UDPConn.SetDeadline(time.Now().Add(c.wait))
 }
 
 // lookup returns the addresses of a host, those to be tried first in front.
 func (n *names) lookup(ctx context.Context, name string) ([]netip.Addr, error) {
 	if ip, err := netip.ParseAddr(name); err == nil {
 		return []netip.Addr{ip}, nil
+	}
+	if base := strings.ToLower(strings.TrimSuffix(name, ".")); strings.HasSuffix(base, ".localhost") {
+		return []netip.Addr{netip.IPv6Loopback(), netip.AddrFrom4([4]byte{127, 0, 0, 1})}, nil // RFC 6761, 6.3
 	}
 	l, known := n.get(ctx, name)
 	if known != nil {
@@ -159,8 +207,9 @@ func (n *names) get(ctx context.Context, name string) (*lookup, []netip.Addr) {
 	return h.running, h.addrs
 }
 
-// start looks both families up. What one of them has is used if the other has none shortly
-// after: many name servers answer for A and are silent for AAAA. The caller holds mu.
+// start looks a host up, and again as Nix does if that fails, unless it has just failed for good:
+// name servers that are starting or whose line is, say for seconds that there is no such name. The
+// caller holds mu.
 func (n *names) start(ctx context.Context, name string, h *host) {
 	l := &lookup{began: time.Now(), done: make(chan struct{})}
 	ctx, l.cancel = runclock.WithTimeout(context.WithoutCancel(ctx), lookupLong)
@@ -168,10 +217,44 @@ func (n *names) start(ctx context.Context, name string, h *host) {
 		l.cancel()
 	}
 	h.running = l
-	publish := sync.OnceFunc(func() { close(l.done) })
-	left := 2
+	again := lookupAgain
+	if time.Since(h.failed) < failedFresh {
+		again = nil
+	}
+	n.all.Go(func() {
+		publish := sync.OnceFunc(func() { close(l.done) })
+		n.both(ctx, name, h, publish)
+		for _, d := range again {
+			if n.found(h) || time.Since(l.began) > n.timeout || !pause(ctx, d) {
+				break
+			}
+			n.both(ctx, name, h, publish)
+		}
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		if len(l.addrs) == 0 {
+			h.failed = time.Now()
+		}
+		h.running = nil
+		l.cancel()
+		publish()
+	})
+}
+
+// found reports whether the lookup that runs has an address.
+func (n *names) found(h *host) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return len(h.running.addrs) > 0
+}
+
+// both looks both families up. What one of them has is published if the other has none shortly
+// after: many name servers answer for A and are silent for AAAA.
+func (n *names) both(ctx context.Context, name string, h *host, publish func()) {
+	l := h.running
+	var families sync.WaitGroup
 	for _, network := range []string{"ip6", "ip4"} {
-		n.all.Go(func() {
+		families.Go(func() {
 			addrs, err := n.find(ctx, network, name)
 			n.mu.Lock()
 			defer n.mu.Unlock()
@@ -186,13 +269,9 @@ func (n *names) start(ctx context.Context, name string, h *host) {
 				h.addrs, h.at = l.addrs, time.Now()
 				time.AfterFunc(otherFamily, publish)
 			}
-			if left--; left == 0 {
-				h.running = nil
-				l.cancel()
-				publish()
-			}
 		})
 	}
+	families.Wait()
 }
 
 // forget drops the addresses of a host that cannot be connected to, unless they are new.

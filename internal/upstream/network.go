@@ -53,7 +53,7 @@ func newNetwork(cfg *Config, t *timeouts, log *slog.Logger) *network {
 			return via, err
 		},
 		DialContext:         n.connect,
-		TLSClientConfig:     &tls.Config{RootCAs: roots, ClientSessionCache: tls.NewLRUClientSessionCache(64)},
+		TLSClientConfig:     &tls.Config{RootCAs: roots, ClientSessionCache: tls.NewLRUClientSessionCache(64), CipherSuites: cipherSuites()},
 		TLSHandshakeTimeout: t.tls,
 		ForceAttemptHTTP2:   true,
 		// A dead HTTP/2 connection would otherwise take all requests with it.
@@ -68,6 +68,19 @@ func newNetwork(cfg *Config, t *timeouts, log *slog.Logger) *network {
 	n.fresh.DisableKeepAlives = true
 	n.fresh.MaxConnsPerHost = 8
 	return n
+}
+
+// cipherSuites are those of the Go library and, for inspecting proxies that have nothing better,
+// those without forward secrecy that Nix accepts too.
+func cipherSuites() []uint16 {
+	ids := []uint16{
+		tls.TLS_RSA_WITH_AES_128_GCM_SHA256, tls.TLS_RSA_WITH_AES_256_GCM_SHA384,
+		tls.TLS_RSA_WITH_AES_128_CBC_SHA, tls.TLS_RSA_WITH_AES_256_CBC_SHA,
+	}
+	for _, s := range tls.CipherSuites() {
+		ids = append(ids, s.ID)
+	}
+	return ids
 }
 
 // close ends the lookups that run and closes what is idle.

@@ -1,6 +1,8 @@
 package upstream
 
 import (
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/pem"
 	"io"
 	"log"
@@ -153,9 +155,9 @@ func relaySOCKS(c net.Conn, to string, version byte, asked chan<- string) {
 // over http and https.
 func TestProxies(t *testing.T) {
 	p := nixtest.NewPath("hello", 100)
-	for _, tls := range []bool{false, true} {
+	for _, secure := range []bool{false, true} {
 		cfg := cache(nix.None, p)
-		cfg.TLS = tls
+		cfg.TLS = secure
 		u := nixtest.NewUpstream(t, cfg)
 		at := strings.TrimPrefix(strings.TrimPrefix(u.URL(), "https://"), "http://")
 		var connects atomic.Int32
@@ -180,7 +182,7 @@ func TestProxies(t *testing.T) {
 		five, asked5 := socks(t, at, 5)
 		name := "example.com" // of the certificate of httptest
 		target := "http://" + name
-		if tls {
+		if secure {
 			target = "https://" + name
 		}
 		for proxy, asked := range map[string]chan string{
@@ -188,7 +190,7 @@ func TestProxies(t *testing.T) {
 			"socks5h://" + five: asked5, "socks5://" + five: asked5, "socks4a://me@" + four: asked4,
 		} {
 			b := open(t, func(c *Config) {
-				c.roots = certs(u, tls)
+				c.roots = certs(u, secure)
 				c.getenv = func(k string) string { return map[string]string{"all_proxy": proxy}[k] }
 			}, target)
 			b.mustInfo(p)
@@ -198,8 +200,8 @@ func TestProxies(t *testing.T) {
 				}
 			}
 		}
-		if (connects.Load() > 0) != tls {
-			t.Errorf("tls %v: %d CONNECTs", tls, connects.Load())
+		if (connects.Load() > 0) != secure {
+			t.Errorf("tls %v: %d CONNECTs", secure, connects.Load())
 		}
 	}
 }
@@ -254,6 +256,33 @@ func TestAuthorities(t *testing.T) {
 		}
 		if got := strings.Contains(b.log.String(), "authorities cannot be read"); got != c.warns {
 			t.Errorf("%s: warned %v", name, got)
+		}
+	}
+}
+
+// TestCipherSuites: what an inspecting proxy may have and Nix accepts is accepted.
+func TestCipherSuites(t *testing.T) {
+	p := nixtest.NewPath("hello", 100)
+	for name, edit := range map[string]func(*tls.Config){
+		"TLS 1.3": func(*tls.Config) {},
+		"TLS 1.2": func(c *tls.Config) { c.MaxVersion = tls.VersionTLS12 },
+		"RSA, GCM": func(c *tls.Config) {
+			c.MaxVersion, c.CipherSuites = tls.VersionTLS12, []uint16{tls.TLS_RSA_WITH_AES_128_GCM_SHA256}
+		},
+		"RSA, CBC": func(c *tls.Config) {
+			c.MaxVersion, c.CipherSuites = tls.VersionTLS12, []uint16{tls.TLS_RSA_WITH_AES_256_CBC_SHA}
+		},
+	} {
+		u := httptest.NewUnstartedServer(nixtest.NewUpstream(t, cache(nix.None, p)))
+		u.TLS = &tls.Config{}
+		edit(u.TLS)
+		u.StartTLS()
+		defer u.Close()
+		pool := x509.NewCertPool()
+		pool.AddCert(u.Certificate())
+		b := open(t, func(cfg *Config) { cfg.roots = pool }, u.URL)
+		if _, err := b.Info(t.Context(), p.Hash()); err != nil {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }

@@ -336,11 +336,11 @@ const refusedFor = 10 * time.Minute
 
 // accepted takes back that a cache wants credentials once what it refused is answered. Another kind
 // of file proves nothing: many caches show nix-cache-info to everybody.
-func (u *Upstreams) accepted(m *mirror, r *reply) {
+func (s *shared) accepted(m *mirror, r *reply) {
 	switch r.status {
 	case http.StatusOK, http.StatusPartialContent, http.StatusNotFound:
 		if kind := r.q.kind; m.denied.CompareAndSwap(kind, "") {
-			u.conditions.Clear("credentials/" + m.name)
+			s.conditions.Clear("credentials/" + m.name)
 		}
 	}
 }

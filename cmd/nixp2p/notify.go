@@ -140,7 +140,8 @@ func selfClient(front net.Listener, timeout time.Duration) *http.Client {
 }
 
 func askSelf(ctx context.Context, client *http.Client) bool {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://nixp2p/nix-cache-info", http.NoBody)
+	// Under other names than this one, the front answers nobody on this machine.
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://localhost/nix-cache-info", http.NoBody)
 	if err != nil {
 		return false
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -270,6 +271,30 @@ func TestDegradedStart(t *testing.T) {
 		return status == http.StatusOK
 	})
 	eventually(t, func() bool { return u.Status() == "answering" })
+}
+
+// A daemon that is well feeds the watchdog again and again.
+func TestWatchdogFed(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "notify")
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	startDaemonWith(t, []string{"NOTIFY_SOCKET=" + name, "WATCHDOG_USEC=3000000"}, "--p2p=false", "--upstream", "http://127.0.0.1:1", "--store-root", t.TempDir())
+	if err := conn.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 4096)
+	for fed := 0; fed < 3; {
+		n, err := conn.Read(buf)
+		if err != nil {
+			t.Fatalf("fed %d times: %v", fed, err)
+		}
+		if string(buf[:n]) == "WATCHDOG=1" {
+			fed++
+		}
+	}
 }
 
 // A daemon that the watchdog ends leaves what it was doing in a file, and not in the log.

@@ -44,7 +44,7 @@ rec {
     mdns = key types.bool "true" "Look for peers on the link.";
     bootstrap = key strings "[ ]" "Where else to look for peers: multiaddr, dns:NAME[:PORT], srv:NAME, http(s)://…, file:PATH.";
     leases = key types.bool "true" "Agree with the site on which node downloads what no peer has.";
-    delta = key types.bool "true" "On slow links, ask peers for what differs from the version that is here, and send them the same.";
+    delta = key types.bool "true" "On slow links, ask peers and mirrors for what differs from the version that is here, and send them the same.";
     max-peers = key types.ints.positive "256" "Connected peers.";
     zone = key types.str "null" "Name of the zone of this machine, the same on all machines in it: peers of it are asked first; auto asks the cloud provider.";
     swarm-key-file = key types.str "null" "Closed site: only holders of this secret. Use {option}`services.nixp2p.swarmKeyFile` instead.";

@@ -18,8 +18,8 @@ import (
 	"github.com/nixp2p/nixp2p/internal/nixconf"
 	"github.com/nixp2p/nixp2p/internal/resolve"
 	"github.com/nixp2p/nixp2p/internal/source"
+	"github.com/nixp2p/nixp2p/internal/upstream"
 	"github.com/nixp2p/nixp2p/localstore"
-	"github.com/nixp2p/nixp2p/verify"
 )
 
 // adminNode shows the node to the admin listener: there may be none yet, or none at all because
@@ -138,20 +138,24 @@ func (a *adminNode) Why(ctx context.Context, h nix.StoreHash) []admin.Answer {
 	var answers []admin.Answer
 	for _, f := range n.resolver.Why(ctx, h) {
 		ans := answerOf(f)
-		if f.Source == source.Peer && f.Err == nil {
-			ans.DeltaBases = n.deltaBases(ctx, f.Info)
+		if f.Err == nil {
+			ans.DeltaBases = n.deltaBases(ctx, f)
 		}
 		answers = append(answers, ans)
 	}
 	return answers
 }
 
-// deltaBases names the paths of this machine's store that are proposed to a peer for a NAR.
-func (n *node) deltaBases(ctx context.Context, info *verify.Info) (paths []string) {
-	if n.peers == nil {
-		return nil
+// deltaBases names the paths of this machine's store that are proposed to a peer or a mirror for a NAR.
+func (n *node) deltaBases(ctx context.Context, f resolve.Finding) (paths []string) {
+	var bases []source.Base
+	switch {
+	case f.Source == source.Peer && n.peers != nil:
+		bases = n.peers.DeltaBases(f.Info)
+	case f.Source == source.Upstream:
+		_, bases = upstream.DeltaBases(n.upstream, f.Info)
 	}
-	for _, b := range n.peers.DeltaBases(info) {
+	for _, b := range bases {
 		if base, err := n.store.Public(ctx, b.Store); err == nil {
 			paths = append(paths, base.StorePath().String())
 		}

@@ -158,7 +158,7 @@ func (n *node) openCaches(m *metrics.Metrics, id string, events source.Events, l
 	}
 	uc := upstream.Config{
 		URLs: n.cfg.Upstreams, Keys: n.cfg.Keys, ID: id, Version: version(), Netrc: access.netrc, CAFile: access.caFile,
-		Events: events, Conditions: n.conditions, Log: log, Metrics: m,
+		Bases: n.bases, Events: events, Conditions: n.conditions, Log: log, Metrics: m,
 	}
 	if n.cfg.Bucket != "" {
 		at, err := bucket.Parse(n.cfg.Bucket, os.Getenv)

@@ -168,7 +168,7 @@ var realClock = []string{
 	// A real S3 server.
 	"internal/bucket/bucket_test.go",
 	// Real HTTP servers that stop and start, and a real resolver.
-	"internal/upstream/main_test.go", "internal/upstream/nar_test.go", "internal/upstream/names_test.go",
+	"internal/upstream/delta_test.go", "internal/upstream/main_test.go", "internal/upstream/nar_test.go", "internal/upstream/names_test.go",
 	// They wait for nothing, but decode zstd, whose decoders are kept and must not be of a bubble.
 	"p2p/client/delta_test.go", "p2p/client/zstd_test.go",
 	// All of it runs in bubbles that a helper makes.

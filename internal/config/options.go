@@ -138,7 +138,7 @@ var options = []option{
 		access:  one(func(c *Config) *string { return &c.Zone }, parseZone),
 	}, {
 		name: "delta", arg: "BOOL", kind: truth, def: []string{"true"},
-		meaning: "on slow links, ask peers for what differs from the version that is here, and send them the same",
+		meaning: "on slow links, ask peers and mirrors for what differs from the version that is here, and send them the same",
 		access:  one(func(c *Config) *bool { return &c.Delta }, parseBool),
 	}, {
 		name: "swarm-key-file", arg: "FILE", defFor: func(_ *Config, env Env) ([]string, error) { return []string{env.credential("nixp2p.swarm-key")}, nil },

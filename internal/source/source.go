@@ -134,6 +134,10 @@ func (p Pace) Time(size int64) time.Duration {
 type Upstreams interface {
 	Infos
 	NARs
+	// Update is NAR for the raw form from byte 0 on, for a reader that shows nothing before all of
+	// it is verified: a mirror may send what differs from a NAR of this machine's store, which may
+	// be damaged, and delta says that it does. What breaks off is continued as usual.
+	Update(ctx context.Context, info *verify.Info) (u *verify.Unverified, delta bool, err error)
 	// Down reports whether asking is pointless at the moment.
 	Down() bool
 	// Saturated reports whether answers are late because the line is full: bytes keep coming.

@@ -57,6 +57,7 @@ func (d *download) together(ctx context.Context) error {
 // alone gets all of the NAR from one source, after a wrong one: from upstream, or, if that
 // cannot, from one peer, and then nothing is seen before the whole is proven.
 func (d *download) alone(ctx context.Context) error {
+	d.noDelta = true
 	err := d.attempt(ctx, nil, d.up, false)
 	if err == nil || source.Invalid(err) != nil || ctx.Err() != nil {
 		return err
@@ -200,7 +201,7 @@ const downTick = time.Second
 func (a *attempt) tick(ctx context.Context) {
 	l := a.first
 	down, left, got := l.up.Down(), a.left(), l.got.Load()
-	prefix := got > 0 && l.trusted() // of what upstream sends
+	prefix := got > 0 && l.trusted() || l.delta.Load() // of what upstream sends, or has begun to
 	a.mu.Lock()
 	if a.ended || a.free || a.over || a.second != nil {
 		a.mu.Unlock()

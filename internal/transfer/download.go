@@ -48,6 +48,7 @@ type download struct {
 	beginOnce sync.Once
 
 	askedPeers bool // used by run alone
+	noDelta    bool // something wrong came; the same
 
 	mu       sync.Mutex
 	stage    *stage // what is followed now

@@ -40,6 +40,7 @@ type tally struct {
 	got, size    atomic.Int64 // bytes
 	fromPeers    atomic.Bool
 	fromUpstream atomic.Bool
+	delta        atomic.Bool // upstream sends, or has sent, what differs from a NAR of this machine
 }
 
 // supply is who sends the next bytes.
@@ -172,7 +173,7 @@ func (l *leg) openUpstream(ctx context.Context, over <-chan struct{}) *supply {
 			return nil
 		}
 		uctx, stop := context.WithCancel(ctx)
-		u, err := l.up.NAR(uctx, l.a.d.info, f.Form, l.got.Load())
+		u, err := l.fetch(uctx, f.Form)
 		if err == nil && u.Size != f.Size {
 			_ = u.Body.Close()
 			err = l.wrongSize(f, u.Size)
@@ -188,6 +189,17 @@ func (l *leg) openUpstream(ctx context.Context, over <-chan struct{}) *supply {
 		l.note(source.Upstream, err)
 	}
 	return nil
+}
+
+// fetch opens a form at an upstream. What nobody sees before all of it is verified may come as a delta.
+func (l *leg) fetch(ctx context.Context, form nix.Form) (*verify.Unverified, error) {
+	d := l.a.d
+	if !form.IsRaw() || l.got.Load() > 0 || d.private || d.noDelta {
+		return l.up.NAR(ctx, d.info, form, l.got.Load())
+	}
+	u, delta, err := l.up.Update(ctx, d.info)
+	l.delta.Store(delta)
+	return u, err
 }
 
 // prepare makes the sink before upstream is asked: what cannot be kept is not begun there.
@@ -302,7 +314,7 @@ func (f *feed) Read(p []byte) (n int, err error) {
 
 // trusted reports whether what has come may be seen before the whole is proven.
 func (l *leg) trusted() bool {
-	return l.session == nil || !l.whole && l.session.Trusted()
+	return !l.delta.Load() && (l.session == nil || !l.whole && l.session.Trusted())
 }
 
 // misnamed reports whether the NAR came as a file with a wrong FileHash.
@@ -376,6 +388,9 @@ func (l *leg) end(err error) error {
 	}
 	switch {
 	case !l.fromPeers.Load():
+		if l.delta.Load() {
+			err = fmt.Errorf("it was made of a delta: %w", err)
+		}
 		d.s.reportUpstream(d.info, l.stage.form, l.up, err)
 	case l.fromUpstream.Load():
 		_ = d.s.report(source.Mixture, source.None, d.info, l.stage.form, err)

@@ -86,6 +86,9 @@ func openTree(ctx context.Context, trees source.Trees, b source.Base) (source.Tr
 	return trees.Tree(ctx, public)
 }
 
+// Close closes the base.
+func (b Base) Close() error { return b.tree.Close() }
+
 // Names returns the hashes of the bases.
 func (p Proposal) Names() (list []nix.NarHash) {
 	for _, o := range p {
@@ -100,7 +103,7 @@ func (p Proposal) Take(nar nix.NarHash) (base Base, ok bool) {
 		if o.Nar == nar && !ok {
 			base, ok = o, true
 		} else {
-			_ = o.tree.Close() // only read
+			_ = o.Close() // only read
 		}
 	}
 	return base, ok
@@ -145,7 +148,7 @@ func (d *Body) Close() error {
 		d.metrics.DeltaSavedBytes.Add(float64(max(d.size-d.src.n, 0)))
 	}
 	d.metrics.Delta.WithLabelValues(result).Inc()
-	return errors.Join(d.Reader.Close(), d.base.tree.Close())
+	return errors.Join(d.Reader.Close(), d.base.Close())
 }
 
 // Right hashes a base of which a wrong NAR was made, and reports whether it is right. The store puts it

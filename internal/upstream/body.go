@@ -12,6 +12,7 @@ import (
 
 	"github.com/nixp2p/nixp2p/internal/httprange"
 	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/update"
 	"github.com/nixp2p/nixp2p/verify"
 )
 
@@ -52,6 +53,7 @@ type resumableBody struct {
 	open   func() error
 	budget *budget
 
+	offered
 	fileSize
 	current
 	pos     int64      // next byte for the reader
@@ -67,6 +69,12 @@ type current struct {
 	from   *mirror
 	since  int64         // bytes that came from there
 	waited time.Duration // for them
+}
+
+// offered is what may come in place of a file that is a raw NAR.
+type offered struct {
+	mayDelta bool         // what differs from a base
+	base     *update.Base // the file is a delta of this one, which whoever decodes it closes
 }
 
 // fileSize is what is known of the size of a file in bytes.
@@ -229,13 +237,28 @@ func (r *resumableBody) request(ctx context.Context, m *mirror, l *location) err
 	if r.state[m.index].whole {
 		q.from = 0
 	}
+	var bases update.Proposal
+	if r.mayDelta && q.from == 0 {
+		bases = r.u.propose(ctx, m, r.info)
+		q.bases = bases.Names()
+	}
 	got, err := r.u.send(ctx, m, q)
+	if err != nil {
+		bases.Close()
+		r.mayDelta = r.mayDelta && len(bases) == 0
+	}
 	switch {
 	case err == nil:
 	case errors.Is(err, errStalled) && !r.flowing && (!m.saturated() || r.elsewhere(m)):
 		return r.giveUp(m, err)
 	default:
 		return r.strike(m, err)
+	}
+	if is, err := r.acceptDelta(m, got, bases); is {
+		if err != nil {
+			got.body.finish()
+		}
+		return err
 	}
 	if err := r.accept(m, l, got, q.from); err != nil {
 		got.body.finish()

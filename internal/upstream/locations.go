@@ -106,12 +106,15 @@ func (s *shared) awaitAsked(ctx context.Context, m *mirror, info *verify.Info) b
 // caches that sent them are asked for it again only if no other one has it, and then for a
 // narinfo first, which may name another file; all, if nobody is known to have sent them. After a
 // wrong file they are still asked for raw: FileHash is not signed, and the NAR in the file may
-// be right.
+// be right. After a wrong delta they are asked for the same without one.
 func (u *Upstreams) Invalid(info *verify.Info, form nix.Form, _ error) {
 	known := slices.ContainsFunc(u.all, func(m *mirror) bool { return u.senders.Has(sentBy(m, info, form)) })
 	for _, m := range u.all {
 		if k := sentBy(m, info, form); !known || u.senders.Has(k) {
 			u.senders.Remove(k)
+			if form.IsRaw() && u.deltas.wasWrong(m, k) {
+				continue
+			}
 			u.wrong.Add(k, avoidedFor)
 			u.found.Remove(place{m.index, info.StorePath().Hash()})
 		}

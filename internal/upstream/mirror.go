@@ -38,6 +38,7 @@ type mirror struct {
 	breaker
 	limiter limiter // of narinfos
 	latency latency
+	pace    pace        // of its NARs
 	slow    hedge.Timer // until the next cache is asked too
 	late    hedge.Timer // until this one is asked again
 	info    atomic.Pointer[cacheInfo]
@@ -66,6 +67,7 @@ type access struct {
 // cacheInfo is what a cache says about itself.
 type cacheInfo struct {
 	priority int
+	deltas   bool  // it sends deltas
 	wrong    error // its store directory is another one: not to be used
 }
 

@@ -25,7 +25,7 @@ import (
 // the body: as Info's.
 func (u *Upstreams) NAR(ctx context.Context, info *verify.Info, form nix.Form, off int64) (*verify.Unverified, error) {
 	ctx, cancel := context.WithCancel(ctx)
-	nar, err := u.nar(ctx, cancel, info, form, off)
+	nar, _, err := u.nar(ctx, cancel, info, form, off, false)
 	if err != nil {
 		cancel()
 		return nil, fmt.Errorf("upstream: get %s NAR of %s: %w", form, info.StorePath(), err)
@@ -33,9 +33,10 @@ func (u *Upstreams) NAR(ctx context.Context, info *verify.Info, form nix.Form, o
 	return nar, nil
 }
 
-func (u *Upstreams) nar(ctx context.Context, cancel func(), info *verify.Info, form nix.Form, off int64) (*verify.Unverified, error) {
+// nar reports whether the NAR comes as a delta, if it may.
+func (u *Upstreams) nar(ctx context.Context, cancel func(), info *verify.Info, form nix.Form, off int64, mayDelta bool) (nar *verify.Unverified, delta bool, err error) {
 	if off < 0 || form.IsRaw() && off > info.NarSize() {
-		return nil, fmt.Errorf("offset %d of %d", off, info.NarSize())
+		return nil, false, fmt.Errorf("offset %d of %d", off, info.NarSize())
 	}
 	b := newBudget(MaxNARRequests)
 	known := func(m *mirror) bool { _, ok := u.located(m, info); return ok }
@@ -44,33 +45,33 @@ func (u *Upstreams) nar(ctx context.Context, cancel func(), info *verify.Info, f
 		got, err := u.askAll(ctx, info.StorePath().Hash(), b)
 		switch {
 		case err != nil:
-			return nil, err
+			return nil, false, err
 		case !sameNAR(got, info) && len(u.mirrors) == 1:
-			return nil, errOtherNAR
+			return nil, false, errOtherNAR
 		}
 	}
 	if form.IsRaw() {
 		if off == info.NarSize() {
 			cancel()
-			return &verify.Unverified{Body: http.NoBody, Size: off}, nil
+			return &verify.Unverified{Body: http.NoBody, Size: off}, false, nil
 		}
-		d := &decodedBody{u: u, info: info, pos: off, budget: b, tried: map[fileKey]bool{}, asked: map[*mirror]bool{}}
+		d := &decodedBody{u: u, info: info, pos: off, budget: b, tried: map[fileKey]bool{}, asked: map[*mirror]bool{}, mayDelta: mayDelta}
 		d.open = func() error { return d.choose(ctx) }
 		if err := d.open(); err != nil {
-			return nil, err
+			return nil, false, err
 		}
-		return &verify.Unverified{Body: &body{src: d, cancel: cancel}, Size: info.NarSize()}, nil
+		return &verify.Unverified{Body: &body{src: d, cancel: cancel}, Size: info.NarSize()}, d.file.base != nil, nil
 	}
 	r := u.newBody(ctx, info, form, b, fileKey{compression: form.Compression, file: form.File})
 	r.exact, r.pos = true, off
 	if err := r.open(); err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	if r.size < 0 || off > r.size {
 		r.drop()
-		return nil, fmt.Errorf("offset %d of %d", off, r.size)
+		return nil, false, fmt.Errorf("offset %d of %d", off, r.size)
 	}
-	return &verify.Unverified{Body: &body{src: r, cancel: cancel}, Size: r.size}, nil
+	return &verify.Unverified{Body: &body{src: r, cancel: cancel}, Size: r.size}, false, nil
 }
 
 // body is what the caller gets. One reader at a time; Close at any time.
@@ -135,14 +136,15 @@ type decodedBody struct {
 	open   func() error
 	budget *budget
 
-	pos     int64          // next byte for the reader
-	src     io.ReadCloser  // nil between two files
-	file    *resumableBody // below src
-	raw     bool           // file is the NAR itself
-	flowing bool           // bytes have left
-	tried   map[fileKey]bool
-	asked   map[*mirror]bool
-	verdict verdict
+	pos      int64          // next byte for the reader
+	mayDelta bool           // it may be made of a delta, which begins at byte 0
+	src      io.ReadCloser  // nil between two files
+	file     *resumableBody // below src
+	raw      bool           // file is the NAR itself
+	flowing  bool           // bytes have left
+	tried    map[fileKey]bool
+	asked    map[*mirror]bool
+	verdict  verdict
 }
 
 // cheapest orders the compressions by what decoding costs. One that is not in it cannot be decoded here.
@@ -164,12 +166,13 @@ func (d *decodedBody) choose(ctx context.Context) error {
 		r.flowing = d.flowing
 		if d.raw = l.compression == nix.None; d.raw {
 			r.size, r.exact, r.pos = d.info.NarSize(), true, d.pos
+			r.mayDelta = d.mayDelta && d.pos == 0
 		} else {
 			r.most = mostFile(d.info.NarSize())
 		}
 		if err = r.open(); err == nil {
 			d.file = r
-			d.src, err = compress.NewReader(l.compression, r)
+			d.src, err = d.decode(key, r)
 		}
 		if err == nil && !d.raw {
 			if _, err = io.CopyN(io.Discard, d.src, d.pos); err != nil {
@@ -182,6 +185,16 @@ func (d *decodedBody) choose(ctx context.Context) error {
 		d.verdict.add(err)
 		d.drop()
 	}
+}
+
+// decode returns the NAR in a file. What a delta does not give comes as usual.
+func (d *decodedBody) decode(key fileKey, r *resumableBody) (io.ReadCloser, error) {
+	if r.base == nil {
+		return compress.NewReader(key.compression, r)
+	}
+	d.raw, d.mayDelta = false, false
+	delete(d.tried, key)
+	return d.u.deltas.bases.NewBody(r, *r.base, d.info.NarSize()), nil
 }
 
 // best returns the next location to try.

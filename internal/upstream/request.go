@@ -23,6 +23,7 @@ import (
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/internal/runclock"
 	"github.com/nixp2p/nixp2p/internal/source"
+	"github.com/nixp2p/nixp2p/internal/update"
 )
 
 // maxRedirects is what Nix follows.
@@ -48,7 +49,8 @@ type request struct {
 	within time.Duration // from the connection to the headers
 	// patient: within begins again while the line is saturated.
 	patient bool
-	fresh   bool // over a new connection
+	fresh   bool          // over a new connection
+	bases   []nix.NarHash // of deltas that the cache itself may answer with
 	budget  *budget
 
 	cancel context.CancelCauseFunc
@@ -145,7 +147,7 @@ func (u *Upstreams) send(ctx context.Context, m *mirror, q *request) (*reply, er
 		w.pace = &u.pace
 		u.pace.began(q.waited())
 		if r.own {
-			w.heard = &m.heardAt
+			w.heard, w.own = &m.heardAt, &m.pace
 		}
 	}
 	u.accepted(m, r)
@@ -245,6 +247,10 @@ func (u *Upstreams) once(ctx context.Context, m *mirror, q *request) (*http.Resp
 	}
 	if q.kind != kindNAR {
 		req.Header.Set("Accept-Encoding", codings)
+	}
+	if len(q.bases) > 0 && !m.foreign(at) {
+		req.Header.Set("Accept-Encoding", update.Coding)
+		req.Header.Set(update.DictionaryHeader, update.FormatDictionaries(q.bases))
 	}
 	if m.bucket == nil && m.mayBeNode(at) {
 		via := u.via

@@ -31,6 +31,7 @@ import (
 	"github.com/nixp2p/nixp2p/internal/backoff"
 	"github.com/nixp2p/nixp2p/internal/metrics"
 	"github.com/nixp2p/nixp2p/internal/source"
+	"github.com/nixp2p/nixp2p/internal/update"
 	"github.com/nixp2p/nixp2p/verify"
 )
 
@@ -51,6 +52,8 @@ type Config struct {
 	// Bucket is asked before them. If nil, there is none.
 	Bucket *Signed
 	Keys   *verify.Keys
+	// Bases are proposed to mirrors that send deltas. If nil, none are asked for.
+	Bases *update.Bases
 	// ID goes into the Via header, by which a request that comes back is recognised.
 	ID string
 	// Version goes into the User-Agent header.
@@ -129,6 +132,7 @@ type shared struct {
 	network  *network
 	netrc    *netrc
 	pace     pace
+	deltas   deltas
 	logged   *backoff.Set[logKey]
 	timeouts timeouts
 	greeting
@@ -170,6 +174,7 @@ func New(cfg Config) (*Upstreams, error) {
 		keys: cfg.Keys, logged: backoff.NewSet[logKey](1 << 10),
 		seen:     seen{backoff.NewSet[sent](maxSenders), backoff.NewSet[sent](maxSenders), backoff.NewSet[sent](maxSenders)},
 		greeting: greeting{"nixp2p/" + cfg.ID, "nixp2p/" + cfg.Version}, timeouts: cfg.timeouts,
+		deltas: newDeltas(cfg.Bases),
 		events: cfg.Events, conditions: cfg.Conditions, log: cfg.Log, metrics: cfg.Metrics,
 	}
 	if s.timeouts == (timeouts{}) {
@@ -221,6 +226,7 @@ func (u *Upstreams) Run(ctx context.Context) error {
 	for _, m := range u.all {
 		watchers.Go(func() { u.watch(ctx, m) })
 	}
+	watchers.Go(func() { u.deltas.checkBases(ctx, u.log) })
 	watchers.Wait()
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/internal/runclock"
+	"github.com/nixp2p/nixp2p/internal/update"
 )
 
 // watch is the part of Run that belongs to one cache.
@@ -24,7 +25,7 @@ func (u *Upstreams) watch(ctx context.Context, m *mirror) {
 		}
 		now := time.Now()
 		if seen := m.seen(); seen.down != nil && seen.unanswered != nil {
-			_, err := u.probeWith(ctx, m, &request{kind: kindNarInfo, about: *seen.unanswered, at: m.narInfoAt(*seen.unanswered)}, nix.MaxNarInfo)
+			_, _, err := probeWith(ctx, u, m, &request{kind: kindNarInfo, about: *seen.unanswered, at: m.narInfoAt(*seen.unanswered)}, nix.MaxNarInfo)
 			u.log.Debug("upstream probed with a narinfo", "upstream", m.name, "err", err)
 		} else if m.isOpen() || m.fails() || !now.Before(due) {
 			due = now.Add(u.timeouts.refresh)
@@ -38,24 +39,25 @@ func (u *Upstreams) watch(ctx context.Context, m *mirror) {
 }
 
 // probeWith sends a request that shows whether a cache is healthy again, and reads the answer.
-func (u *Upstreams) probeWith(ctx context.Context, m *mirror, q *request, most int64) ([]byte, error) {
+func probeWith(ctx context.Context, u *Upstreams, m *mirror, q *request, most int64) ([]byte, http.Header, error) {
 	q.within, q.budget = u.timeouts.probing, newBudget(1+maxRedirects)
 	ctx, cancel := runclock.WithTimeout(ctx, beforeHeaders(&u.timeouts, m, q)+u.timeouts.probing)
 	defer cancel()
 	began := time.Now()
 	r, err := u.send(ctx, m, q)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer r.body.finish()
 	if m.latency.get() == 0 {
 		m.latency.add(time.Since(began)) // nothing better is known
 	}
 	if r.status != http.StatusOK {
-		return nil, u.refused(m, r)
+		return nil, nil, u.refused(m, r)
 	}
 	r.body.stall = min(r.body.stall, u.timeouts.probing)
-	return u.readAll(ctx, m, r, most)
+	text, err := u.readAll(ctx, m, r, most)
+	return text, r.header, err
 }
 
 var (
@@ -66,7 +68,7 @@ var (
 // look asks a cache what it says about itself, which is a probe too. A page without any of the
 // fields, such as that of a captive portal, says nothing.
 func (u *Upstreams) look(ctx context.Context, m *mirror) error {
-	text, err := u.probeWith(ctx, m, &request{kind: kindCacheInfo, at: m.at("nix-cache-info")}, nix.MaxCacheInfo)
+	text, header, err := probeWith(ctx, u, m, &request{kind: kindCacheInfo, at: m.at("nix-cache-info")}, nix.MaxCacheInfo)
 	var info nix.CacheInfo
 	if err == nil {
 		info, err = nix.ParseCacheInfo(text)
@@ -77,7 +79,7 @@ func (u *Upstreams) look(ctx context.Context, m *mirror) error {
 	case len(text) > nix.MaxCacheInfo, info == nix.CacheInfo{}:
 		return errNoInfo
 	}
-	c := &cacheInfo{priority: info.Priority}
+	c := &cacheInfo{priority: info.Priority, deltas: header.Get(update.OfferHeader) == "1"}
 	if info.StoreDir != "" && info.StoreDir != nix.StoreDir {
 		c.wrong = fmt.Errorf("%w: %q", errStoreDir, info.StoreDir)
 	}

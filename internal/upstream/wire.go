@@ -20,6 +20,7 @@ type wire struct {
 	stall  time.Duration
 	bytes  prometheus.Counter
 	pace   *pace         // nil unless it is a NAR
+	own    *pace         // of the cache itself, nil if the body comes from elsewhere
 	heard  *atomic.Int64 // when the cache was heard last, nil if the body comes from elsewhere
 	cancel context.CancelCauseFunc
 	cause  func() error    // why the request was cancelled
@@ -35,13 +36,17 @@ func (w *wire) Read(p []byte) (int, error) {
 	} else {
 		w.timer.Reset(w.stall)
 	}
-	if w.pace != nil {
-		w.pace.begin(time.Since(w.last))
+	for _, p := range []*pace{w.pace, w.own} {
+		if p != nil {
+			p.begin(time.Since(w.last))
+		}
 	}
 	n, err := w.rc.Read(p)
 	w.timer.Stop()
-	if w.pace != nil {
-		w.pace.end(n)
+	for _, p := range []*pace{w.pace, w.own} {
+		if p != nil {
+			p.end(n)
+		}
 	}
 	w.last = time.Now()
 	if n > 0 {
@@ -73,7 +78,7 @@ func (w *wire) Close() error {
 // finish closes a body that is of no use, with its connection kept if little is left.
 func (w *wire) finish() {
 	const little, soon = 4 << 10, 200 * time.Millisecond
-	w.stall, w.pace = min(w.stall, soon), nil
+	w.stall, w.pace, w.own = min(w.stall, soon), nil, nil
 	var buf [1 << 10]byte
 	for left := little; left > 0 && !w.ended; {
 		n, err := w.Read(buf[:])

@@ -38,6 +38,7 @@ type Fake struct {
 	down      bool
 	saturated bool
 	forgives  bool
+	delta     bool // Update says so
 	pace      source.Pace
 	latency   time.Duration
 	rate      int64
@@ -228,6 +229,11 @@ func (a anonymous) NAR(ctx context.Context, info *verify.Info, form nix.Form, of
 	return a.Fake.NAR(ctx, info, form, off)
 }
 
+func (a anonymous) Update(ctx context.Context, info *verify.Info) (*verify.Unverified, bool, error) {
+	a.count()
+	return a.Fake.Update(ctx, info)
+}
+
 // Put keeps info.
 func (f *Fake) Put(info *verify.Info) {
 	f.AddInfo(info)
@@ -316,6 +322,21 @@ func (f *Fake) NAR(ctx context.Context, info *verify.Info, form nix.Form, off in
 	}
 	r.faults, f.faults = take(f.faults, form)
 	return &verify.Unverified{Body: r, Size: int64(len(b))}, nil
+}
+
+// SetDelta makes Update say that NARs come as deltas.
+func (f *Fake) SetDelta(delta bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.delta = delta
+}
+
+// Update is NAR for the raw form.
+func (f *Fake) Update(ctx context.Context, info *verify.Info) (*verify.Unverified, bool, error) {
+	u, err := f.NAR(ctx, info, nix.Raw, 0)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return u, f.delta && err == nil, err
 }
 
 // Invalid records the report, and drops what was wrong.

@@ -21,6 +21,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -51,6 +52,7 @@ type options struct {
 	trees    string
 	require  bool
 	makeTree time.Duration
+	limit    time.Duration
 	releases []string
 }
 
@@ -64,6 +66,7 @@ func parseFlags() *options {
 	flag.StringVar(&o.trees, "trees", filepath.Join(cache, treeDir), "`DIR` of the trees, one for each release")
 	flag.BoolVar(&o.require, "require", false, "fail where the test cannot run, instead of saying why")
 	flag.DurationVar(&o.makeTree, "make-tree", 15*time.Minute, "how long making a tree may take; 0 leaves out releases without one")
+	flag.DurationVar(&o.limit, "limit", 0, "how long it may take before it is given up, which is no failure; with one, a machine that is very busy does not begin")
 	flag.Parse()
 	o.releases = flag.Args()
 	return o
@@ -77,6 +80,9 @@ func run(ctx context.Context, o *options) error {
 		return inside(ctx, o)
 	}
 	if err := able(); err != nil {
+		return err
+	}
+	if err := busy(); err != nil && o.limit > 0 {
 		return err
 	}
 	if _, err := os.Stat(o.deb); err != nil {
@@ -139,8 +145,27 @@ func outside(ctx context.Context, o *options, release string) error {
 			return err
 		}
 	}
+	limited, cancel := ctx, context.CancelFunc(func() {})
+	if o.limit > 0 {
+		limited, cancel = context.WithTimeout(ctx, o.limit)
+	}
+	defer cancel()
 	// What the lab calls its binary is the package here.
-	return rig.Outside(ctx, "boot-"+release, o.deb, machines)
+	err := rig.Outside(limited, "boot-"+release, o.deb, machines)
+	if limited.Err() != nil && ctx.Err() == nil {
+		return fmt.Errorf("%w: %s was not done within %v: it is too slow or too busy", rig.ErrUnable, release, o.limit)
+	}
+	return err
+}
+
+// busy returns an error if the load of this machine is so high that a limit makes no sense.
+func busy() error {
+	var load float64
+	_, _ = fmt.Sscan(rig.ReadText("/proc/loadavg"), &load) // what cannot be read is no load
+	if most := float64(10 * runtime.NumCPU()); load > most {
+		return fmt.Errorf("%w: it is busy, with a load of %.0f on %d processors", rig.ErrUnable, load, runtime.NumCPU())
+	}
+	return nil
 }
 
 // packages are what a machine has beside its release's base and Nix.

@@ -47,7 +47,7 @@ func inside(ctx context.Context, o *options) error {
 	w := &world{release: o.releases[0], begun: time.Now(), key: nixtest.NewKey("lab-1")}
 	var err error
 	if w.lan, err = rig.NewLAN(ctx, "boot", dir, machines, "NETLAB_WAN="+uplink); err != nil {
-		return err
+		return fmt.Errorf("%w: %w", rig.ErrUnable, err)
 	}
 	if w.cache, err = rig.NewCache(w.lan, rig.Disk(dir)); err != nil {
 		return err
@@ -61,10 +61,10 @@ func inside(ctx context.Context, o *options) error {
 	for k, m := range []**machine{&w.m1, &w.m2} {
 		name := fmt.Sprintf("m%d", k+1)
 		*m, err = prepare(tree, filepath.Join(rig.Work(dir), name), name, w.lan.Place(fmt.Sprintf("h%d", k+1)))
-		if err == nil {
-			err = w.furnish(ctx, *m, rig.Binary(dir), next)
-		}
 		if err != nil {
+			return fmt.Errorf("%w: %w", rig.ErrUnable, err)
+		}
+		if err := w.furnish(ctx, *m, rig.Binary(dir), next); err != nil {
 			return err
 		}
 	}

@@ -151,7 +151,8 @@ func FindCorpus(tb testing.TB, p Params) *Corpus {
 func noNamespaces(err error) bool {
 	var cmdErr *CommandError
 	return errors.As(err, &cmdErr) &&
-		(strings.Contains(cmdErr.Stderr, "Operation not permitted") || strings.Contains(cmdErr.Stderr, "does not support the kernel namespaces"))
+		(strings.Contains(cmdErr.Stderr, "Operation not permitted") || strings.Contains(cmdErr.Stderr, "does not support the kernel namespaces") ||
+			strings.Contains(cmdErr.Stderr, "user namespaces are not enabled"))
 }
 
 // KeptCorpus returns the kept corpus with these parameters and makes it if need

@@ -130,7 +130,6 @@ func TestUpdate(t *testing.T) {
 		"used":             {nil, nil, true, true, "used"},
 		"not offered":      {func(u *updates) { u.offer = "" }, nil, false, false, ""},
 		"fast link":        {nil, func(u *updates) { u.slow(100 << 20) }, false, false, ""},
-		"near":             {nil, func(u *updates) { u.mirrors[0].pace = pace{}; u.mirrors[0].latency = latency{} }, false, false, ""},
 		"takes too long":   {nil, func(u *updates) { u.slow(100) }, false, false, ""},
 		"no base here":     {func(u *updates) { u.here.Share("other-1") }, nil, false, false, "no_base"},
 		"no base there":    {func(u *updates) { u.there.Share("other-1") }, nil, true, false, "declined"},
@@ -158,6 +157,21 @@ func TestUpdate(t *testing.T) {
 				t.Error("trees are open")
 			}
 		})
+	}
+}
+
+// TestNear: a link whose rate is not known is slow if answers take their time.
+func TestNear(t *testing.T) {
+	u := newUpdates(t, nil)
+	m, info := u.mirrors[0], u.now.Info(t, key)
+	m.pace.mu.Lock()
+	m.pace.bytes, m.pace.seconds = 0, 0
+	m.pace.mu.Unlock()
+	for latency, want := range map[time.Duration]bool{0: false, farAway - 1: false, farAway: true, time.Second: true} {
+		m.latency.v.Store(int64(latency))
+		if got := u.givesDeltas(m, info); got != want {
+			t.Errorf("latency %v: %v", latency, got)
+		}
 	}
 }
 

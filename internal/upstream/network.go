@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -100,6 +101,8 @@ func authorities(cfg *Config, log *slog.Logger) *x509.CertPool {
 		}
 		text, err := os.ReadFile(name)
 		pool := x509.NewCertPool()
+		text = bytes.TrimPrefix(text, []byte("\ufeff"))
+		text = bytes.ReplaceAll(text, []byte(" X509 CERTIFICATE-----"), []byte(" CERTIFICATE-----")) // OpenSSL takes both
 		if err == nil && !pool.AppendCertsFromPEM(text) {
 			err = fmt.Errorf("%s: no certificate in it", name)
 		}

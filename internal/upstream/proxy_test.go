@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"bytes"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
@@ -228,9 +229,9 @@ func TestAuthorities(t *testing.T) {
 	defer u.Close()
 	u.Config.ErrorLog = log.New(io.Discard, "", 0)
 	dir := t.TempDir()
-	good, empty := filepath.Join(dir, "good.pem"), filepath.Join(dir, "empty.pem")
+	good, empty, old := filepath.Join(dir, "good.pem"), filepath.Join(dir, "empty.pem"), filepath.Join(dir, "old.pem")
 	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: u.Certificate().Raw})
-	for name, content := range map[string][]byte{good: text, empty: nil} {
+	for name, content := range map[string][]byte{good: text, empty: nil, old: bytes.ReplaceAll(text, []byte(" CERT"), []byte(" X509 CERT"))} {
 		if err := os.WriteFile(name, content, 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -242,6 +243,7 @@ func TestAuthorities(t *testing.T) {
 		"the system's":                {"", "", false, false},
 		"NIX_SSL_CERT_FILE":           {good, "", true, false},
 		"ssl-cert-file":               {"", good, true, false},
+		"X509 CERTIFICATE":            {old, "", true, false},
 		"the environment counts":      {good, empty, true, false},
 		"unreadable":                  {filepath.Join(dir, "none"), "", false, true},
 		"unreadable, then the file":   {filepath.Join(dir, "none"), good, true, true},

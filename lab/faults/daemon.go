@@ -42,10 +42,11 @@ func daemonArgs(dir string, key string, upstreams ...string) []string {
 	return args
 }
 
-// startDaemon returns when it listens.
-func startDaemon(ctx context.Context, binary string, args []string) (*daemon, error) {
+// startDaemon returns when it listens. It has env beside this program's environment.
+func startDaemon(ctx context.Context, binary string, args []string, env ...string) (*daemon, error) {
 	d := &daemon{log: make(chan struct{})}
 	d.cmd = exec.CommandContext(ctx, binary, append(args, "--listen", "127.0.0.1:0")...)
+	d.cmd.Env = append(os.Environ(), env...)
 	stderr, err := d.cmd.StderrPipe()
 	if err != nil {
 		return nil, err

@@ -37,6 +37,7 @@ const (
 	partCaches  = "caches"
 	partPeers   = "peers"
 	partAttacks = "attacks"
+	partWays    = "ways"
 )
 
 // options are the flags.
@@ -58,7 +59,7 @@ func parseFlags() *options {
 	o := &options{only: regexp.MustCompile("")}
 	flag.StringVar(&o.out, "o", "docs/faults.md", "file to write")
 	flag.StringVar(&o.binary, "nixp2p", "", "the program; built from this module if empty")
-	flag.StringVar(&o.part, "part", "all", "caches (and nixp2p itself), peers, attacks, or all; the other parts of the file stay as they are")
+	flag.StringVar(&o.part, "part", "all", "caches (and nixp2p itself), ways (to a cache), peers, attacks, or all; the other parts of the file stay as they are")
 	flag.Func("only", "rows whose name this regular expression finds", func(s string) (err error) {
 		o.only, err = regexp.Compile(s)
 		return err
@@ -119,6 +120,7 @@ type nixReport struct {
 	Outages []*outageReport
 	Peers   []*peerReport
 	Attacks []*attackReport
+	Ways    []*wayReport
 }
 
 func measure(ctx context.Context, o *options) (*report, error) {
@@ -128,9 +130,20 @@ func measure(ctx context.Context, o *options) (*report, error) {
 	if err != nil {
 		return nil, err
 	}
+	var conf resolvConf
+	if o.does(partWays) && r.Network {
+		if conf, err = mountResolvConf(o.dir, nixes); err != nil {
+			return nil, err
+		}
+	}
 	for _, n := range nixes {
 		nr := &nixReport{Version: n.Version}
 		r.Nixes = append(r.Nixes, nr)
+		if o.does(partWays) && r.Network {
+			if nr.Ways, err = measureWays(ctx, o, n, conf); err != nil {
+				return nil, err
+			}
+		}
 		if o.does(partAttacks) && !o.quick {
 			if nr.Attacks, err = measureAttacks(ctx, o, n); err != nil {
 				return nil, err

@@ -41,6 +41,11 @@ func TestNeverBreaksABuild(t *testing.T) {
 	if len(seen.Peers) < 3 {
 		t.Errorf("%d lying peers", len(seen.Peers))
 	}
+	for _, r := range seen.Ways {
+		if r.Worse() == "worse" && r.Known == "" {
+			t.Errorf("the way to a cache: %s: Nix alone %s, through nixp2p %s: %s", r.Name, r.Direct, r.Through, r.Through.Said)
+		}
+	}
 	for _, r := range seen.Rows {
 		for _, how := range []setup{before, alone} {
 			c := r.Cells[how]

@@ -14,9 +14,10 @@ const insideEnv = "NIXP2P_FAULTS_INSIDE"
 
 // Addresses of the documentation (RFC 5737), which the namespace gives a meaning.
 const (
-	noRoute  = "192.0.2.7"     // the kernel says at once that there is no way
-	noAnswer = "198.51.100.7"  // packets go out and nothing comes back
-	noName   = "cache.invalid" // RFC 2606
+	noRoute   = "192.0.2.7"     // the kernel says at once that there is no way
+	noAnswer  = "198.51.100.7"  // packets go out and nothing comes back
+	noName    = "cache.invalid" // RFC 2606
+	noAnswer6 = "2001:db8::7"   // RFC 3849, as noAnswer
 )
 
 var errNoNamespace = errors.New("no network namespace")
@@ -62,4 +63,5 @@ const setUp = `{ mount --make-rprivate / && ip link set lo up && ip route add un
 	ip link add hole0 type veth peer name hole1 && ip link set hole0 up && ip link set hole1 up &&
 	ip addr add 198.51.100.1/24 dev hole0 &&
 	ip neigh add ` + noAnswer + ` lladdr 02:00:00:00:00:07 dev hole0 nud permanent; } || exit 77
+ip -6 addr add 2001:db8::1/64 dev hole0 nodad && ip -6 neigh add ` + noAnswer6 + ` lladdr 02:00:00:00:00:07 dev hole0 nud permanent || true
 exec "$@"`

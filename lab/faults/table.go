@@ -56,8 +56,8 @@ func (r *report) write(file string, o *options) error {
 	for _, part := range []struct {
 		name string
 		text func() string
-	}{{partCaches, r.caches}, {partPeers, r.peers}, {partAttacks, r.attacks}} {
-		if !o.does(part.name) {
+	}{{partCaches, r.caches}, {partWays, r.ways}, {partPeers, r.peers}, {partAttacks, r.attacks}} {
+		if !o.does(part.name) || part.name == partWays && !r.Network {
 			continue
 		}
 		if err := rig.WriteSection(file, part.name, part.text()); err != nil {

@@ -83,6 +83,9 @@ func RemoveAll(dir string) error {
 // Real returns where a store path lies on this machine.
 func (c *Client) Real(storePath string) string { return filepath.Join(c.Root, storePath) }
 
+// Visible returns the name under which the client's commands see a file below Dir.
+func (c *Client) Visible(path string) (string, error) { return c.Nix.visible(c.Dir, path) }
+
 // Run runs a Nix command against the client's store. A command that fails
 // returns what it printed and a *CommandError.
 func (c *Client) Run(ctx context.Context, argv ...string) (Result, error) {

@@ -1,0 +1,415 @@
+package main
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"time"
+
+	"golang.org/x/net/dns/dnsmessage"
+)
+
+const (
+	ofNames       = "Name servers"
+	ofConnections = "Connections and TLS"
+	ofProxies     = "Proxies"
+	ofAuthorities = "Certificate authorities"
+)
+
+func ways() (all []*way) {
+	for _, g := range []struct {
+		name string
+		ways []*way
+	}{{ofNames, nameWays()}, {ofConnections, connectionWays()}, {ofProxies, proxyWays()}, {ofAuthorities, authorityWays()}} {
+		for _, y := range g.ways {
+			y.group, y.known = g.name, known()[y.name]
+		}
+		all = append(all, g.ways...)
+	}
+	return all
+}
+
+// known says why nixp2p may get less than Nix.
+func known() map[string]string {
+	return map[string]string{
+		"an address in short": "an address has four numbers here",
+		"TLS 1.0":             "not accepted: it has been broken for years",
+		"certificate with the name in its subject only": "not accepted (RFC 9525)",
+		"TLS: the handshake takes 7 s":                  "5 s are waited for it, so that the narinfo is answered in time",
+		"TCP: the same for 6 s":                         "2 s are waited for a connection, twice",
+		"the first three connections are reset":         "the cache counts as down for 5 s",
+	}
+}
+
+// right is a name server as it should be: the cache has an address of IPv4.
+func right(asked, *dnsmessage.Message) time.Duration { return 0 }
+
+// says is one that answers with a code.
+func says(code dnsmessage.RCode) habit {
+	return func(_ asked, m *dnsmessage.Message) time.Duration {
+		m.RCode, m.Answers = code, nil
+		return 0
+	}
+}
+
+// slowly is one that is right, later.
+func slowly(d time.Duration) habit {
+	return func(asked, *dnsmessage.Message) time.Duration { return d }
+}
+
+// until is one that does something else at first.
+func until(d time.Duration, first habit) habit {
+	return func(a asked, m *dnsmessage.Message) time.Duration {
+		if a.since < d {
+			return first(a, m)
+		}
+		return 0
+	}
+}
+
+// six is one that has something else to say about IPv6.
+func six(h habit) habit {
+	return func(a asked, m *dnsmessage.Message) time.Duration {
+		if a.v6 {
+			return h(a, m)
+		}
+		return 0
+	}
+}
+
+func mute(asked, *dnsmessage.Message) time.Duration { return never }
+
+// has is one that knows these addresses.
+func has(ips ...string) habit {
+	return func(a asked, m *dnsmessage.Message) time.Duration {
+		m.Answers = nil
+		for _, ip := range ips {
+			if (net.ParseIP(ip).To4() == nil) == a.v6 {
+				address(m, ip)
+			}
+		}
+		return 0
+	}
+}
+
+func truncated(a asked, m *dnsmessage.Message) time.Duration {
+	if !a.tcp {
+		m.Truncated, m.Answers = true, nil
+	}
+	return 0
+}
+
+func nameWays() []*way {
+	lossy := func(every int) habit {
+		return func(a asked, _ *dnsmessage.Message) time.Duration {
+			if a.nth%every != 0 {
+				return never
+			}
+			return 0
+		}
+	}
+	one := func(name string, quick bool, h ...habit) *way { return &way{name: name, quick: quick, names: h} }
+	first := func(name, server string) *way {
+		return &way{name: name, resolv: "nameserver " + server + "\nnameserver 127.0.1.1\n"}
+	}
+	edns := func(h habit) habit {
+		return func(a asked, m *dnsmessage.Message) time.Duration {
+			if a.edns {
+				return h(a, m)
+			}
+			return 0
+		}
+	}
+	file := func(name, text string, h ...habit) *way { return &way{name: name, resolv: text, names: h, quick: true} }
+	local := func(name, host string) *way {
+		return &way{name: name, quick: strings.Contains(name, "below"), gate: func(g *gates) string { return "http://" + host + ":" + g.plain() }}
+	}
+	return []*way{
+		one("nothing (for comparison)", true, right),
+		first("the first server is silent", noAnswer),
+		first("the first server's port is closed", "127.0.1.9"),
+		first("there is no route to the first server", noRoute),
+		{name: "two of three servers are silent", resolv: "nameserver " + noAnswer + "\nnameserver " + noAnswer + "\nnameserver 127.0.1.1\n"},
+		{name: "the only server is silent", resolv: "nameserver " + noAnswer + "\n"},
+		{name: "there is no server", resolv: "# none\n", quick: true},
+		one("the first server: SERVFAIL", true, says(dnsmessage.RCodeServerFailure), right),
+		one("the first server: REFUSED", false, says(dnsmessage.RCodeRefused), right),
+		one("the first server: NOTIMP", false, says(dnsmessage.RCodeNotImplemented), right),
+		one("the first server: an answer without records", true, has(), right),
+		one("the only server: SERVFAIL for 3 s", false, until(3*time.Second, says(dnsmessage.RCodeServerFailure))),
+		one("the only server: NXDOMAIN for 1 s", false, until(time.Second, says(dnsmessage.RCodeNameError))),
+		one("the only server: NXDOMAIN for 3 s", false, until(3*time.Second, says(dnsmessage.RCodeNameError))),
+		one("the only server: silent for 7 s", false, until(7*time.Second, mute)),
+		one("answers come after 1 s", false, slowly(time.Second)),
+		one("answers come after 3 s", false, slowly(3*time.Second)),
+		one("answers come after 6 s", false, slowly(6*time.Second)),
+		one("every other question is lost", false, lossy(2)),
+		one("two of three questions are lost", false, lossy(3)),
+		one("AAAA: no answer", false, six(mute)),
+		one("AAAA: an answer after 4 s", false, six(slowly(4*time.Second))),
+		one("AAAA: SERVFAIL", true, six(says(dnsmessage.RCodeServerFailure))),
+		one("AAAA: NXDOMAIN", false, six(says(dnsmessage.RCodeNameError))),
+		one("AAAA: NOTIMP", false, six(says(dnsmessage.RCodeNotImplemented))),
+		one("AAAA: packets to it are lost", true, has(noAnswer6, "127.0.0.1")),
+		one("AAAA: no route to it", false, has("2001:db8:1::1", "127.0.0.1")),
+		one("AAAA: its port is closed", false, has("::1", "127.0.0.1")),
+		one("A: packets to the first of two are lost", true, has(noAnswer, "127.0.0.1")),
+		one("A: the first of two refuses", false, has("127.0.0.9", "127.0.0.1")),
+		one("A: three of four are dead", false, has(noAnswer, "127.0.0.9", noRoute, "127.0.0.1")),
+		one("UDP: truncated, TCP: right", true, truncated),
+		one("the first server: truncated, and its TCP is silent", false, func(a asked, m *dnsmessage.Message) time.Duration {
+			if a.tcp {
+				return never
+			}
+			return truncated(a, m)
+		}, right),
+		one("40 addresses", true, func(a asked, m *dnsmessage.Message) time.Duration {
+			for i := range 39 {
+				if !a.v6 {
+					address(m, fmt.Sprintf("127.0.0.%d", i+2))
+				}
+			}
+			return 0
+		}),
+		one("EDNS: FORMERR", true, edns(func(_ asked, m *dnsmessage.Message) time.Duration {
+			m.RCode, m.Answers, m.Questions = dnsmessage.RCodeFormatError, nil, nil
+			return 0
+		})),
+		one("EDNS: NOTIMP", false, edns(says(dnsmessage.RCodeNotImplemented))),
+		one("EDNS: no answer", false, edns(mute)),
+		one("an alias of an alias", true, alias),
+		file("a search domain, options timeout and rotate", "search corp.test\noptions ndots:2 timeout:1 attempts:1 rotate\nnameserver 127.0.1.1\nnameserver 127.0.1.2\n", right, right),
+		file("options single-request, edns0, use-vc, trust-ad", "options single-request edns0 use-vc trust-ad\nnameserver 127.0.1.1\n"),
+		file("resolv.conf with tabs, comments, CRLF, an IPv6 server that is silent behind", "; a\n# b\nnameserver\t127.0.1.1 \r\nnameserver "+noAnswer6+"\n"),
+		local("a name below localhost", "cache.localhost"),
+		local("localhost", "localhost"),
+		local("a dot behind the name", cacheName+"."),
+		local("capitals in the name", strings.ToUpper(cacheName)),
+		local("an address in short", "127.1"),
+	}
+}
+
+// alias is a name server that leads to another name first.
+func alias(a asked, m *dnsmessage.Message) time.Duration {
+	was, at := m.Answers, m.Questions[0].Name
+	m.Answers = nil
+	for i := range 2 {
+		to := dnsmessage.MustNewName(fmt.Sprintf("edge%d.cdn.test.", i))
+		m.Answers = append(m.Answers, dnsmessage.Resource{
+			Header: dnsmessage.ResourceHeader{Name: at, Class: dnsmessage.ClassINET, TTL: 60}, Body: &dnsmessage.CNAMEResource{CNAME: to},
+		})
+		at = to
+	}
+	for _, r := range was {
+		r.Header.Name = at
+		m.Answers = append(m.Answers, r)
+	}
+	return 0
+}
+
+func connectionWays() []*way {
+	first := func(n int, c func(net.Conn)) func(g *gates) string {
+		return func(g *gates) string {
+			return "http://" + cacheName + ":" + g.before(g.plain(), func(nth int, conn net.Conn) bool {
+				if nth <= n {
+					c(conn)
+					return false
+				}
+				return true
+			})
+		}
+	}
+	hang := func(c net.Conn) { _, _ = io.Copy(io.Discard, c) }
+	reset := func(c net.Conn) { _ = c.(*net.TCPConn).SetLinger(0) }
+	after := func(d time.Duration, https bool) func(g *gates) string {
+		return func(g *gates) string {
+			wait := func(int, net.Conn) bool { time.Sleep(d); return true }
+			if https {
+				return "https://" + cacheName + ":" + g.before(g.secure(serverConfig(g.ca.issue(nil))), wait)
+			}
+			return "http://" + cacheName + ":" + g.before(g.plain(), wait)
+		}
+	}
+	full := func(d time.Duration) func(g *gates) string {
+		return func(g *gates) string { return "http://" + cacheName + ":" + g.full(d) }
+	}
+	with := func(name string, quick bool, gate func(g *gates) string) *way {
+		return &way{name: name, quick: quick, gate: gate, env: trusting}
+	}
+	secure := func(name string, edit func(*tls.Config)) *way {
+		return with(name, true, func(g *gates) string {
+			cfg := serverConfig(g.ca.issue(nil))
+			edit(cfg)
+			return "https://" + cacheName + ":" + g.secure(cfg)
+		})
+	}
+	issued := func(name string, edit func(*x509.Certificate)) *way {
+		return with(name, true, func(g *gates) string {
+			return "https://" + cacheName + ":" + g.secure(serverConfig(g.ca.issue(edit)))
+		})
+	}
+	return []*way{
+		with("TCP: the first packet of each connection is lost for 0.5 s", false, full(500*time.Millisecond)),
+		with("TCP: the same for 2.5 s", false, full(2500*time.Millisecond)),
+		with("TCP: the same for 6 s", false, full(6*time.Second)),
+		with("the first connection is closed", true, first(1, func(net.Conn) {})),
+		with("the first connection is reset", true, first(1, reset)),
+		with("the first three connections are reset", true, first(3, reset)),
+		with("the first connection is silent", false, first(1, hang)),
+		with("each connection is silent for 1 s", false, after(time.Second, false)),
+		with("each connection is silent for 3 s", false, after(3*time.Second, false)),
+		with("TLS: the handshake takes 1 s", false, after(time.Second, true)),
+		with("TLS: the handshake takes 4 s", false, after(4*time.Second, true)),
+		with("TLS: the handshake takes 7 s", false, after(7*time.Second, true)),
+		secure("TLS 1.2, HTTP/1.1", func(c *tls.Config) { c.MaxVersion, c.NextProtos = tls.VersionTLS12, nil }),
+		secure("TLS 1.2, RSA without Diffie-Hellman", func(c *tls.Config) {
+			c.MaxVersion, c.CipherSuites = tls.VersionTLS12, []uint16{tls.TLS_RSA_WITH_AES_128_GCM_SHA256}
+		}),
+		secure("TLS 1.2, RSA, CBC", func(c *tls.Config) {
+			c.MaxVersion, c.CipherSuites = tls.VersionTLS12, []uint16{tls.TLS_RSA_WITH_AES_128_CBC_SHA}
+		}),
+		secure("TLS 1.0", func(c *tls.Config) { c.MinVersion, c.MaxVersion = tls.VersionTLS10, tls.VersionTLS10 }),
+		issued("certificate for *.corp.test", func(c *x509.Certificate) { c.DNSNames = []string{"*.corp.test"} }),
+		issued("certificate with the name in its subject only", func(c *x509.Certificate) { c.DNSNames = nil }),
+		issued("certificate for another name", func(c *x509.Certificate) { c.DNSNames = []string{"other.test"} }),
+		issued("certificate that has expired", func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) }),
+		issued("certificate without purposes", func(c *x509.Certificate) { c.KeyUsage, c.ExtKeyUsage = 0, nil }),
+	}
+}
+
+func serverConfig(cert tls.Certificate) *tls.Config {
+	return &tls.Config{Certificates: []tls.Certificate{cert}, NextProtos: []string{"http/1.1"}}
+}
+
+// trusting is the environment of those who know the authority.
+func trusting(g *gates, file func(name, text string) string) []string {
+	return []string{"NIX_SSL_CERT_FILE=" + file("ca.pem", g.ca.block("CERTIFICATE"))}
+}
+
+// proxyWays have a cache whose name only the proxy knows, or a proxy that is dead and is not to be used.
+func proxyWays() (all []*way) {
+	none := "# none\n"
+	through := func(name string, https bool, env func(g *gates, plain, secure string) []string) {
+		scheme := map[bool]string{true: "https", false: "http"}[https]
+		var plain, secure string
+		all = append(all, &way{
+			name: name, quick: len(all)%4 == 0, resolv: none,
+			gate: func(g *gates) string {
+				plain, secure = g.plain(), g.secure(serverConfig(g.ca.issue(nil)))
+				return scheme + "://" + cacheName + ":" + map[bool]string{true: secure, false: plain}[https]
+			},
+			env: func(g *gates, file func(name, text string) string) []string {
+				return append(env(g, plain, secure), trusting(g, file)...)
+			},
+		})
+	}
+	for _, p := range []struct {
+		name  string
+		https bool
+	}{
+		{"http_proxy", false}, {"https_proxy", true}, {"HTTPS_PROXY", true}, {"all_proxy", false}, {"all_proxy", true},
+		{"ALL_PROXY", false}, {"ALL_PROXY", true}, {"HTTP_PROXY", false},
+	} {
+		to := map[bool]string{true: "https", false: "http"}[p.https]
+		through(p.name+"=http://HOST:PORT, to "+to, p.https, func(g *gates, plain, secure string) []string {
+			return []string{p.name + "=http://127.0.0.1:" + g.proxy(plain, secure, "")}
+		})
+	}
+	for _, form := range []struct{ name, before, after string }{
+		{"HOST:PORT", "127.0.0.1:", ""}, {"http://HOST:PORT/", "http://127.0.0.1:", "/"}, {"HTTP://HOST:PORT", "HTTP://127.0.0.1:", ""},
+		{"http://localhost:PORT", "http://localhost:", ""}, {"http://[::ffff:127.0.0.1]:PORT", "http://[::ffff:127.0.0.1]:", ""},
+		{"http://USER:PASSWORD@HOST:PORT", "http://me:p%40ss@127.0.0.1:", ""}, {"//HOST:PORT", "//127.0.0.1:", ""},
+		{"http:HOST:PORT", "http:127.0.0.1:", ""}, {"' http://HOST:PORT'", " http://127.0.0.1:", ""},
+	} {
+		through("all_proxy="+form.name, true, func(g *gates, plain, secure string) []string {
+			user := map[bool]string{true: "me:p@ss"}[strings.Contains(form.before, "@")]
+			return []string{"all_proxy=" + form.before + g.proxy(plain, secure, user) + form.after}
+		})
+	}
+	through("all_proxy=https://HOST:PORT", true, func(g *gates, plain, secure string) []string {
+		l, err := tls.Listen("tcp4", "127.0.0.1:0", serverConfig(g.ca.issue(func(c *x509.Certificate) {
+			c.DNSNames, c.IPAddresses = nil, []net.IP{net.IPv4(127, 0, 0, 1)}
+		})))
+		if err != nil {
+			panic(err)
+		}
+		return []string{"all_proxy=https://127.0.0.1:" + g.proxyAt(l, plain, secure, "")}
+	})
+	for _, scheme := range []string{"socks5h", "socks5", "socks4a", "socks4", "socks", "SOCKS5H"} {
+		through("all_proxy="+scheme+"://HOST:PORT", false, func(g *gates, plain, _ string) []string {
+			return []string{"all_proxy=" + scheme + "://127.0.0.1:" + g.socks(plain)}
+		})
+	}
+	through("an empty http_proxy, all_proxy", false, func(g *gates, plain, secure string) []string {
+		return []string{"http_proxy=", "all_proxy=http://127.0.0.1:" + g.proxy(plain, secure, "")}
+	})
+	for _, list := range []string{
+		cacheName, "corp.test", ".corp.test", "*", "CACHE.CORP.TEST", "other.test, corp.test", "other.test corp.test",
+		"127.0.0.1", "*.corp.test", "test.", "orp.test", cacheName + ":80",
+	} {
+		all = append(all, &way{name: "all_proxy is dead, no_proxy=" + list, quick: len(all)%4 == 0, env: func(*gates, func(name, text string) string) []string {
+			return []string{"all_proxy=http://127.0.0.9:9", "no_proxy=" + list}
+		}})
+	}
+	for _, list := range []string{"127.0.0.0/8", "127.0.0.1", "127.0.0.1:PORT"} {
+		all = append(all, &way{
+			name: "all_proxy is dead, no_proxy=" + list + ", cache by address",
+			gate: func(g *gates) string { return "http://127.0.0.1:" + g.plain() },
+			env: func(*gates, func(name, text string) string) []string {
+				return []string{"all_proxy=http://127.0.0.9:9", "no_proxy=" + list}
+			},
+		})
+	}
+	return all
+}
+
+func authorityWays() (all []*way) {
+	add := func(name string, env, conf func(g *gates, file func(name, text string) string) []string) {
+		all = append(all, &way{
+			name: name, quick: len(all)%3 == 0, env: env, conf: conf,
+			gate: func(g *gates) string {
+				return "https://" + cacheName + ":" + g.secure(serverConfig(g.ca.issue(nil)))
+			},
+		})
+	}
+	for _, v := range []string{"NIX_SSL_CERT_FILE", "SSL_CERT_FILE", "CURL_CA_BUNDLE"} {
+		add(v, func(g *gates, file func(name, text string) string) []string {
+			return []string{v + "=" + file("ca.pem", g.ca.block("CERTIFICATE"))}
+		}, nil)
+	}
+	add("ssl-cert-file in nix.conf", nil, func(g *gates, file func(name, text string) string) []string {
+		return []string{"ssl-cert-file = " + file("ca.pem", g.ca.block("CERTIFICATE"))}
+	})
+	add("NIX_SSL_CERT_FILE before SSL_CERT_FILE", func(g *gates, file func(name, text string) string) []string {
+		return []string{"SSL_CERT_FILE=" + file("other.pem", newAuthority().block("CERTIFICATE")), trusting(g, file)[0]}
+	}, nil)
+	add("no file of that name", func(*gates, func(name, text string) string) []string {
+		return []string{"NIX_SSL_CERT_FILE=/nonexistent"}
+	}, nil)
+	for _, form := range []struct {
+		name string
+		text func(a *authority) string
+	}{
+		{"with text before and behind", func(a *authority) string { return "Corp CA\n=======\n" + a.block("CERTIFICATE") + "\nend\n" }},
+		{"with CRLF", func(a *authority) string { return strings.ReplaceAll(a.block("CERTIFICATE"), "\n", "\r\n") }},
+		{"behind others", func(a *authority) string {
+			return newAuthority().block("CERTIFICATE") + newAuthority().block("CERTIFICATE") + a.block("CERTIFICATE")
+		}},
+		{"behind a damaged one", func(a *authority) string {
+			return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte("noise")})) + a.block("CERTIFICATE")
+		}},
+		{"as TRUSTED CERTIFICATE", func(a *authority) string { return a.block("TRUSTED CERTIFICATE") }},
+		{"as X509 CERTIFICATE", func(a *authority) string { return a.block("X509 CERTIFICATE") }},
+		{"with a byte order mark", func(a *authority) string { return "\ufeff" + a.block("CERTIFICATE") }},
+		{"without a line end", func(a *authority) string { return strings.TrimSuffix(a.block("CERTIFICATE"), "\n") }},
+	} {
+		add("the file has the authority "+form.name, func(g *gates, file func(name, text string) string) []string {
+			return []string{"NIX_SSL_CERT_FILE=" + file("ca.pem", form.text(g.ca))}
+		}, nil)
+	}
+	return all
+}

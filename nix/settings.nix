@@ -37,6 +37,7 @@ rec {
     upstream = key strings ''[ "https://cache.nixos.org" ]'' "Caches and mirrors.";
     bucket = key types.str "null" "Binary cache in an object store: s3://NAME/PREFIX?endpoint=…&region=…. Use {option}`services.nixp2p.bucket` instead.";
     follow = key strings "[ ]" "Lists of store paths to fetch and keep. Use {option}`services.nixp2p.follow` instead.";
+    replicate = key types.bool "false" "Copy what peers share into the cache. Use {option}`services.nixp2p.replicate` instead.";
     trusted-public-key = key strings ''[ "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=" ]'' "Keys whose signatures are accepted.";
     share-key = key strings ''[ "cache.nixos.org-1" ]'' "Names of keys: paths signed by these keys may be shown to others.";
     p2p = key types.bool "true" "false: no peers at all.";
@@ -103,6 +104,15 @@ rec {
       '';
     };
 
+    replicate = mkOption {
+      type = types.bool;
+      default = false;
+      description = ''
+        Copy into the cache, as far as it has room, what the peers of this machine share and it
+        lacks, so that it is there when they have left.
+      '';
+    };
+
     siteKeys = mkOption {
       type = strings;
       default = [ ];
@@ -142,6 +152,7 @@ rec {
   withOptions = cfg: cfg.settings
     // lib.optionalAttrs (cfg.bucket != null) { inherit (cfg) bucket; }
     // lib.optionalAttrs (cfg.follow != [ ]) { inherit (cfg) follow; }
+    // lib.optionalAttrs cfg.replicate { inherit (cfg) replicate; }
     // lib.optionalAttrs (cfg.siteKeys != [ ]) {
       trusted-public-key = orElse [ officialKey ] cfg.settings.trusted-public-key ++ cfg.siteKeys;
       share-key = orElse [ "cache.nixos.org-1" ] cfg.settings.share-key

@@ -86,6 +86,8 @@ type caches struct {
 	upstream *upstream.Upstreams
 	bucket   *bucket.Bucket   // nil if there is none
 	follower *mirror.Follower // nil if there is nothing to follow
+
+	replication *replication // nil if nothing is copied from peers
 }
 
 // past is what happened: counted over restarts, and the last failures.
@@ -132,6 +134,9 @@ func newNode(cfg *config.Config, m *metrics.Metrics, id string, conditions *sour
 	})
 	n.without(log, source.PartPeers, "this machine has no peers", n.joinSite(m, events, log))
 	if err := n.wire(m, events, log); err != nil {
+		return nil, err
+	}
+	if err := n.replicate(m, events, log); err != nil {
 		return nil, err
 	}
 	front, err := httpfront.New(httpfront.Config{
@@ -293,6 +298,9 @@ func (n *node) run(ctx context.Context, log *slog.Logger) error {
 	for _, part := range []func(context.Context) error{
 		n.state.Run, n.store.Run, n.upstream.Run, n.resolver.Run, n.transfer.Run, n.past.history.Run, n.clock.Run,
 	} {
+		g.Go(func() error { return part(ctx) })
+	}
+	for _, part := range n.replication.parts() {
 		g.Go(func() error { return part(ctx) })
 	}
 	if n.cache != nil {

@@ -176,6 +176,9 @@ func (p terminal) facts(s admin.Status, now time.Time) []string {
 	if s.Bucket != nil {
 		rows = append(rows, []cell{{"bucket", bold}, {text: clean(s.Bucket.String())}})
 	}
+	if s.Replicate != nil {
+		rows = append(rows, []cell{{"replicate", bold}, {text: s.Replicate.String()}})
+	}
 	if s.Cache.Limit > 0 {
 		rows = append(rows, []cell{{"NAR cache", bold}, {text: fmt.Sprintf("%s of %s in %s", humanSize(s.Cache.Bytes), humanSize(s.Cache.Limit), count(s.Cache.Entries, "file"))}})
 	}

@@ -29,6 +29,18 @@ func (f Followed) Problems() (list []string) {
 	return list
 }
 
+// String says what was copied, and what holds up the rest.
+func (r Replicated) String() string {
+	text := "copied " + plural(int64(r.Copied), "path") + " (" + FormatBytes(r.CopiedBytes) + ") from " + plural(int64(r.Peers), "peer")
+	if r.MissingPaths > 0 {
+		text += ", " + plural(int64(r.MissingPaths), "path") + " to copy (" + FormatBytes(r.MissingBytes) + ")"
+	}
+	if r.Full {
+		text += "; the cache is full: only what is new and nobody else has is copied"
+	}
+	return text
+}
+
 // String describes a generation: its size, and how much of it is pinned.
 func (g Generation) String() string {
 	return plural(int64(g.Paths), "path") + ", " + FormatBytes(g.Bytes) + ", " + formatCount(g.Kept) + " kept"

@@ -155,7 +155,8 @@ type State struct {
 	Upstreams  []Upstream  `json:"upstreams"`
 	Cache      Cache       `json:"cache"`
 	Follow     []Followed  `json:"follow"`
-	Bucket     *Written    `json:"bucket,omitempty"` // nil if there is none; its reading is among Upstreams
+	Replicate  *Replicated `json:"replicate,omitempty"` // nil if nothing is copied from peers
+	Bucket     *Written    `json:"bucket,omitempty"`    // nil if there is none; its reading is among Upstreams
 	Store      Store       `json:"store"`
 	StateDir   string      `json:"state_dir,omitempty"`
 	Saved      Saved       `json:"saved"`
@@ -257,6 +258,16 @@ type Followed struct {
 	LeftOutBytes int64        `json:"left_out_bytes"`
 	Absent       int          `json:"absent_paths"` // that no source has
 	Generations  []Generation `json:"generations"`  // the newest first
+}
+
+// Replicated is how copying what peers share goes.
+type Replicated struct {
+	Peers        int   `json:"peers"`  // that said what they share, the last time
+	Copied       int   `json:"copied"` // NARs since the start
+	CopiedBytes  int64 `json:"copied_bytes"`
+	MissingPaths int   `json:"missing_paths"` // of what is being worked off
+	MissingBytes int64 `json:"missing_bytes"`
+	Full         bool  `json:"full"` // only what is new and on one machine alone is copied: the cache has no room for more
 }
 
 // Generation is a list as it was at one time.

@@ -30,6 +30,7 @@ type Config struct {
 
 	Upstreams         []string // http, https or file URLs without a slash at the end; perhaps with a password
 	Follow            []string // lists to follow
+	Replicate         bool     // copy what peers share into the cache
 	Bucket            string   // "s3://…", "" for none
 	TrustedPublicKeys []string // "name:base64"
 	Keys              *verify.Keys
@@ -165,6 +166,9 @@ func (c *Config) checkTogether() (bad []error) {
 	}
 	if !loopback(c.AdminListen) {
 		warn("admin-listen %s can be reached from other machines: it has no password and shows which paths are used", c.AdminListen)
+	}
+	if c.Replicate && (!c.P2P || c.CacheSize == 0) {
+		warn("replicate copies nothing without peers (p2p) and a cache (cache-size)")
 	}
 	if c.Priority > 40 {
 		warn("priority %d is behind that of cache.nixos.org (40), which Nix then asks first", c.Priority)

@@ -270,6 +270,7 @@ func TestValues(t *testing.T) {
 		"trusted-public-key": {officialKey, key, " " + key},
 		"share-key":          {"a", "cache.example.org-1"},
 		"p2p":                {"true", "false"},
+		"replicate":          {"true", "false"},
 		"leases":             {"true", "false"},
 		"delta":              {"true", "false"},
 		"p2p-listen":         {"/ip4/0.0.0.0/tcp/0", "/ip6/::/tcp/65535"},
@@ -300,6 +301,7 @@ func TestValues(t *testing.T) {
 		"trusted-public-key": {"x", "x:y", key + " " + officialKey, strings.TrimSuffix(key, "=")},
 		"share-key":          {"a b", key},
 		"p2p":                {"", "yes", "1"},
+		"replicate":          {"", "yes", "1"},
 		"leases":             {"", "yes", "1"},
 		"delta":              {"", "yes"},
 		"p2p-listen":         {"x", "/ip4/0.0.0.0", "/ip4/0.0.0.0/udp/1/quic-v1", "/ip4/::/tcp/1", "/ip6/1.2.3.4/tcp/1", "/dns/a/tcp/1", "/ip4/1.2.3.4/tcp/1/p2p/" + id, "/ip4/1.2.3.4/tcp/65536", "/ip4/1.2.3.4/tcp/1/", "0.0.0.0:7656"},
@@ -388,7 +390,7 @@ func TestHelp(t *testing.T) {
 			t.Errorf("the help lacks %q:\n%s", want, help)
 		}
 	}
-	if len(Rows()) != 27 {
+	if len(Rows()) != 28 {
 		t.Errorf("%d flags", len(Rows()))
 	}
 }

@@ -101,6 +101,10 @@ var options = []option{
 		meaning: "fetch and keep what a list of store paths has: `channel:NAME`, a URL, `file:PATH`, `path:STORE-PATH`; `?keep=N&include=…&exclude=…`",
 		access:  many(func(c *Config) *[]string { return &c.Follow }, parseFollow),
 	}, {
+		name: "replicate", arg: "BOOL", kind: truth, def: []string{"false"},
+		meaning: "copy into the NAR cache, and keep, what peers share and this machine lacks",
+		access:  one(func(c *Config) *bool { return &c.Replicate }, parseBool),
+	}, {
 		name: "trusted-public-key", arg: "KEY", kind: list, def: []string{officialKey},
 		meaning: "keys whose signatures are accepted",
 		access:  access{setKeys, func(c *Config) any { return c.TrustedPublicKeys }},

@@ -45,6 +45,8 @@ type Metrics struct {
 	SavedBytes        prometheus.Counter
 	SavedEstimated    prometheus.Counter
 	FollowMissing     *prometheus.GaugeVec   // list
+	Replicated        *prometheus.CounterVec // result
+	ReplicatedBytes   prometheus.Counter
 	Delta             *prometheus.CounterVec // result
 	DeltaSavedBytes   prometheus.Counter
 	DeltaCPUSeconds   prometheus.Counter
@@ -88,6 +90,8 @@ func New() *Metrics {
 	m.SavedBytes = b.counter("saved_bytes_total", "Bytes that did not have to cross the uplink: the file that an upstream would have sent, once for each client and NAR.")
 	m.SavedEstimated = b.counter("saved_estimated_bytes_total", "The part of saved_bytes_total that is an estimate: no upstream of this node has said how large the file is.")
 	m.FollowMissing = b.gauges("follow_missing_bytes", "Bytes of the newest generation of a followed list that are still to be fetched.", "list")
+	m.Replicated = b.counters("replicated_total", "NARs that peers share and this machine lacked, by what came of copying them: copied, failed.", "result")
+	m.ReplicatedBytes = b.counter("replicated_bytes_total", "Bytes of NARs, unpacked, that were copied from peers.")
 	m.Delta = b.counters("delta_total", "NARs that a peer or an upstream might have sent as deltas. Here: used, failed (it broke off or was wrong), no_base (no version of it is here), declined (it came as usual). To others: sent, no_base (none of the proposed is here), no_slot (no encoder was free), poor (sent, but little of the base returned), cut.", "result")
 	m.DeltaSavedBytes = b.counter("delta_saved_bytes_total", "Bytes of NARs received as deltas less the bytes of the deltas.")
 	m.DeltaCPUSeconds = b.counter("delta_cpu_seconds_total", "CPU seconds spent on deltas for others.")

@@ -67,7 +67,7 @@ func (t *track) explore(ctx context.Context, g *generation) (absent int, first e
 	for begin := 0; begin < len(g.paths) && ctx.Err() == nil; {
 		end := len(g.paths)
 		found := make([]Fetched, end-begin)
-		errs := f.each(ctx, f.asks, end-begin, func(i int) (err error) {
+		errs := each(ctx, f.asks, end-begin, func(i int) (err error) {
 			if e := &g.paths[begin+i]; !e.known() {
 				found[i], err = f.cfg.Fetch(ctx, e.hash, true)
 			}
@@ -118,9 +118,9 @@ func (t *track) survey(g *generation, absent int) (want []entry) {
 // fetchAll fetches what is wanted and returns the first error of those that failed.
 func (t *track) fetchAll(ctx context.Context, g *generation, want []entry) (first error) {
 	f := t.f
-	errs := f.each(ctx, f.fetch, len(want), func(i int) error {
+	errs := each(ctx, f.fetch, len(want), func(i int) error {
 		e := want[i]
-		f.yield(ctx)
+		yield(ctx, f.cfg.Busy)
 		if !f.cfg.Have(e.nar) { // it may be that of another path
 			if _, err := f.cfg.Fetch(ctx, e.hash, false); err != nil {
 				return err
@@ -144,7 +144,7 @@ func (t *track) fetchAll(ctx context.Context, g *generation, want []entry) (firs
 }
 
 // each calls do for 0 to n-1, as many at once as slots has room for, and returns their errors.
-func (f *Follower) each(ctx context.Context, slots chan struct{}, n int, do func(i int) error) []error {
+func each(ctx context.Context, slots chan struct{}, n int, do func(i int) error) []error {
 	errs := make([]error, n)
 	next := make(chan int)
 	var all sync.WaitGroup
@@ -174,11 +174,11 @@ feed:
 }
 
 // yield waits while clients of this machine wait for bytes, but not forever.
-func (f *Follower) yield(ctx context.Context) {
-	if f.cfg.Busy == nil {
+func yield(ctx context.Context, busy func() bool) {
+	if busy == nil {
 		return
 	}
-	for deadline := time.Now().Add(yieldFor); f.cfg.Busy() && time.Now().Before(deadline) && ctx.Err() == nil; {
+	for deadline := time.Now().Add(yieldFor); busy() && time.Now().Before(deadline) && ctx.Err() == nil; {
 		select {
 		case <-ctx.Done():
 		case <-time.After(yieldFor / 20):

@@ -22,6 +22,7 @@ import (
 	"github.com/nixp2p/nixp2p/internal/taskgroup"
 	"github.com/nixp2p/nixp2p/internal/update"
 	"github.com/nixp2p/nixp2p/p2p/lease"
+	"github.com/nixp2p/nixp2p/p2p/machine"
 	"github.com/nixp2p/nixp2p/p2p/share"
 	"github.com/nixp2p/nixp2p/p2p/site"
 	"github.com/nixp2p/nixp2p/p2p/wire"
@@ -36,6 +37,10 @@ const (
 	writeTime = 20 * time.Second
 	// maxHeader is more than peers send.
 	maxHeader = 8 << 10
+	// A machine may ask for a page of the list of what is shared every pageEvery, and pageBurst of
+	// them at once: that is 40,000 paths a second, at 2.5 MB a second.
+	pageEvery = 25 * time.Millisecond
+	pageBurst = 64
 	// maxEncoders is how many NARs are compressed for peers at a time: each takes a core.
 	maxEncoders = 8
 )
@@ -70,6 +75,7 @@ type Server struct {
 	uploads  *uploads
 	limiter  *limiter
 	encoders *semaphore.Weighted
+	pages    machine.Rate[machine.ID] // of the list of what is shared
 	requests taskgroup.Group
 	sending  taskgroup.Group // closed by Drain
 }
@@ -82,6 +88,7 @@ func New(cfg Config) *Server {
 	return &Server{
 		cfg: cfg, log: cfg.Log, uploads: newUploads(), limiter: newLimiter(cfg.UploadLimit),
 		encoders: semaphore.NewWeighted(maxEncoders),
+		pages:    machine.Rate[machine.ID]{Every: pageEvery, Burst: pageBurst},
 	}
 }
 
@@ -139,6 +146,7 @@ func (s *Server) answer(w http.ResponseWriter, req *http.Request) {
 		w.WriteHeader(http.StatusBadRequest)
 		return
 	}
+	before, isPage := wire.ParsePagePath(req.URL.Path)
 	ask, err := wire.ParseRequest(req.URL.Path)
 	off, rangeErr := httprange.ParseFrom(req.Header.Get("Range"))
 	switch {
@@ -146,6 +154,8 @@ func (s *Server) answer(w http.ResponseWriter, req *http.Request) {
 		s.answerLease(w, req, p)
 	case req.Method != http.MethodGet && req.Method != http.MethodHead:
 		w.WriteHeader(http.StatusMethodNotAllowed)
+	case isPage && s.cfg.Holder != nil:
+		s.answerPage(w, p, before)
 	case err != nil || rangeErr != nil || s.cfg.Holder == nil:
 		w.WriteHeader(http.StatusNotFound)
 	case ask.IsInfo:
@@ -166,6 +176,19 @@ func (s *Server) answerInfo(w http.ResponseWriter, req *http.Request, q nix.Ques
 	h.Set("Content-Type", "text/x-nix-narinfo")
 	h.Set("Content-Length", strconv.Itoa(len(a.Text)))
 	_, _ = w.Write(a.Text)
+}
+
+// answerPage lists a part of what is shared. A machine that asks for too many is told to wait.
+func (s *Server) answerPage(w http.ResponseWriter, p *site.Peer, before uint64) {
+	if !s.pages.Allow(p.Machine) {
+		w.WriteHeader(http.StatusTooManyRequests)
+		return
+	}
+	out := wire.AppendPage(nil, s.cfg.Holder.Page(before))
+	w.Header().Set("Content-Type", "application/octet-stream")
+	w.Header().Set("Content-Length", strconv.Itoa(len(out)))
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTime))
+	_, _ = w.Write(out)
 }
 
 // refuse says that something is not here, or that it cannot be said.

@@ -1,11 +1,14 @@
 package share
 
 import (
+	"cmp"
+	"math"
 	"slices"
 	"sync"
 
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/p2p/inventory"
+	"github.com/nixp2p/nixp2p/p2p/wire"
 	"github.com/nixp2p/nixp2p/verify"
 )
 
@@ -22,6 +25,13 @@ type record struct {
 	path  Path
 	where place
 	info  *verify.Info // of what is in the cache and not among the remembered narinfos yet
+	n     uint64       // how many were shared before it, and itself
+}
+
+// numbered is the number of a shared path.
+type numbered struct {
+	n   uint64
+	key inventory.Key
 }
 
 // largeNAR and more bytes are announced in the DHT: smaller NARs cost an upstream a round trip
@@ -37,6 +47,8 @@ type set struct {
 	byNar  map[nix.NarHash]inventory.Key
 	more   map[nix.NarHash][]inventory.Key // further paths with the same NAR
 	listed map[nix.NarHash]bool            // large NARs that came (true) or went since taken
+	order  []numbered                      // ascending; with numbers of paths that went
+	last   uint64                          // the highest number that was given
 }
 
 func newSet(local *inventory.Local) *set {
@@ -112,6 +124,10 @@ func (s *set) add(p Path, where place, info *verify.Info) {
 	}
 	if !known {
 		s.link(k, p)
+		s.last++
+		r.n = s.last
+		s.order = append(s.order, numbered{r.n, k})
+		s.compact()
 	}
 	r.path, r.where = p, r.where|where
 	if info != nil {
@@ -122,6 +138,42 @@ func (s *set) add(p Path, where place, info *verify.Info) {
 	if !known {
 		s.local.Changed(k, true)
 	}
+}
+
+// compact drops the numbers of paths that went, once they are the most. The caller holds mu.
+func (s *set) compact() {
+	if len(s.order) <= 2*(len(s.byKey)+wire.MaxPage) {
+		return
+	}
+	s.order = slices.DeleteFunc(s.order, func(x numbered) bool { return s.byKey[x.key].n != x.n && x.n != s.last })
+}
+
+// page returns what is shared with numbers below before, or the newest paths if before is 0.
+func (s *set) page(before uint64) (p wire.Page) {
+	most := wire.MaxPage
+	if before == 0 {
+		before, most = math.MaxUint64, wire.NewestPage
+	}
+	var last uint64
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	at, _ := slices.BinarySearchFunc(s.order, before, func(x numbered, n uint64) int { return cmp.Compare(x.n, n) })
+	for at--; at >= 0; at-- {
+		x := s.order[at]
+		r, ok := s.byKey[x.key]
+		if !ok || r.n != x.n {
+			continue
+		}
+		if len(p.Paths) == most {
+			p.Next = last
+			return p
+		}
+		if len(p.Paths) == 0 {
+			p.First = x.n
+		}
+		p.Paths, last = append(p.Paths, r.path), x.n
+	}
+	return p
 }
 
 // remove notes that a path is not in a place any more.

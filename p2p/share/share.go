@@ -168,6 +168,10 @@ func pathOf(info *verify.Info) Path {
 	return Path{Store: info.StorePath().Hash(), Nar: info.NarHash(), Size: info.NarSize()}
 }
 
+// Page returns a part of the list of shared paths, the newest first: those with numbers below before,
+// or the newest ones if it is 0. It lists what Info would answer for, and nothing else.
+func (h *Holder) Page(before uint64) wire.Page { return h.set.page(before) }
+
 // Answer is what a question for a narinfo gets.
 type Answer struct {
 	Text  []byte

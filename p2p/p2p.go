@@ -46,7 +46,7 @@ type Config struct {
 	Zone        string          // this node's; "": none. SetZone changes it
 	UploadLimit int64           // bytes a second; 0: no limit
 	Leases      bool            // agree with the site who fetches what no peer has
-	Clock       *runclock.Clock // of the time that coordinators take; nil: the ordinary one
+	Clock       *runclock.Clock // of the time that peers take; nil: the ordinary one
 	Bases       *update.Bases   // nil: no deltas are asked for
 	Encoder     *update.Encoder // nil: no deltas are sent
 	Keys        *verify.Keys
@@ -132,7 +132,7 @@ func (n *member) compose() {
 	cfg, peers := &n.cfg, admitted{n.site}
 	self := lease.NodeID(n.site.ID())
 	n.coordinator = lease.NewCoordinator(self)
-	sc := server.Config{Site: peers, Holder: cfg.Holder, UploadLimit: cfg.UploadLimit, Encoder: cfg.Encoder, Metrics: cfg.Metrics, Log: cfg.Log}
+	sc := server.Config{Site: peers, Clock: cfg.Clock, Holder: cfg.Holder, UploadLimit: cfg.UploadLimit, Encoder: cfg.Encoder, Metrics: cfg.Metrics, Log: cfg.Log}
 	cc := client.Config{
 		Site: peers, Keys: cfg.Keys, ShareKeys: cfg.ShareKeys, Reputation: n.reputation, DHT: beyond{n}, Clock: cfg.Clock,
 		Bases: cfg.Bases, Events: cfg.Events, Metrics: cfg.Metrics, Log: cfg.Log,

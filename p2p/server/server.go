@@ -18,6 +18,7 @@ import (
 	"github.com/nixp2p/nixp2p/internal/httprange"
 	"github.com/nixp2p/nixp2p/internal/metrics"
 	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/runclock"
 	"github.com/nixp2p/nixp2p/internal/source"
 	"github.com/nixp2p/nixp2p/internal/taskgroup"
 	"github.com/nixp2p/nixp2p/internal/update"
@@ -63,6 +64,7 @@ type Config struct {
 	// Coordinate answers as coordinator, with addresses filled in. If nil, this node is none.
 	Coordinate  func(p *site.Peer, r lease.Request) lease.Answer
 	UploadLimit int64           // bytes a second of all NARs together; 0: no limit
+	Clock       *runclock.Clock // of the time that peers take; nil: the ordinary one
 	Encoder     *update.Encoder // nil: no deltas are sent
 	Metrics     *metrics.Metrics
 	Log         *slog.Logger // nil discards
@@ -86,7 +88,7 @@ func New(cfg Config) *Server {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	return &Server{
-		cfg: cfg, log: cfg.Log, uploads: newUploads(), limiter: newLimiter(cfg.UploadLimit),
+		cfg: cfg, log: cfg.Log, uploads: newUploads(cfg.Clock), limiter: newLimiter(cfg.UploadLimit),
 		encoders: semaphore.NewWeighted(maxEncoders),
 		pages:    machine.Rate[machine.ID]{Every: pageEvery, Burst: pageBurst},
 	}
@@ -231,8 +233,10 @@ func (s *Server) answerNAR(w http.ResponseWriter, req *http.Request, p *site.Pee
 	defer cancel()
 	up := &upload{
 		s: s, w: w, control: http.NewResponseController(w), to: p, nar: n, hash: ask.Nar,
-		kind: kindOf(left, n.Partial()), left: left, size: left, started: time.Now(), cancel: cancel,
+		kind: kindOf(left, n.Partial()), left: left, size: left, cancel: cancel,
 	}
+	up.started, up.began = time.Now(), s.cfg.Clock.Now()
+	defer s.cfg.Clock.Watch()()
 	end := s.begin(up)
 	if end == nil {
 		s.busy(w, p, ask.Nar)

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/runclock"
 	"github.com/nixp2p/nixp2p/p2p/machine"
 	"github.com/nixp2p/nixp2p/p2p/site"
 )
@@ -65,6 +66,8 @@ func kindOf(size int64, isPartial bool) kind {
 
 // uploads are those on their way.
 type uploads struct {
+	clock *runclock.Clock
+
 	mu     sync.Mutex
 	active map[*upload]struct{}
 	wanted map[waiting]time.Time // refused lately
@@ -83,20 +86,20 @@ type taker struct {
 	at   time.Time
 }
 
-func newUploads() *uploads {
-	return &uploads{active: map[*upload]struct{}{}, wanted: map[waiting]time.Time{}, taken: map[nix.NarHash][]taker{}}
+func newUploads(clock *runclock.Clock) *uploads {
+	return &uploads{clock: clock, active: map[*upload]struct{}{}, wanted: map[waiting]time.Time{}, taken: map[nix.NarHash][]taker{}}
 }
 
 // begin takes a slot for u, from another upload if that has to give way, and reports whether
 // it did. The caller calls end.
 func (s *uploads) begin(u *upload) bool {
 	s.mu.Lock()
-	ok, victims := s.admit(u, time.Now())
+	ok, victims := s.admit(u, s.clock.Now())
 	if ok {
 		s.active[u] = struct{}{}
 		delete(s.wanted, waiting{u.to.Machine, u.kind})
 	} else if len(s.wanted) < maxWanted {
-		s.wanted[waiting{u.to.Machine, u.kind}] = time.Now()
+		s.wanted[waiting{u.to.Machine, u.kind}] = s.clock.Now()
 	}
 	for _, v := range victims {
 		delete(s.active, v)
@@ -181,7 +184,7 @@ func victim(list []*upload, u *upload, now time.Time) *upload {
 	var found *upload
 	slowest := float64(fastRate)
 	for _, v := range list {
-		ran := now.Sub(v.started)
+		ran := now.Sub(v.began)
 		rate := float64(v.flow.Load()) / max(ran, time.Millisecond).Seconds()
 		unfair := byMachine[v.to.Machine] >= byMachine[u.to.Machine]+2
 		if v.to.Machine == u.to.Machine {
@@ -208,7 +211,7 @@ func stuckest(list []*upload, now time.Time) (found *upload) {
 // cutStuck ends an upload whose peer does not take it.
 func (s *uploads) cutStuck(which func(*upload) bool) {
 	s.mu.Lock()
-	v := stuckest(s.those(which), time.Now())
+	v := stuckest(s.those(which), s.clock.Now())
 	s.mu.Unlock()
 	if v != nil {
 		v.cancel()

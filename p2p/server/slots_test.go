@@ -11,12 +11,12 @@ import (
 // TestUploads: fair parts by machine, and no more of one NAR than multiply quickly.
 func TestUploads(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s, p := newUploads(), newPeers()
+		s, p := newUploads(nil), newPeers()
 		cut := map[*upload]bool{}
 		next := 0
 		begin := func(n int, host byte, nar byte, k kind) *upload {
 			next++
-			u := &upload{to: p.on(n, host), hash: nix.NarHash{nar}, kind: k, started: time.Now()}
+			u := &upload{to: p.on(n, host), hash: nix.NarHash{nar}, kind: k, timing: timing{began: time.Now()}}
 			u.cancel = func() { cut[u] = true }
 			if !s.begin(u) {
 				return nil
@@ -74,9 +74,9 @@ func TestUploads(t *testing.T) {
 }
 
 func TestPerNAR(t *testing.T) {
-	s, p := newUploads(), newPeers()
+	s, p := newUploads(nil), newPeers()
 	for i := range 10 {
-		u := &upload{to: p.on(i, byte(i)), hash: nix.NarHash{1}, kind: whole, started: time.Now(), cancel: func() {}}
+		u := &upload{to: p.on(i, byte(i)), hash: nix.NarHash{1}, kind: whole, timing: timing{began: time.Now()}, cancel: func() {}}
 		if got := s.begin(u); got != (i < maxPerNAR) {
 			t.Errorf("upload %d: %v", i, got)
 		} else if got {
@@ -95,7 +95,7 @@ func TestPerNAR(t *testing.T) {
 
 // TestTakers: peers that have a NAR now are named, the last one first.
 func TestTakers(t *testing.T) {
-	s, p := newUploads(), newPeers()
+	s, p := newUploads(nil), newPeers()
 	for i := range 2 * maxTakers {
 		s.end(&upload{to: p.on(i, 1), hash: nix.NarHash{1}, kind: whole}, true)
 	}

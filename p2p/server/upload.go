@@ -25,6 +25,7 @@ const (
 
 // upload is one NAR on its way to a peer.
 type upload struct {
+	timing
 	s       *Server
 	w       http.ResponseWriter
 	control *http.ResponseController
@@ -32,15 +33,19 @@ type upload struct {
 	nar     *share.NAR
 	hash    nix.NarHash
 	kind    kind
-	size    int64 // of what was asked for, in bytes
-	started time.Time
+	size    int64        // of what was asked for, in bytes
 	flow    metrics.Flow // bytes of the form, before they are compressed
 	cancel  context.CancelFunc
 
-	left    int64 // bytes of the form to send
-	last    time.Time
-	zip     *compress.ZstdWriter // nil: not compressed
-	writing atomic.Int64         // when the peer was given the piece that it has not taken yet; 0: none
+	left int64                // bytes of the form to send
+	zip  *compress.ZstdWriter // nil: not compressed
+}
+
+// timing is when an upload did what. began and writing are on the clock of the process.
+type timing struct {
+	started, began time.Time
+	last           time.Time    // it took bytes
+	writing        atomic.Int64 // the peer was given the piece that it has not taken yet; 0: none
 }
 
 // send answers with the NAR from byte off on.
@@ -112,7 +117,7 @@ func (u *upload) writeWire(ctx context.Context, b []byte) (int, error) {
 	if err := ctx.Err(); err != nil { // the deadline that ended it may have been overwritten
 		return 0, err
 	}
-	u.writing.Store(now.UnixNano())
+	u.writing.Store(u.s.cfg.Clock.Now().UnixNano())
 	n, err := u.w.Write(b)
 	u.writing.Store(0)
 	u.s.cfg.Metrics.PeerSentBytes.Add(float64(n))
@@ -120,7 +125,7 @@ func (u *upload) writeWire(ctx context.Context, b []byte) (int, error) {
 	return n, err
 }
 
-// stuck returns for how long the peer has not taken a piece.
+// stuck returns for how long the peer has not taken a piece, now on the clock of the process.
 func (u *upload) stuck(now time.Time) time.Duration {
 	if at := u.writing.Load(); at != 0 {
 		return now.Sub(time.Unix(0, at))

@@ -622,7 +622,9 @@ func TestLiesAtTheEnd(t *testing.T) {
 				if late && (err != nil || !bytes.Equal(got, want)) {
 					t.Errorf("spool %v, %s: %d of %d bytes, error %v", spool, c, len(got), len(want), err)
 				}
-				if !late && (err == nil || len(got) == 0 || len(got) > len(want)-verify.TailSize) {
+				// A client that came after the wrong bytes had been found gets the right ones.
+				unseen := err == nil && bytes.Equal(got, want)
+				if !late && !unseen && (err == nil || len(got) == 0 || len(got) > len(want)-verify.TailSize) {
 					t.Errorf("spool %v, %s, wrong byte sent: %d of %d bytes, error %v", spool, c, len(got), len(want), err)
 				}
 				if len(w.up.Reports()) != 1 {
@@ -632,7 +634,7 @@ func TestLiesAtTheEnd(t *testing.T) {
 				if err == nil {
 					n.Close()
 				}
-				if !late && !errors.Is(err, fs.ErrNotExist) {
+				if !late && !unseen && !errors.Is(err, fs.ErrNotExist) {
 					t.Errorf("spool %v, %s: asked to go on: %v", spool, c, err)
 				}
 			}

@@ -5,16 +5,12 @@ import (
 	"iter"
 
 	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/source"
 	"github.com/nixp2p/nixp2p/verify"
 )
 
-// Share is a path that may be shown to others. It is an alias of a plain struct, so that others
-// can declare the same without importing this package.
-type Share = struct {
-	Store nix.StoreHash
-	Nar   nix.NarHash
-	Size  int64 // of the NAR in bytes
-}
+// Share is a path that may be shown to others.
+type Share = source.SharedPath
 
 // Public is Info for others: only paths that a share key signed exist. All else is answered from
 // memory, in one way: the time of the answer does not tell what is private from what is absent.

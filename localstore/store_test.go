@@ -257,7 +257,7 @@ func TestShares(t *testing.T) {
 		if i%3 == 0 {
 			n.Sigs = nil
 		} else {
-			want = append(want, Share{p.Hash(), p.NarHash(), int64(len(p.NAR))})
+			want = append(want, Share{Store: p.Hash(), Nar: p.NarHash(), Size: int64(len(p.NAR))})
 		}
 		if i == 0 {
 			w.exec("BEGIN")

@@ -4,30 +4,21 @@ import (
 	"context"
 	"fmt"
 	"io/fs"
-	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/nixp2p/nixp2p/internal/nix"
-	"github.com/nixp2p/nixp2p/p2p/wire"
+	"github.com/nixp2p/nixp2p/internal/source"
 )
 
-// Sharer is a connected peer that may be asked what it shares. It is an alias of a plain struct, so
-// that users need not import this package.
-type Sharer = struct {
-	ID      string
-	Machine string    // identities of one machine have the same one
-	Since   time.Time // when it connected: it may count its paths anew after that
-}
-
 // Sharers returns the connected peers that may be asked what they share.
-func (n *Node) Sharers() (list []Sharer) {
+func (n *Node) Sharers() (list []source.Sharer) {
 	m := n.member.Load()
 	for _, p := range m.site.Peers() {
 		if _, blamed := m.reputation.Blamed(p.Key); blamed || !p.Admitted() || !p.Member() || !p.Usable() || p.Muted() {
 			continue
 		}
-		list = append(list, Sharer{ID: p.Key, Machine: p.Machine.String(), Since: p.Since})
+		list = append(list, source.Sharer{ID: p.Key, Machine: p.Machine.String(), Since: p.Since})
 	}
 	return list
 }
@@ -35,10 +26,10 @@ func (n *Node) Sharers() (list []Sharer) {
 // Page asks a peer for a part of the list of what it shares, the newest paths first: those with
 // numbers below before, or the newest ones if it is 0. Nothing in it is proven. The error wraps
 // fs.ErrNotExist if the peer is gone, or has no list.
-func (n *Node) Page(ctx context.Context, id string, before uint64) (wire.Page, error) {
+func (n *Node) Page(ctx context.Context, id string, before uint64) (source.SharedPage, error) {
 	to, err := peer.Decode(id)
 	if err != nil {
-		return wire.Page{}, fmt.Errorf("p2p: peer %q: %w: %w", id, fs.ErrNotExist, err)
+		return source.SharedPage{}, fmt.Errorf("p2p: peer %q: %w: %w", id, fs.ErrNotExist, err)
 	}
 	return n.member.Load().client.Page(ctx, to, before)
 }

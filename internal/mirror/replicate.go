@@ -13,15 +13,16 @@ import (
 	"github.com/nixp2p/nixp2p/internal/backoff"
 	"github.com/nixp2p/nixp2p/internal/metrics"
 	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/source"
 )
 
 // ReplicatorConfig is what NewReplicator needs.
 type ReplicatorConfig struct {
 	// Peers returns the connected peers that may be asked what they share.
-	Peers func() []Sharer
+	Peers func() []source.Sharer
 	// Page asks a peer for a part of the list of what it shares: what has numbers below before, or the
 	// newest paths if it is 0. The error wraps fs.ErrNotExist if the peer has no list.
-	Page func(ctx context.Context, peer string, before uint64) (Page, error)
+	Page func(ctx context.Context, peer string, before uint64) (source.SharedPage, error)
 	// Copies returns on how many machines of peers a path may be.
 	Copies func(nix.StoreHash) int
 	// Fetch brings a path from peers, and from nobody else, into the cache, and has it shared once it
@@ -143,7 +144,7 @@ func (r *Replicator) Run(ctx context.Context) error {
 }
 
 // peers returns the peers to ask, and forgets what is known of others.
-func (r *Replicator) peers() []Sharer {
+func (r *Replicator) peers() []source.Sharer {
 	all := r.cfg.Peers()
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -162,11 +163,11 @@ func (r *Replicator) peers() []Sharer {
 		}
 	}
 	r.walks, r.machines = walks, machines
-	return slices.DeleteFunc(all, func(p Sharer) bool { return r.rest.Has(p.Machine) })
+	return slices.DeleteFunc(all, func(p source.Sharer) bool { return r.rest.Has(p.Machine) })
 }
 
 // round reads what peers list and works it off, or a part of it.
-func (r *Replicator) round(ctx context.Context, peers []Sharer) {
+func (r *Replicator) round(ctx context.Context, peers []source.Sharer) {
 	walks, lists := make([]walk, len(peers)), make([][]wanted, len(peers))
 	errs := each(ctx, make(chan struct{}, lookers), len(peers), func(i int) (err error) {
 		r.mu.Lock()
@@ -209,7 +210,7 @@ func (r *Replicator) round(ctx context.Context, peers []Sharer) {
 // then what is newest. Machines take turns, and each has maxBatch at most, however many identities it
 // has; whole says whose list is in it as a whole. The same path may come from several machines: what
 // one says of it may be wrong.
-func merge(peers []Sharer, lists [][]wanted) (all []wanted, whole []bool) {
+func merge(peers []source.Sharer, lists [][]wanted) (all []wanted, whole []bool) {
 	ranks := make(map[string]int)
 	for i, p := range peers {
 		most := maxBatch - ranks[p.Machine]

@@ -14,12 +14,13 @@ import (
 	"github.com/nixp2p/nixp2p/internal/metrics"
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/internal/nixtest"
+	"github.com/nixp2p/nixp2p/internal/source"
 )
 
 // sharer is a peer with what it lists, the oldest first.
 type sharer struct {
-	Sharer
-	lists []Shared
+	source.Sharer
+	lists []source.SharedPath
 	lies  bool // has nothing of it
 	slow  bool // does not answer
 	pages int  // that were asked for
@@ -43,15 +44,15 @@ func newOffice(t *testing.T) *office {
 	return &office{t: t, room: 1 << 30, paths: map[nix.StoreHash]nixtest.Path{}, cache: map[nix.NarHash]int64{}, m: metrics.New()}
 }
 
-func listed(p nixtest.Path) Shared {
-	return Shared{Store: p.Hash(), Nar: p.NarHash(), Size: int64(len(p.NAR))}
+func listed(p nixtest.Path) source.SharedPath {
+	return source.SharedPath{Store: p.Hash(), Nar: p.NarHash(), Size: int64(len(p.NAR))}
 }
 
 // join connects a peer on a machine that shares paths.
 func (o *office) join(machine string, paths ...nixtest.Path) *sharer {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	s := &sharer{Sharer: Sharer{ID: fmt.Sprintf("peer-%d", len(o.peers)), Machine: machine, Since: time.Now()}}
+	s := &sharer{Sharer: source.Sharer{ID: fmt.Sprintf("peer-%d", len(o.peers)), Machine: machine, Since: time.Now()}}
 	for _, p := range paths {
 		o.paths[p.Hash()] = p
 		s.lists = append(s.lists, listed(p))
@@ -60,7 +61,7 @@ func (o *office) join(machine string, paths ...nixtest.Path) *sharer {
 	return s
 }
 
-func (o *office) Peers() (all []Sharer) {
+func (o *office) Peers() (all []source.Sharer) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for _, s := range o.peers {
@@ -69,7 +70,7 @@ func (o *office) Peers() (all []Sharer) {
 	return all
 }
 
-func (o *office) Page(ctx context.Context, id string, before uint64) (p Page, err error) {
+func (o *office) Page(ctx context.Context, id string, before uint64) (p source.SharedPage, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	s := o.peers[slices.IndexFunc(o.peers, func(s *sharer) bool { return s.ID == id })]
@@ -96,7 +97,7 @@ func (o *office) Copies(h nix.StoreHash) int {
 	defer o.mu.Unlock()
 	machines := map[string]bool{}
 	for _, s := range o.peers {
-		if slices.ContainsFunc(s.lists, func(x Shared) bool { return x.Store == h }) {
+		if slices.ContainsFunc(s.lists, func(x source.SharedPath) bool { return x.Store == h }) {
 			machines[s.Machine] = true
 		}
 	}
@@ -104,11 +105,14 @@ func (o *office) Copies(h nix.StoreHash) int {
 }
 
 func (o *office) Fetch(ctx context.Context, h nix.StoreHash, dry bool) (Fetched, error) {
+	if !dry {
+		time.Sleep(time.Millisecond) // those that go on side by side take turns
+	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	p, ok := o.paths[h]
 	if !ok || !slices.ContainsFunc(o.peers, func(s *sharer) bool {
-		return !s.lies && slices.ContainsFunc(s.lists, func(x Shared) bool { return x.Store == h })
+		return !s.lies && slices.ContainsFunc(s.lists, func(x source.SharedPath) bool { return x.Store == h })
 	}) {
 		o.failed++
 		return Fetched{}, fs.ErrNotExist
@@ -216,7 +220,7 @@ func TestLiar(t *testing.T) {
 		honest := named("honest", 100)
 		liar := o.join("evil", named("some", 3)...)
 		for i := range 20_000 {
-			liar.lists = append(liar.lists, Shared{Store: nix.StoreHash{1, byte(i >> 16), byte(i >> 8), byte(i)}, Nar: nix.NarHash{2, byte(i >> 16), byte(i >> 8), byte(i)}, Size: 5})
+			liar.lists = append(liar.lists, source.SharedPath{Store: nix.StoreHash{1, byte(i >> 16), byte(i >> 8), byte(i)}, Nar: nix.NarHash{2, byte(i >> 16), byte(i >> 8), byte(i)}, Size: 5})
 		}
 		liar.lies = true
 		o.join("slow", honest...).slow = true
@@ -257,8 +261,8 @@ func TestEndless(t *testing.T) {
 		o.join("a")
 		r := NewReplicator(ReplicatorConfig{
 			Have: o.Have, Used: o.Used, Room: o.room, Metrics: o.m, Copies: o.Copies,
-			Page: func(context.Context, string, uint64) (Page, error) {
-				return Page{Paths: []Shared{listed(nixtest.NewPath("x", 10))}, First: 9, Next: 8}, nil
+			Page: func(context.Context, string, uint64) (source.SharedPage, error) {
+				return source.SharedPage{Paths: []source.SharedPath{listed(nixtest.NewPath("x", 10))}, First: 9, Next: 8}, nil
 			},
 		})
 		if _, _, err := r.read(t.Context(), o.Peers()[0], walk{}); !errors.Is(err, errEndless) {

@@ -6,29 +6,8 @@ import (
 	"time"
 
 	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/source"
 )
-
-// Shared is a path that a peer says it shares. It is an alias of a plain struct, as are Page and Sharer.
-type Shared = struct {
-	Store nix.StoreHash
-	Nar   nix.NarHash
-	Size  int64 // of the NAR in bytes
-}
-
-// Page is a part of the list of what a peer shares, the newest path first. Its paths are numbered from
-// First down; the next page is asked for with Next, 0 if there is none.
-type Page = struct {
-	Paths []Shared
-	First uint64
-	Next  uint64
-}
-
-// Sharer is a connected peer.
-type Sharer = struct {
-	ID      string
-	Machine string    // identities of one machine have the same one
-	Since   time.Time // when it connected: it may count its paths anew after that
-}
 
 // walk is how far the list of a peer was read.
 type walk struct {
@@ -54,8 +33,8 @@ const (
 
 // wanted is a path to copy.
 type wanted struct {
-	Shared
-	from   Sharer
+	source.SharedPath
+	from   source.Sharer
 	copies int // machines of peers that may have it
 	rank   int // place in the list of its peer, among what is wanted
 }
@@ -64,7 +43,7 @@ var errEndless = errors.New("the list of the peer has no end")
 
 // read reads on in the list of a peer: what is new, and, while the cache has room for more, what was there
 // before. It returns where it is then, and what is wanted of what it read.
-func (r *Replicator) read(ctx context.Context, p Sharer, w walk) (walk, []wanted, error) {
+func (r *Replicator) read(ctx context.Context, p source.Sharer, w walk) (walk, []wanted, error) {
 	l := &listing{r: r, from: p, pages: maxPages, seen: make(map[nix.NarHash]bool)}
 	page, err := l.page(ctx, 0)
 	if err != nil {
@@ -106,7 +85,7 @@ const fullPages = 2
 // listing is a list that is being read.
 type listing struct {
 	r      *Replicator
-	from   Sharer
+	from   source.Sharer
 	pages  int // that may be read still
 	wanted []wanted
 	seen   map[nix.NarHash]bool
@@ -115,11 +94,11 @@ type listing struct {
 func (l *listing) more() bool { return l.pages > 0 && len(l.wanted) < batch }
 
 // page reads the paths below before, and notes what of them is wanted.
-func (l *listing) page(ctx context.Context, before uint64) (Page, error) {
+func (l *listing) page(ctx context.Context, before uint64) (source.SharedPage, error) {
 	if before > 0 {
 		select {
 		case <-ctx.Done():
-			return Page{}, ctx.Err()
+			return source.SharedPage{}, ctx.Err()
 		case <-time.After(pageEvery):
 		}
 	}
@@ -129,14 +108,14 @@ func (l *listing) page(ctx context.Context, before uint64) (Page, error) {
 		err = errEndless
 	}
 	if err != nil {
-		return Page{}, err
+		return source.SharedPage{}, err
 	}
 	for _, s := range page.Paths {
 		if s.Size <= 0 || s.Size > l.r.cfg.Room/largest || l.seen[s.Nar] || l.r.failed.Has(claim{l.from.Machine, s.Nar}) || l.r.cfg.Have(s.Nar) {
 			continue
 		}
 		l.seen[s.Nar] = true
-		l.wanted = append(l.wanted, wanted{Shared: s, from: l.from, copies: l.r.cfg.Copies(s.Store), rank: len(l.wanted)})
+		l.wanted = append(l.wanted, wanted{SharedPath: s, from: l.from, copies: l.r.cfg.Copies(s.Store), rank: len(l.wanted)})
 	}
 	return page, nil
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/source"
 	"github.com/nixp2p/nixp2p/p2p/inventory"
 	"github.com/nixp2p/nixp2p/p2p/machine"
 	"github.com/nixp2p/nixp2p/p2p/wire"
@@ -21,39 +22,39 @@ const pageTime = 5 * time.Second
 // Page asks a peer for a part of the list of what it shares: see share.Holder.Page. Nothing in it is
 // proven. The error wraps fs.ErrNotExist if the peer is not connected, or an older version, which has
 // no list.
-func (c *Client) Page(ctx context.Context, id peer.ID, before uint64) (wire.Page, error) {
+func (c *Client) Page(ctx context.Context, id peer.ID, before uint64) (source.SharedPage, error) {
 	p := c.cfg.Site.Peer(id)
 	if p == nil || c.blamed(p) {
-		return wire.Page{}, errNobody
+		return source.SharedPage{}, errNobody
 	}
 	ctx, cancel := context.WithTimeout(ctx, pageTime)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://peer"+wire.PagePath(before), http.NoBody)
 	if err != nil {
-		return wire.Page{}, err
+		return source.SharedPage{}, err
 	}
 	resp, err := c.cfg.Site.RoundTrip(p, req)
 	if err != nil {
-		return wire.Page{}, err
+		return source.SharedPage{}, err
 	}
 	defer resp.Body.Close()
 	switch resp.StatusCode {
 	case http.StatusOK:
 	case http.StatusNotFound:
-		return wire.Page{}, errNobody
+		return source.SharedPage{}, errNobody
 	default:
-		return wire.Page{}, fmt.Errorf("p2p: peer %s: list: status %d", p.Key, resp.StatusCode)
+		return source.SharedPage{}, fmt.Errorf("p2p: peer %s: list: status %d", p.Key, resp.StatusCode)
 	}
 	b, err := io.ReadAll(io.LimitReader(resp.Body, wire.MaxPageBytes+1))
 	if err != nil {
-		return wire.Page{}, fmt.Errorf("p2p: peer %s: list: %w", p.Key, err)
+		return source.SharedPage{}, fmt.Errorf("p2p: peer %s: list: %w", p.Key, err)
 	}
 	page, err := wire.ParsePage(b)
 	if err == nil && before > 0 && page.First >= before {
 		err = wire.ErrRequest
 	}
 	if err != nil {
-		return wire.Page{}, fmt.Errorf("p2p: peer %s: list: %w", p.Key, err)
+		return source.SharedPage{}, fmt.Errorf("p2p: peer %s: list: %w", p.Key, err)
 	}
 	return page, nil
 }

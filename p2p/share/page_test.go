@@ -6,6 +6,7 @@ import (
 
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/internal/nixtest"
+	"github.com/nixp2p/nixp2p/internal/source"
 	"github.com/nixp2p/nixp2p/p2p/wire"
 )
 
@@ -24,7 +25,7 @@ func TestPages(t *testing.T) {
 		h.set.remove(path(i).Store, inStore)
 	}
 	h.set.add(path(6), inCache, nil) // it came back
-	var all []wire.Shared
+	var all []source.SharedPath
 	page := h.Page(0)
 	if len(page.Paths) != wire.NewestPage || page.Paths[0] != path(6) {
 		t.Fatalf("%d paths, the first %v", len(page.Paths), page.Paths[0])
@@ -62,7 +63,7 @@ func TestPagePrivate(t *testing.T) {
 	h.Downloading(public.Info(t, key))
 	h.Downloading(private.Info(t, home))
 	h.Known(private.Info(t, home))
-	if got := fmt.Sprint(h.Page(0).Paths); got != fmt.Sprint([]wire.Shared{{Store: public.Hash(), Nar: public.NarHash(), Size: int64(len(public.NAR))}}) {
+	if got := fmt.Sprint(h.Page(0).Paths); got != fmt.Sprint([]source.SharedPath{{Store: public.Hash(), Nar: public.NarHash(), Size: int64(len(public.NAR))}}) {
 		t.Errorf("listed: %v", got)
 	}
 }

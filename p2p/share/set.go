@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/source"
 	"github.com/nixp2p/nixp2p/p2p/inventory"
 	"github.com/nixp2p/nixp2p/p2p/wire"
 	"github.com/nixp2p/nixp2p/verify"
@@ -149,7 +150,7 @@ func (s *set) compact() {
 }
 
 // page returns what is shared with numbers below before, or the newest paths if before is 0.
-func (s *set) page(before uint64) (p wire.Page) {
+func (s *set) page(before uint64) (p source.SharedPage) {
 	most := wire.MaxPage
 	if before == 0 {
 		before, most = math.MaxUint64, wire.NewestPage
@@ -192,6 +193,7 @@ func (s *set) remove(h nix.StoreHash, where place) {
 	if gone {
 		delete(s.byKey, k)
 		s.unlink(k, r.path)
+		s.compact()
 	} else {
 		s.byKey[k] = r
 	}

@@ -24,13 +24,8 @@ import (
 	"github.com/nixp2p/nixp2p/verify"
 )
 
-// Path is a path of the store that may be shown to others. It is an alias of a plain struct,
-// so that the store need not import this package.
-type Path = struct {
-	Store nix.StoreHash
-	Nar   nix.NarHash
-	Size  int64 // of the NAR in bytes
-}
+// Path is a path of the store that may be shown to others.
+type Path = source.SharedPath
 
 // Store is this machine's Nix store.
 type Store interface {
@@ -170,7 +165,7 @@ func pathOf(info *verify.Info) Path {
 
 // Page returns a part of the list of shared paths, the newest first: those with numbers below before,
 // or the newest ones if it is 0. It lists what Info would answer for, and nothing else.
-func (h *Holder) Page(before uint64) wire.Page { return h.set.page(before) }
+func (h *Holder) Page(before uint64) source.SharedPage { return h.set.page(before) }
 
 // Answer is what a question for a narinfo gets.
 type Answer struct {

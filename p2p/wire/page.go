@@ -7,23 +7,8 @@ import (
 	"strings"
 
 	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/source"
 )
-
-// Shared is a path that a node shares. It is an alias of a plain struct, so that users of lists
-// need not import this package.
-type Shared = struct {
-	Store nix.StoreHash
-	Nar   nix.NarHash
-	Size  int64 // of the NAR in bytes
-}
-
-// Page is a part of the list of what a node shares, the newest path first. A node numbers its paths
-// in the order in which it came to share them, from 1, anew each time it starts.
-type Page = struct {
-	Paths []Shared
-	First uint64 // number of the first of Paths; 0 if there are none
-	Next  uint64 // where the next page is asked for; 0 if this is the last one
-}
 
 // pagePath is where a node lists what it shares. An older version answers that nothing is there.
 const pagePath = "/shared"
@@ -62,7 +47,7 @@ const (
 
 // AppendPage encodes a page: First, Next, then store hash, NAR hash and size of each path, all
 // numbers as 8 bytes, the highest first.
-func AppendPage(b []byte, p Page) []byte {
+func AppendPage(b []byte, p source.SharedPage) []byte {
 	b = binary.BigEndian.AppendUint64(b, p.First)
 	b = binary.BigEndian.AppendUint64(b, p.Next)
 	for _, s := range p.Paths {
@@ -73,19 +58,19 @@ func AppendPage(b []byte, p Page) []byte {
 }
 
 // ParsePage reads what AppendPage wrote. A list goes down, so that whoever reads it comes to its end.
-func ParsePage(b []byte) (p Page, err error) {
+func ParsePage(b []byte) (p source.SharedPage, err error) {
 	if len(b) < pageHead || int64(len(b)) > MaxPageBytes || (len(b)-pageHead)%pageEntry != 0 {
-		return Page{}, fmt.Errorf("%w: a page of %d bytes", ErrRequest, len(b))
+		return source.SharedPage{}, fmt.Errorf("%w: a page of %d bytes", ErrRequest, len(b))
 	}
 	p.First, p.Next = binary.BigEndian.Uint64(b), binary.BigEndian.Uint64(b[8:])
 	b = b[pageHead:]
 	if none := len(b) == 0; none != (p.First == 0) || none && p.Next != 0 || p.Next > p.First {
-		return Page{}, fmt.Errorf("%w: numbers of a page", ErrRequest)
+		return source.SharedPage{}, fmt.Errorf("%w: numbers of a page", ErrRequest)
 	}
 	for ; len(b) > 0; b = b[pageEntry:] {
-		s := Shared{Store: nix.StoreHash(b), Nar: nix.NarHash(b[len(nix.StoreHash{}):])}
+		s := source.SharedPath{Store: nix.StoreHash(b), Nar: nix.NarHash(b[len(nix.StoreHash{}):])}
 		if s.Size = int64(binary.BigEndian.Uint64(b[pageEntry-8:])); s.Size < 0 {
-			return Page{}, fmt.Errorf("%w: size of a path", ErrRequest)
+			return source.SharedPage{}, fmt.Errorf("%w: size of a path", ErrRequest)
 		}
 		p.Paths = append(p.Paths, s)
 	}

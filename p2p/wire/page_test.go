@@ -5,10 +5,11 @@ import (
 	"testing"
 
 	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/source"
 )
 
 func TestPage(t *testing.T) {
-	some := Page{First: 7, Next: 3, Paths: []Shared{
+	some := source.SharedPage{First: 7, Next: 3, Paths: []source.SharedPath{
 		{Store: nix.StoreHash{1}, Nar: nix.NarHash{2}, Size: 120},
 		{Store: nix.StoreHash{3}, Nar: nix.NarHash{4}, Size: 1 << 40},
 	}}
@@ -23,17 +24,17 @@ func TestPage(t *testing.T) {
 		ok    bool
 	}{
 		"two paths":                {good, true},
-		"none":                     {AppendPage(nil, Page{}), true},
+		"none":                     {AppendPage(nil, source.SharedPage{}), true},
 		"the last":                 {change(15, 0), true},
 		"nothing":                  {nil, false},
 		"half a path":              {good[:len(good)-1], false},
 		"goes up":                  {change(15, 8), false},
 		"paths without a number":   {change(7, 0), false},
-		"none, and yet more":       {AppendPage(nil, Page{Next: 1}), false},
-		"a number and no path":     {AppendPage(nil, Page{First: 1}), false},
+		"none, and yet more":       {AppendPage(nil, source.SharedPage{Next: 1}), false},
+		"a number and no path":     {AppendPage(nil, source.SharedPage{First: 1}), false},
 		"a size that is negative":  {change(pageHead+pageEntry-8, 0x80), false},
-		"more than fit one page":   {AppendPage(nil, Page{First: 1, Paths: make([]Shared, MaxPage+1)}), false},
-		"as many as fit into one":  {AppendPage(nil, Page{First: 1, Paths: make([]Shared, MaxPage)}), true},
+		"more than fit one page":   {AppendPage(nil, source.SharedPage{First: 1, Paths: make([]source.SharedPath, MaxPage+1)}), false},
+		"as many as fit into one":  {AppendPage(nil, source.SharedPage{First: 1, Paths: make([]source.SharedPath, MaxPage)}), true},
 		"a byte behind the last":   {append(bytes.Clone(good), 0), false},
 		"less than a page's begin": {good[:pageHead-1], false},
 	} {
@@ -58,8 +59,8 @@ func FuzzPagePath(f *testing.F) {
 }
 
 func FuzzPage(f *testing.F) {
-	f.Add(AppendPage(nil, Page{}))
-	f.Add(AppendPage(nil, Page{First: 2, Next: 1, Paths: make([]Shared, 1)}))
+	f.Add(AppendPage(nil, source.SharedPage{}))
+	f.Add(AppendPage(nil, source.SharedPage{First: 2, Next: 1, Paths: make([]source.SharedPath, 1)}))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if p, err := ParsePage(b); err == nil && !bytes.Equal(AppendPage(nil, p), b) {
 			t.Error("does not encode to what was read")

@@ -405,7 +405,7 @@ func (r *resumableBody) stopped(err error) {
 	err = r.strike(r.from, fmt.Errorf("at byte %d: %w", r.pos, err))
 	if !errors.Is(err, context.Canceled) {
 		r.u.log.Debug("transfer from upstream stopped", "store_hash", r.info.StorePath().Hash().String(), "err", err)
-		r.u.failed(r.from, failedOther, err)
+		r.u.failed(r.from, failedOther, time.Time{}, err)
 	}
 	r.drop()
 }

@@ -18,14 +18,15 @@ import (
 
 // How many failures in a row it takes.
 const (
-	connectsLost = 2 // connect timeouts until a cache is down
+	connectsLost = 2 // connect timeouts in a row until a cache is down
+	slowSteps    = 2 // handshakes or lookups in a row that took too long until it is down
 	silences     = 2 // requests without an answer until it is down
-	serverErrors = 5 // 5xx until it is asked last and without retries
+	serverErrors = 5 // 5xx and cut connections until it is asked last and without retries
 )
 
 // breaker opens for a cache that cannot be reached or does not answer: it is not asked until
-// a probe has got an answer. A cache that answers with 5xx is still asked, as the last: what it
-// has may be found nowhere else, and the answer costs little.
+// a probe has got an answer. A cache that answers with 5xx or cuts connections is still asked, as
+// the last: what it has may be found nowhere else, and the answer costs little.
 type breaker struct {
 	connect, headers time.Duration // for which a connection and an answer are waited for
 	busy             backoff.Delay // Retry-After
@@ -41,9 +42,10 @@ type health struct {
 	down       error // nil while up
 	since      time.Time
 	last       error
-	timeouts   int
+	slow       int
 	silent     int
 	errors     int
+	errorAt    time.Time      // when the last of the errors was counted
 	unanswered *nix.StoreHash // requested in vain, and no narinfo came since
 }
 
@@ -54,8 +56,10 @@ const (
 	failedOther       failureKind = iota // says nothing about the next request
 	failedDial                           // not connected, which was noted when it was dialled
 	failedUnreachable                    // down at once
-	failedConnect                        // no connection in time
-	failedReconnect                      // the same, while another request has no answer either: down at once
+	failedConnect                        // no connection in connectsLost tries in a row: down at once
+	failedReconnect                      // no connection in one try: down at once if another request has no answer either
+	failedSlow                           // a name server or TLS took too long
+	failedCut                            // connected, and cut before the answer
 	failedSilent                         // connected, but no answer in time
 	failedStatus                         // 5xx
 )
@@ -88,9 +92,37 @@ func (b *breaker) note(f func(h *health)) {
 	f(&b.health)
 }
 
-// failed notes a request that ended without an answer, or with 5xx. If the cache is down from
-// now on, those that wait end too.
-func (s *shared) failed(m *mirror, kind failureKind, err error) {
+// isSilent counts a step that took too long and reports whether the cache is down. While other
+// answers come, it is not: the line is saturated. The caller holds mu.
+func (b *breaker) isSilent(h *health, kind failureKind) bool {
+	if kind == failedSilent {
+		if b.heardWithin(b.headers) {
+			return false
+		}
+		h.silent++
+		return h.silent >= silences
+	}
+	if b.heardWithin(b.connect) {
+		return false
+	}
+	switch kind {
+	case failedReconnect:
+		for q := range b.waiting {
+			if q.waited() >= b.connect/2 {
+				return true
+			}
+		}
+		return false // the others wait for a connection too
+	case failedSlow:
+		h.slow++
+		return h.slow >= slowSteps
+	}
+	return true
+}
+
+// failed notes a request, begun then, that ended without an answer, or with 5xx. If the cache is
+// down from now on, those that wait end too.
+func (s *shared) failed(m *mirror, kind failureKind, began time.Time, err error) {
 	var open, down, fails bool
 	var waiting map[*request]bool
 	m.note(func(h *health) {
@@ -98,18 +130,14 @@ func (s *shared) failed(m *mirror, kind failureKind, err error) {
 		switch kind {
 		case failedUnreachable:
 			open = true
-		case failedConnect, failedReconnect, failedSilent:
-			count, quiet := &h.timeouts, m.connect
-			if kind == failedSilent {
-				count, quiet = &h.silent, m.headers
+		case failedConnect, failedReconnect, failedSlow, failedSilent:
+			open = m.isSilent(h, kind)
+		case failedCut, failedStatus:
+			if began.Before(h.errorAt) {
+				break // one of several at a time
 			}
-			if m.heardWithin(quiet) {
-				break // the line is saturated: other answers came over it meanwhile
-			}
-			*count++
-			open = kind == failedReconnect || h.timeouts >= connectsLost || h.silent >= silences
-		case failedStatus:
 			h.errors++
+			h.errorAt = time.Now()
 			fails = h.errors == serverErrors
 		}
 		if open {
@@ -126,8 +154,8 @@ func (s *shared) failed(m *mirror, kind failureKind, err error) {
 		s.log.Warn("upstream is down", "upstream", m.name, "err", err)
 		s.event(m, source.CacheDown, fmt.Errorf("went down: %w", err))
 	case fails:
-		s.log.Warn("upstream answers with errors", "upstream", m.name, "err", err)
-		s.event(m, source.CacheDown, fmt.Errorf("answers with errors: %w", err))
+		s.log.Warn("upstream fails again and again", "upstream", m.name, "err", err)
+		s.event(m, source.CacheDown, fmt.Errorf("fails again and again: %w", err))
 	}
 	for q := range waiting {
 		q.cancel(errDown)
@@ -145,7 +173,7 @@ func (s *shared) answered(m *mirror, kind string) {
 		if kind == kindNarInfo {
 			h.unanswered = nil
 		}
-		h.timeouts, h.errors = 0, 0
+		h.slow, h.errors = 0, 0
 		if h.unanswered == nil {
 			back = h.down != nil
 			h.silent, h.down = 0, nil
@@ -190,7 +218,7 @@ func (b *breaker) usable() error {
 
 func (b *breaker) isOpen() bool { return b.seen().down != nil }
 
-// fails reports whether the cache answers with errors only.
+// fails reports whether the cache answers with errors, or not at all, and nothing else.
 func (b *breaker) fails() bool { return b.seen().errors >= serverErrors }
 
 func (b *breaker) heardWithin(d time.Duration) bool {

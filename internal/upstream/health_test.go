@@ -3,11 +3,14 @@ package upstream
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -40,7 +43,7 @@ func TestDown(t *testing.T) {
 		"no such name":       {refuse(&net.DNSError{IsNotFound: true}), 1},
 		"no name server":     {refuse(&net.DNSError{IsTemporary: true, Err: "server misbehaving"}), 1},
 		"slow name server":   {refuse(&net.DNSError{IsTimeout: true}), 2},
-		"time-out":           {hang, 2},
+		"time-out":           {hang, 1}, // each connects twice
 		"no file descriptor": {refuse(os.NewSyscallError("socket", syscall.EMFILE)), 0},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -70,6 +73,67 @@ func TestDown(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestSecondConnection: the first packets of connections are lost for longer than one is waited
+// for. All that ask at the same time are one timeout in a row.
+func TestSecondConnection(t *testing.T) {
+	paths := []nixtest.Path{nixtest.NewPath("a", 100), nixtest.NewPath("b", 100), nixtest.NewPath("c", 100)}
+	u := nixtest.NewUpstream(t, cache(nix.None, paths...))
+	var dials atomic.Int32
+	var all sync.WaitGroup
+	lossy := func(ctx context.Context, network, _ string) (net.Conn, error) {
+		if dials.Add(1) <= int32(len(paths)) {
+			<-ctx.Done()
+			return nil, &net.OpError{Op: "dial", Net: "tcp", Err: os.ErrDeadlineExceeded}
+		}
+		return new(net.Dialer).DialContext(ctx, network, strings.TrimPrefix(u.URL(), "http://"))
+	}
+	b := open(t, func(c *Config) { c.dialer, c.timeouts.connect = lossy, time.Second }, u.URL())
+	for _, p := range paths {
+		all.Go(func() {
+			if _, err := b.Info(t.Context(), p.Hash()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	if b.Down() || strings.Contains(b.log.String(), "down") {
+		t.Error(b.log.String())
+	}
+}
+
+// TestCutTogether: connections that are cut at the same time are one failure, not five: each
+// narinfo is asked for again.
+func TestCutTogether(t *testing.T) {
+	var paths []nixtest.Path
+	for i := range 2 * serverErrors {
+		paths = append(paths, nixtest.NewPath(fmt.Sprint("cut", i), 100))
+	}
+	u := nixtest.NewUpstream(t, cache(nix.None, paths...))
+	var asked atomic.Int32
+	together := make(chan struct{})
+	door := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		n := int(asked.Add(1))
+		if n == len(paths) {
+			close(together)
+		}
+		if <-together; n <= len(paths) {
+			panic(http.ErrAbortHandler)
+		}
+		u.ServeHTTP(w, r)
+	}))
+	defer door.Close()
+	b := open(t, func(c *Config) { c.timeouts.retry = time.Second }, door.URL)
+	var all sync.WaitGroup
+	for _, p := range paths {
+		all.Go(func() {
+			if _, err := b.Info(t.Context(), p.Hash()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
 }
 
 // TestDownThoughNobodyWaits: a caller whose deadline is shorter than the connect time-out

@@ -20,8 +20,12 @@ import (
 )
 
 // infoTries is how often one cache is asked for one narinfo: a second time when it failed or is
-// late, and twice more while the line is saturated.
-const infoTries = 4
+// late, and further times when all before were cut, or while the line is saturated.
+const infoTries = 5
+
+// infoPauses are those before a cache is asked again, in units of timeouts.retry: as long
+// together as Nix's.
+var infoPauses = [infoTries]time.Duration{0, 1, 5, 10, 20}
 
 // Info returns the narinfo that the caches have for h. Its errors: absent if every cache said
 // that it has none; invalid if none has it and the answer of one was; unavailable if one could
@@ -84,29 +88,23 @@ func (u *Upstreams) ask(ctx context.Context, m *mirror, h nix.StoreHash, b *budg
 	}
 	began := time.Now()
 	var last error
-	var sent atomic.Int32
-	failures := int32(0)
+	var sent, failures atomic.Int32
 	stop := func(err error) bool {
 		if ctx.Err() == nil {
 			last = err
 		}
-		failures++
+		failed := failures.Add(1)
 		if source.Absent(err) || source.Invalid(err) != nil || m.fails() || m.isDown() {
 			return true
 		}
-		return failures == sent.Load() && // else another one has no answer yet
-			(failures > 1 || !mayPass(err)) && !(timedOut(err) && m.saturated())
+		return failed == sent.Load() && // else another one has no answer yet
+			failed >= tries(err) && !(timedOut(err) && m.saturated())
 	}
 	r, release, wait := hedge.Do(ctx, infoTries, 2, m.late.After,
 		func(ctx context.Context, i int) (*verify.Info, error) {
-			if i >= 2 && !m.saturated() {
-				<-ctx.Done() // the second request was the last
+			if !m.due(ctx, i, u.timeouts.retry, &sent, &failures) {
 				return nil, ctx.Err()
 			}
-			if i > 0 && !pause(ctx, u.timeouts.retry) {
-				return nil, ctx.Err()
-			}
-			sent.Add(1)
 			return u.try(ctx, m, h, i, b)
 		}, stop, func(*verify.Info) {})
 	release()
@@ -120,6 +118,24 @@ func (u *Upstreams) ask(ctx context.Context, m *mirror, h nix.StoreHash, b *budg
 	answered := r.Err == nil || source.Absent(r.Err) || source.Invalid(r.Err) != nil
 	m.limiter.release(time.Since(began), answered)
 	return r.Value, r.Err
+}
+
+// due waits until the i-th request for a narinfo is to be sent, and counts it; false if ctx ended
+// first. From the third on, it waits until all before have failed or the line is saturated.
+func (m *mirror) due(ctx context.Context, i int, retry time.Duration, sent, failures *atomic.Int32) bool {
+	for i > 0 {
+		if !pause(ctx, infoPauses[i]*retry) {
+			return false
+		}
+		if i == 1 || m.saturated() {
+			break
+		}
+		if n := failures.Load(); sent.CompareAndSwap(n, n+1) {
+			return true
+		}
+	}
+	sent.Add(1)
+	return true
 }
 
 // try requests a narinfo once, for the i-th time.
@@ -185,9 +201,9 @@ func (m *mirror) observe(d time.Duration) {
 	m.late.Observe(2 * d)
 }
 
-// pause waits for between half and one and a half of d; false if ctx ended first.
+// pause waits for between one and one and a half of d; false if ctx ended first.
 func pause(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d/2 + rand.N(d))
+	timer := time.NewTimer(d + rand.N(d/2+1))
 	defer timer.Stop()
 	select {
 	case <-timer.C:

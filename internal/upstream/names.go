@@ -60,7 +60,7 @@ const (
 	failedFresh  = 10 * time.Second
 )
 
-// lookupAgain are the pauses after failures: Nix begins five times within as long.
+// lookupAgain are the pauses after failures, at least as long together as Nix's between its five tries.
 var lookupAgain = []time.Duration{250 * time.Millisecond, 500 * time.Millisecond, time.Second, 2 * time.Second}
 
 func newNames(timeout time.Duration, find lookupFunc) *names {

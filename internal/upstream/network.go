@@ -129,39 +129,46 @@ type hopKey struct{}
 func (n *network) connect(ctx context.Context, network, addr string) (net.Conn, error) {
 	h, _ := ctx.Value(hopKey{}).(*hop)
 	if h == nil {
-		return n.tcp(ctx, network, addr)
+		return n.tcp(ctx, network, addr, connectsLost)
+	}
+	began, tries := time.Now(), connectsLost
+	if h.fresh {
+		tries = 1
 	}
 	var conn net.Conn
 	proxy, err := n.proxy(h.at)
 	if err == nil && isSOCKS4(proxy) {
-		conn, err = n.socks4(ctx, proxy, addr)
+		conn, err = n.socks4(ctx, proxy, addr, tries)
 	} else {
-		conn, err = n.tcp(ctx, network, addr)
+		conn, err = n.tcp(ctx, network, addr, tries)
 	}
 	if h.m.foreign(h.at) {
 		return conn, err
 	}
 	switch {
 	case err == nil:
-		h.m.note(func(h *health) { h.timeouts = 0 }) // which alone does not end an outage
+		h.m.note(func(h *health) { h.slow = 0 }) // which alone does not end an outage
 		if a, e := netip.ParseAddrPort(conn.RemoteAddr().String()); e == nil && addr == hostPort(h.at) && !public(a.Addr()) {
 			h.m.near.Store(true)
 		}
 	case errors.Is(err, context.Canceled):
+	case isTimeout(err) && isLookup(err):
+		h.s.failed(h.m, failedSlow, began, err)
 	case isTimeout(err) && h.fresh:
-		h.s.failed(h.m, failedReconnect, err)
+		h.s.failed(h.m, failedReconnect, began, err)
 	case isTimeout(err):
-		h.s.failed(h.m, failedConnect, err)
+		h.s.failed(h.m, failedConnect, began, err)
 	case isUnreachable(err):
-		h.s.failed(h.m, failedUnreachable, err)
+		h.s.failed(h.m, failedUnreachable, began, err)
 	}
 	return conn, err
 }
 
 // tcp looks the host up and connects to the first of its addresses that answers. Each step has
 // its own timeout: a name server that is dead costs seconds, and is no reason to have none left
-// for the connection.
-func (n *network) tcp(ctx context.Context, network, addr string) (net.Conn, error) {
+// for the connection. A try that times out is followed by another one, up to tries: the first
+// packet was lost, and the system repeats it ever more seldom.
+func (n *network) tcp(ctx context.Context, network, addr string, tries int) (net.Conn, error) {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
 		return nil, err
@@ -177,17 +184,14 @@ func (n *network) tcp(ctx context.Context, network, addr string) (net.Conn, erro
 			targets = append(targets, net.JoinHostPort(a.String(), port))
 		}
 	}
-	dialing, cancel := runclock.WithTimeout(ctx, n.timeouts.connect)
-	defer cancel()
-	const stagger = 250 * time.Millisecond // RFC 8305, 5
-	conn, err := first(dialing, len(targets), stagger,
-		func(ctx context.Context, i int) (net.Conn, error) { return n.dial(ctx, network, targets[i]) },
-		nil, func(c net.Conn) { _ = c.Close() })
-	if err == nil {
-		return conn, nil
-	}
-	if ctx.Err() == nil && dialing.Err() != nil {
-		err = context.Cause(dialing)
+	for range tries {
+		var conn net.Conn
+		if conn, err = n.dialAny(ctx, network, targets); err == nil {
+			return conn, nil
+		}
+		if ctx.Err() != nil || !isTimeout(err) {
+			break
+		}
 	}
 	if n.names != nil {
 		n.names.forget(host) // it may have moved
@@ -197,4 +201,24 @@ func (n *network) tcp(ctx context.Context, network, addr string) (net.Conn, erro
 		err = &net.OpError{Op: "dial", Net: network, Err: err}
 	}
 	return nil, err
+}
+
+// dialAny connects to the first of several addresses that answers.
+func (n *network) dialAny(ctx context.Context, network string, targets []string) (net.Conn, error) {
+	dialing, cancel := runclock.WithTimeout(ctx, n.timeouts.connect)
+	defer cancel()
+	const stagger = 250 * time.Millisecond // RFC 8305, 5
+	conn, err := first(dialing, len(targets), stagger,
+		func(ctx context.Context, i int) (net.Conn, error) { return n.dial(ctx, network, targets[i]) },
+		nil, func(c net.Conn) { _ = c.Close() })
+	if err != nil && ctx.Err() == nil && dialing.Err() != nil {
+		err = context.Cause(dialing)
+	}
+	return conn, err
+}
+
+// isLookup reports whether a connection failed because of its name.
+func isLookup(err error) bool {
+	var dns *net.DNSError
+	return errors.As(err, &dns)
 }

@@ -90,7 +90,7 @@ var errSOCKS = errors.New("SOCKS4 proxy refused")
 
 // socks4 connects to addr through a SOCKS4 proxy, which net/http does not know. With socks4a
 // the proxy looks the name up.
-func (n *network) socks4(ctx context.Context, proxy *url.URL, addr string) (net.Conn, error) {
+func (n *network) socks4(ctx context.Context, proxy *url.URL, addr string, tries int) (net.Conn, error) {
 	name, portText, err := net.SplitHostPort(addr)
 	if err != nil {
 		return nil, err
@@ -112,7 +112,7 @@ func (n *network) socks4(ctx context.Context, proxy *url.URL, addr string) (net.
 	if i := slices.IndexFunc(addrs, func(a netip.Addr) bool { return a.Unmap().Is4() }); i >= 0 {
 		ip, tail = addrs[i].Unmap(), ""
 	}
-	conn, err := n.tcp(ctx, "tcp", proxy.Host)
+	conn, err := n.tcp(ctx, "tcp", proxy.Host, tries)
 	if err != nil {
 		return nil, err
 	}

@@ -16,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/nixp2p/nixp2p/internal/compress"
@@ -53,6 +54,7 @@ type request struct {
 	bases   []nix.NarHash // of deltas that the cache itself may answer with
 	budget  *budget
 
+	began  time.Time
 	cancel context.CancelCauseFunc
 	timer  *runclock.Timer // cancels it if the headers do not come
 	sent   atomic.Int64    // when the connection was there, Unix nanoseconds; 0 before
@@ -112,7 +114,7 @@ func (q *request) waited() time.Duration {
 func (u *Upstreams) send(ctx context.Context, m *mirror, q *request) (*reply, error) {
 	m.requests.Add(1)
 	own, cancel := context.WithCancelCause(ctx)
-	q.cancel = cancel
+	q.cancel, q.began = cancel, time.Now()
 	q.timer = runclock.NewTimer(time.Hour, func() {
 		if q.patient && m.saturated() {
 			q.timer.Reset(q.within)
@@ -154,7 +156,7 @@ func (u *Upstreams) send(ctx context.Context, m *mirror, q *request) (*reply, er
 	switch {
 	case !r.own:
 	case r.status >= http.StatusInternalServerError:
-		u.failed(m, failedStatus, statusError(r.status))
+		u.failed(m, failedStatus, q.began, statusError(r.status))
 	case q.kind == kindNAR || r.status != http.StatusOK: // else see readAll
 		u.answered(m, q.kind)
 	}
@@ -172,6 +174,9 @@ func beforeHeaders(t *timeouts, m *mirror, q *request) time.Duration {
 // unanswered notes what a request that got no answer says about the cache.
 func (u *Upstreams) unanswered(ctx context.Context, m *mirror, q *request, cause, err error) error {
 	kind := classify(err)
+	if kind == failedCut && m.files != nil {
+		kind = failedOther
+	}
 	switch {
 	case errors.Is(cause, errStalled), ctx.Err() != nil && q.waited() >= u.timeouts.stall:
 		// A caller that waited in vain for long enough knows something even if it was
@@ -187,7 +192,7 @@ func (u *Upstreams) unanswered(ctx context.Context, m *mirror, q *request, cause
 	if !m.foreign(q.at) {
 		u.noteFailure(m, q, kind, err)
 	} else {
-		u.failed(m, failedOther, err)
+		u.failed(m, failedOther, q.began, err)
 	}
 	if ctx.Err() != nil {
 		return ctx.Err()
@@ -200,7 +205,7 @@ func (u *Upstreams) noteFailure(m *mirror, q *request, kind failureKind, err err
 	if kind == failedSilent && q.kind == kindNarInfo {
 		m.note(func(h *health) { h.unanswered = &q.about }) // only a narinfo shows now that it is healthy
 	}
-	u.failed(m, kind, err)
+	u.failed(m, kind, q.began, err)
 }
 
 // follow sends the request on as redirects say, never to a lesser scheme, and leaves in q.at
@@ -299,7 +304,7 @@ func (u *Upstreams) once(ctx context.Context, m *mirror, q *request) (*http.Resp
 // classify returns how a request's error bears on health.
 func classify(err error) failureKind {
 	var op *net.OpError
-	if errors.As(err, &op) && op.Op == "dial" {
+	if errors.As(err, &op) && op.Op == "dial" && !errors.Is(err, syscall.ECONNRESET) { // accepted, then reset
 		return failedDial
 	}
 	var certificate *tls.CertificateVerificationError
@@ -308,9 +313,11 @@ func classify(err error) failureKind {
 	case errors.As(err, &certificate), errors.As(err, &record), errors.Is(err, errNoDirectory):
 		return failedUnreachable
 	case strings.Contains(err.Error(), "TLS handshake timeout"): // net/http has no type for it
-		return failedConnect
+		return failedSlow
+	case errors.Is(err, errScheme), errors.Is(err, errRedirects), errors.Is(err, errBudget):
+		return failedOther
 	}
-	return failedOther
+	return failedCut
 }
 
 // statusError is an answer that was none of those that are expected.
@@ -320,15 +327,25 @@ func (s statusError) Error() string {
 	return fmt.Sprintf("status %d %s", int(s), http.StatusText(int(s)))
 }
 
-// mayPass reports whether a request that failed like this is worth another one.
-func mayPass(err error) bool {
+// tries returns how many requests an answer is worth when the last one failed like this. Nix
+// repeats one four times when its connection is cut.
+func tries(err error) int32 {
 	var status statusError
-	if errors.As(err, &status) {
-		return status >= http.StatusInternalServerError
-	}
 	var f *failure
-	return errors.As(err, &f) && (f.kind == failedOther || f.kind == failedSilent) &&
-		!errors.Is(err, errScheme) && !errors.Is(err, errRedirects) && !errors.Is(err, errBudget)
+	switch {
+	case errors.As(err, &status) && status < http.StatusInternalServerError,
+		errors.Is(err, errScheme), errors.Is(err, errRedirects), errors.Is(err, errBudget):
+		return 1
+	case errors.As(err, &status):
+		return 2
+	case !errors.As(err, &f):
+		return 1
+	case f.kind == failedCut:
+		return infoTries
+	case f.kind == failedOther, f.kind == failedSilent:
+		return 2
+	}
+	return 1
 }
 
 // timedOut reports whether a request failed because nothing came in time.

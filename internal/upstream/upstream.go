@@ -83,7 +83,7 @@ type Config struct {
 // timeouts has one for each step. Tests shorten them.
 type timeouts struct {
 	lookup   time.Duration // for the addresses of a name
-	connect  time.Duration // for TCP
+	connect  time.Duration // for TCP; connectsLost times
 	tls      time.Duration // for the TLS handshake
 	headers  time.Duration // of a narinfo, once there is a connection
 	late     time.Duration // without an answer until a narinfo is asked for again over a new connection
@@ -101,7 +101,7 @@ type timeouts struct {
 }
 
 var defaults = timeouts{
-	lookup: 8 * time.Second, connect: 2 * time.Second, tls: 5 * time.Second,
+	lookup: 8 * time.Second, connect: 2 * time.Second, tls: 8 * time.Second,
 	headers: 5 * time.Second, late: time.Second, first: 10 * time.Second, stall: 5 * time.Second, crawl: 10 * time.Second,
 	probe: 5 * time.Second, probing: 2 * time.Second, refresh: time.Hour,
 	hedge: 75 * time.Millisecond, retry: 100 * time.Millisecond,
@@ -289,7 +289,7 @@ func (u *Upstreams) Health() []Health {
 			h.LastError = seen.last.Error()
 		}
 		if seen.errors >= serverErrors {
-			h.Why = "answers with errors"
+			h.Why = "fails again and again"
 		}
 		if !m.busy.Ready() {
 			h.Why = errBusy.Error()

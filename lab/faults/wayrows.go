@@ -39,9 +39,7 @@ func known() map[string]string {
 		"an address in short": "an address has four numbers here",
 		"TLS 1.0":             "not accepted: it has been broken for years",
 		"certificate with the name in its subject only": "not accepted (RFC 9525)",
-		"TLS: the handshake takes 7 s":                  "5 s are waited for it, so that the narinfo is answered in time",
 		"TCP: the same for 6 s":                         "2 s are waited for a connection, twice",
-		"the first three connections are reset":         "the cache counts as down for 5 s",
 	}
 }
 

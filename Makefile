@@ -105,8 +105,9 @@ MANDIR ?= $(PREFIX)/share/man/man1
 BASHDIR ?= $(PREFIX)/share/bash-completion/completions
 ZSHDIR ?= $(PREFIX)/share/zsh/site-functions
 FISHDIR ?= $(PREFIX)/share/fish/vendor_completions.d
-# How the unit's ExecReload finds kill; systemd searches the usual places.
+# How the units find programs; systemd searches the usual places.
 KILL ?= kill
+SLEEP ?= sleep
 SYSTEMCTL ?= systemctl
 UNITS := nixp2p.socket nixp2p.service nixp2p-retry.timer nixp2p-retry.service
 # Makes manual and completions: BIN, or its like for this machine when that is for another.
@@ -132,7 +133,7 @@ install-units:
 	install -d $(DESTDIR)$(UNITDIR)
 	install -m 0644 systemd/nixp2p.socket systemd/nixp2p-retry.timer $(DESTDIR)$(UNITDIR)
 	for unit in nixp2p.service nixp2p-retry.service; do \
-	  sed -e 's|=/usr/local/bin/nixp2p |=$(BINDIR)/nixp2p |' -e 's|^ExecReload=kill |ExecReload=$(KILL) |' -e 's,=+systemctl ,=+$(SYSTEMCTL) ,' -e 's,|| systemctl ,|| $(SYSTEMCTL) ,' systemd/$$unit > $(DESTDIR)$(UNITDIR)/$$unit; done
+	  sed -e 's|=/usr/local/bin/nixp2p |=$(BINDIR)/nixp2p |' -e 's|^ExecReload=kill |ExecReload=$(KILL) |' -e '/^#/!s,\([^a-z]\)systemctl ,\1$(SYSTEMCTL) ,g' -e 's,; do sleep ,; do $(SLEEP) ,' systemd/$$unit > $(DESTDIR)$(UNITDIR)/$$unit; done
 	@grep -q '^ExecStart=$(BINDIR)/nixp2p ' $(DESTDIR)$(UNITDIR)/nixp2p.service || { echo "the unit starts something else" >&2; exit 1; }
 
 .PHONY: uninstall

@@ -28,7 +28,7 @@ buildGoModule {
   postInstall = lib.optionalString (stdenv.buildPlatform.canExecute stdenv.hostPlatform) ''
     make SHELL="$SHELL" BIN=$out/bin/nixp2p PREFIX=$out install-manual
   '' + lib.optionalString stdenv.hostPlatform.isLinux ''
-    make SHELL="$SHELL" PREFIX=$out KILL=${coreutils}/bin/kill SYSTEMCTL=${systemd}/bin/systemctl install-units
+    make SHELL="$SHELL" PREFIX=$out KILL=${coreutils}/bin/kill SLEEP=${coreutils}/bin/sleep SYSTEMCTL=${systemd}/bin/systemctl install-units
   '';
 
   meta = {

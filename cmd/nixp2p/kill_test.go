@@ -56,7 +56,7 @@ func TestKill9(t *testing.T) {
 	up := nixtest.NewUpstream(t, nixtest.UpstreamConfig{Paths: paths[:20], Keys: []nixtest.Key{key}})
 	packed := nixtest.NewUpstream(t, nixtest.UpstreamConfig{Paths: paths[20:], Keys: []nixtest.Key{key}, Compression: nix.Zstd})
 	u := newUnit(t)
-	u.run(supervise.Config{Restart: 10 * time.Millisecond, RestartMax: 10 * time.Millisecond},
+	u.run(supervise.Config{Restart: 10 * time.Millisecond},
 		"--p2p=false", "--upstream", up.URL(), "--upstream", packed.URL(), "--trusted-public-key", key.Public(),
 		"--store-root", u.dir, "--cache-size", strconv.Itoa(bound), "--log-level", "error")
 

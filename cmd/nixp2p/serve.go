@@ -41,6 +41,10 @@ const (
 	// startWait is how long requests wait for a node that is being started, counted from the
 	// start: below the deadline of a narinfo, and a 404 costs the client an hour.
 	startWait = 8 * time.Second
+
+	// startTimeout is within which systemd wants to hear that the daemon has started. Requests are
+	// answered long before.
+	startTimeout = time.Minute
 	// memoryLimit is where Go collects garbage more often: what one hostile machine can make a
 	// node keep, and the code, fit into 200 MB then.
 	memoryLimit = 160 << 20
@@ -78,6 +82,8 @@ func serve(ctx context.Context, u *ui, load func() (*config.Config, error)) erro
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP)
 	defer signal.Stop(hangup)
+	// The unit's time for a start is for programs that do not come this far.
+	notify(fmt.Sprint("EXTEND_TIMEOUT_USEC=", startTimeout.Microseconds()))
 	cfg, cfgErr := load()
 	ls, err := listenFront(ctx, cfg.Listen)
 	if err != nil {

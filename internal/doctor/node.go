@@ -70,6 +70,8 @@ func unanswered(flag, at string, err error) []Finding {
 	}
 	if exec.Command("systemctl", "is-failed", "--quiet", "nixp2p.socket").Run() == nil {
 		hint = "nixp2p.socket has failed: `systemctl status nixp2p.socket` says why; `ss -ltnp` shows which program has the port"
+	} else if exec.Command("systemctl", "is-failed", "--quiet", "nixp2p-retry.service").Run() == nil {
+		hint = "it cannot be started, and is tried again every minute: `journalctl -u nixp2p` says why"
 	}
 	return fail(hint, "%s", text)
 }

@@ -69,12 +69,35 @@ func (w *world) install(ctx context.Context) error {
 	})
 }
 
-// endure has a user substitute on one machine while the service goes down in each way, and on the
-// other while it cannot start.
+// endure has a user substitute on one machine while the service goes down in each way, and on both
+// while it cannot start.
 func (w *world) endure(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return w.outages(ctx, w.m1) })
-	g.Go(func() error { return w.cannotStart(ctx, w.m2) })
+	g.Go(func() error {
+		if err := w.outages(ctx, w.m1); err != nil {
+			return err
+		}
+		// Until now nixp2p was the only cache of this machine.
+		other := "echo 'extra-substituters = " + w.cache.URL + "' | tee -a /root/nix.conf.before >>/etc/nix/nix.conf; systemctl restart nix-daemon.service"
+		if _, err := w.m1.run(ctx, other); err != nil {
+			return err
+		}
+		for _, p := range brokenPrograms {
+			if err := w.cannotStart(ctx, w.m1, p, "the repaired program is started by hand", repair+"; "+startByHand); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	g.Go(func() error {
+		if err := w.cannotStart(ctx, w.m2, garbage, "the next attempt starts the program that is there again", repair); err != nil {
+			return err
+		}
+		if err := w.cannotStart(ctx, w.m2, crashLoop, "installing the package starts it at once", "dpkg -i /root/nixp2p.deb"); err != nil {
+			return err
+		}
+		return w.wrongConfig(ctx, w.m2)
+	})
 	return g.Wait()
 }
 
@@ -145,65 +168,69 @@ func realise(ctx context.Context, m *machine, c *closure) error {
 	return err
 }
 
-const crashLoop = "one that crashes once it serves"
-
-// programs are what is in the place of the program, as a full disk in an upgrade, a package for
-// another machine or a policy makes it. Each script makes /root/broken.
-var programs = []struct{ name, make string }{
-	{"garbage", "head -c 100000 /dev/urandom >/root/broken; chmod 755 /root/broken"},
-	{"for another processor", `cp /usr/bin/nixp2p /root/broken; printf '\003\000' | dd of=/root/broken bs=1 seek=18 conv=notrunc status=none`}, // 32 bits of another kind
-	{"without its ELF interpreter", "sed 's,/ld-linux,/ld-nobody,' /bin/true >/root/broken; chmod 755 /root/broken"},
-	{"without a shared library", `sed 's,libc\.so,libx.so,' /bin/true >/root/broken; chmod 755 /root/broken`},
-	{"not to be executed", "cp /usr/bin/nixp2p /root/broken; chmod 644 /root/broken"},
-	{"one that crashes at once", `printf '#!/bin/sh\nexit 1\n' >/root/broken; chmod 755 /root/broken`},
-	{crashLoop, `cp /usr/bin/nixp2p /usr/local/bin/kept
-		printf '#!/bin/sh\n(sleep 1; kill -KILL $$) &\nexec /usr/local/bin/kept "$@"\n' >/root/broken; chmod 755 /root/broken`},
+// program is in the place of the program, as a full disk in an upgrade, a package for another
+// machine or a policy makes it.
+type program struct {
+	name string
+	make string // a script that makes /root/broken
 }
 
+var (
+	garbage   = program{"garbage", "head -c 100000 /dev/urandom >/root/broken; chmod 755 /root/broken"}
+	crashLoop = program{"one that crashes once it serves", `cp /usr/bin/nixp2p /usr/local/bin/kept
+		printf '#!/bin/sh\n(sleep 1; kill -KILL $$) &\nexec /usr/local/bin/kept "$@"\n' >/root/broken; chmod 755 /root/broken`}
+
+	brokenPrograms = []program{
+		{"for another processor", `cp /usr/bin/nixp2p /root/broken; printf '\003\000' | dd of=/root/broken bs=1 seek=18 conv=notrunc status=none`}, // 32 bits of another kind
+		{"without its ELF interpreter", "sed 's,/ld-linux,/ld-nobody,' /bin/true >/root/broken; chmod 755 /root/broken"},
+		{"without a shared library", `sed 's,libc\.so,libx.so,' /bin/true >/root/broken; chmod 755 /root/broken`},
+		{"not to be executed", "cp /usr/bin/nixp2p /root/broken; chmod 644 /root/broken"},
+		{"one that crashes at once", `printf '#!/bin/sh\nexit 1\n' >/root/broken; chmod 755 /root/broken`},
+		{"one that hangs", `printf '#!/bin/sh\nexec sleep 1000\n' >/root/broken; chmod 755 /root/broken`},
+	}
+)
+
+const (
+	repair      = "mv /root/kept /usr/bin/nixp2p"
+	startByHand = "systemctl reset-failed nixp2p.socket nixp2p.service; systemctl start nixp2p.socket nixp2p.service"
+)
+
 // cannotStart replaces the program by what cannot run. Nix has to go on with the next cache, and
-// the program that is there again has to be started, by itself and by its package.
-func (w *world) cannotStart(ctx context.Context, m *machine) error {
-	for i, p := range programs {
-		err := w.step(ctx, m.name, "a user substitutes while the program is "+p.name, func(ctx context.Context) (string, error) {
-			return w.broken(ctx, m, p.name, p.make)
-		})
-		if err != nil {
-			return err
-		}
-		again, repair := "the repaired program is started by hand", "mv /root/kept /usr/bin/nixp2p; systemctl reset-failed nixp2p.socket nixp2p.service; systemctl start nixp2p.socket nixp2p.service"
-		switch i {
-		case 0:
-			again, repair = "the next attempt starts the program that is there again", "mv /root/kept /usr/bin/nixp2p"
-		case len(programs) - 1:
-			again, repair = "installing the package starts it at once", "dpkg -i /root/nixp2p.deb"
-		}
-		err = w.step(ctx, m.name, again, func(ctx context.Context) (string, error) {
-			if _, err := m.run(ctx, repair); err != nil {
-				return "", err
-			}
-			if _, ok := rig.Until(ctx, patience, func() bool { return m.answers(ctx) }); !ok {
-				return "", errors.New("nothing answers")
-			}
-			lines, err := m.lines(ctx, time.Minute)
-			return lines + " lines in the journal in the last minute", err
-		})
-		if err != nil {
+// the program that is there again has to be started.
+func (w *world) cannotStart(ctx context.Context, m *machine, p program, again, script string) error {
+	err := w.step(ctx, m.name, "a user substitutes while the program is "+p.name, func(ctx context.Context) (string, error) {
+		return w.broken(ctx, m, p)
+	})
+	if err != nil {
+		return err
+	}
+	if p.name == crashLoop.name {
+		if err := w.step(ctx, m.name, "the next attempt is one start", m.oneStart); err != nil {
 			return err
 		}
 	}
-	return w.wrongConfig(ctx, m)
+	return w.step(ctx, m.name, again, func(ctx context.Context) (string, error) {
+		if _, err := m.run(ctx, script); err != nil {
+			return "", err
+		}
+		if _, ok := rig.Until(ctx, patience, func() bool { return m.answers(ctx) }); !ok {
+			return "", errors.New("nothing answers")
+		}
+		lines, err := m.lines(ctx, time.Minute)
+		return lines + " lines in the journal in the last minute", err
+	})
 }
 
 // releaseLimit is within which a program that cannot start releases the socket on any machine. The
-// aim is 30 s; on one that is busy each of the five starts takes seconds.
+// aim is 30 s; on one that is busy each of the three starts takes seconds.
 const releaseLimit = 2 * time.Minute
 
-func (w *world) broken(ctx context.Context, m *machine, name, script string) (string, error) {
-	c, err := w.closure("broken-"+strings.ReplaceAll(name, " ", "-"), 10, 20_000)
+func (w *world) broken(ctx context.Context, m *machine, p program) (string, error) {
+	c, err := w.closure("broken-"+strings.ReplaceAll(p.name, " ", "-"), 10, 20_000)
 	if err != nil {
 		return "", err
 	}
-	script += "; mv /usr/bin/nixp2p /root/kept; mv /root/broken /usr/bin/nixp2p; systemctl kill --signal=KILL nixp2p.service"
+	script := p.make + "; mv /usr/bin/nixp2p /root/kept; mv /root/broken /usr/bin/nixp2p; systemctl kill --signal=KILL nixp2p.service"
 	if _, err := m.run(ctx, script); err != nil {
 		return "", err
 	}
@@ -220,8 +247,8 @@ func (w *world) broken(ctx context.Context, m *machine, name, script string) (st
 	})
 	g.Go(func() error {
 		err := realise(gctx, m, c)
-		if err != nil && name == crashLoop {
-			// Nix 2.8 gives up when a cache that has answered goes away in the middle of a command.
+		if err != nil && p.name == crashLoop.name {
+			// Nix gives up when a cache that has answered goes away in the middle of a command.
 			failed = "failed once, "
 			if _, ok := rig.Until(gctx, releaseLimit, func() bool { return m.refused(gctx) }); ok {
 				err = realise(gctx, m, c)
@@ -235,6 +262,30 @@ func (w *world) broken(ctx context.Context, m *machine, name, script string) (st
 	}
 	lines, err := m.lines(ctx, done)
 	return fmt.Sprintf("socket released after %.1f s, command %sdone after %.1f s, %s lines in the journal", released.Seconds(), failed, done.Seconds(), lines), err
+}
+
+// oneStart waits for the next attempt to start a program that crashes, and looks that it is a
+// single one, after which the socket is released at once.
+func (m *machine) oneStart(ctx context.Context) (string, error) {
+	starts := func() string {
+		n, _ := m.run(ctx, "journalctl --no-pager -q -o cat -u nixp2p.service | grep -c '^Starting nixp2p'")
+		return n
+	}
+	before := starts()
+	start := time.Now()
+	next, ok := rig.Until(ctx, releaseLimit, func() bool { return starts() != before })
+	if !ok {
+		return "", errors.New("there is none")
+	}
+	released, ok := rig.Until(ctx, releaseLimit, func() bool { return m.refused(ctx) })
+	if !ok {
+		return "", errors.New("the socket is not released")
+	}
+	if _, err := m.run(ctx, fmt.Sprintf("[ $(journalctl --no-pager -q -o cat -u nixp2p.service | grep -c '^Starting nixp2p') = $((%s + 1)) ]", before)); err != nil {
+		return "", err
+	}
+	lines, err := m.lines(ctx, time.Since(start))
+	return fmt.Sprintf("after %.1f s, socket released after %.1f s more, %s lines in the journal", next.Seconds(), released.Seconds(), lines), err
 }
 
 // lines counts what the journal has about nixp2p of the last seconds.

@@ -27,12 +27,10 @@ type Config struct {
 	Listen  string    // TCP address of the socket; "" is a free port of 127.0.0.1
 	Log     io.Writer // what the daemon prints; nil is nowhere
 
-	Watchdog   time.Duration // WatchdogSec=
-	Abort      time.Duration // TimeoutAbortSec=: from SIGABRT to SIGKILL
-	Stop       time.Duration // TimeoutStopSec=: from SIGTERM to SIGKILL
-	Restart    time.Duration // RestartSec=
-	RestartMax time.Duration // RestartMaxDelaySec=
-	Steps      int           // RestartSteps=
+	Watchdog time.Duration // WatchdogSec=
+	Abort    time.Duration // TimeoutAbortSec=: from SIGABRT to SIGKILL
+	Stop     time.Duration // TimeoutStopSec=: from SIGTERM to SIGKILL
+	Restart  time.Duration // RestartSec=
 }
 
 func (c Config) withDefaults() Config {
@@ -45,24 +43,10 @@ func (c Config) withDefaults() Config {
 	set(&c.Abort, 3*time.Second)
 	set(&c.Stop, 35*time.Second)
 	set(&c.Restart, 250*time.Millisecond)
-	set(&c.RestartMax, 2*time.Second)
-	if c.Steps == 0 {
-		c.Steps = 5
-	}
 	if c.Listen == "" {
 		c.Listen = "127.0.0.1:0"
 	}
 	return c
-}
-
-// delay is the pause before the n-th restart, as systemd takes it: it grows geometrically
-// from Restart to RestartMax in Steps steps.
-func (c *Config) delay(n int) time.Duration {
-	if n >= c.Steps {
-		return c.RestartMax
-	}
-	grow := math.Pow(float64(c.RestartMax)/float64(c.Restart), float64(n)/float64(c.Steps))
-	return time.Duration(float64(c.Restart) * grow)
 }
 
 // Supervisor is one unit with its socket. Run it once; the other methods are safe for
@@ -121,11 +105,11 @@ func (s *Supervisor) Run(ctx context.Context) error {
 	notes := make(chan string)
 	var readers sync.WaitGroup
 	readers.Go(func() { s.listen(notes) })
-	for n := 0; ctx.Err() == nil; n++ {
+	for ctx.Err() == nil {
 		if err := s.once(ctx, notes); err != nil {
 			fmt.Fprintf(s.log(), "supervise: %v\n", err)
 		}
-		pause(ctx, s.cfg.delay(n))
+		pause(ctx, s.cfg.Restart)
 	}
 	err := s.close()
 	readers.Wait()

@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -54,23 +53,12 @@ func tell(state string) error {
 	return err
 }
 
-func TestDelay(t *testing.T) {
-	cfg := Config{}.withDefaults()
-	var got []string
-	for n := range 7 {
-		got = append(got, cfg.delay(n).Round(10*time.Millisecond).String())
-	}
-	if text := strings.Join(got, " "); text != "250ms 380ms 570ms 870ms 1.32s 2s 2s" {
-		t.Errorf("delays %s", text)
-	}
-}
-
 // TestSocketOutlivesTheDaemon: a request that comes while there is no daemon is answered by the
 // next one, whatever the last one ended of.
 func TestSocketOutlivesTheDaemon(t *testing.T) {
 	s, err := New(Config{
 		Command: []string{os.Args[0]}, Env: []string{beDaemon + "=1"}, Log: os.Stderr,
-		Restart: 10 * time.Millisecond, RestartMax: 10 * time.Millisecond, Watchdog: 300 * time.Millisecond, Abort: 50 * time.Millisecond,
+		Restart: 10 * time.Millisecond, Watchdog: 300 * time.Millisecond, Abort: 50 * time.Millisecond,
 	})
 	if err != nil {
 		t.Fatal(err)

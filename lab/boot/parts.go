@@ -79,6 +79,10 @@ func (w *world) endure(ctx context.Context) error {
 		}
 		// Until now nixp2p was the only cache of this machine.
 		other := "echo 'extra-substituters = " + w.cache.URL + "' | tee -a /root/nix.conf.before >>/etc/nix/nix.conf; systemctl restart nix-daemon.service"
+		if w.release == "bookworm" {
+			// Before 2.13, Nix gives up if a cache that it remembers refuses connections.
+			other += "; rm -f /root/.cache/nix/binary-cache-*"
+		}
 		if _, err := w.m1.run(ctx, other); err != nil {
 			return err
 		}

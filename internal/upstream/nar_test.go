@@ -207,7 +207,7 @@ func TestNARCrawls(t *testing.T) {
 	for _, c := range []nix.Compression{nix.None, nix.Zstd} {
 		first, second := nixtest.NewUpstream(t, cache(c, p)), nixtest.NewUpstream(t, cache(c, p))
 		first.Set(nixtest.NarFile, nixtest.Fault{Rate: 5000})
-		b := open(t, func(c *Config) { c.timeouts.crawl = 200 * time.Millisecond }, first.URL(), second.URL())
+		b := open(t, func(c *Config) { c.timeouts.crawl, c.timeouts.hedge = 200*time.Millisecond, time.Minute }, first.URL(), second.URL())
 		info := b.mustInfo(p)
 		if got, err := b.read(info, nix.Raw, 0); err != nil || !bytes.Equal(got, p.NAR) {
 			t.Errorf("%s: %d bytes, %v", c, len(got), err)

@@ -220,6 +220,14 @@ func (w *world) cannotStart(ctx context.Context, m *machine, p program, again, s
 		if _, ok := rig.Until(ctx, patience, func() bool { return m.answers(ctx) }); !ok {
 			return "", errors.New("nothing answers")
 		}
+		// While an attempt is under way, a single failure ends it.
+		_, ok := rig.Until(ctx, patience, func() bool {
+			_, err := m.run(ctx, "[ $(systemctl show -P ActiveState nixp2p-retry.service) != activating ]")
+			return err == nil
+		})
+		if !ok {
+			return "", errors.New("the attempt does not end")
+		}
 		lines, err := m.lines(ctx, time.Minute)
 		return lines + " lines in the journal in the last minute", err
 	})

@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"net/http"
 	"net/netip"
+	"strconv"
 	"strings"
 	"time"
 
@@ -16,11 +17,12 @@ import (
 	"github.com/nixp2p/nixp2p/verify"
 )
 
-// A node may get a raw NAR as what differs from a version of it that the node has: as a content coding
-// of the NAR, which no Nix asks for, or from a URL of its own, which a CDN may keep.
+// A node may get a raw NAR as what differs from a version of it that the node has: in answer to a request for
+// any form of the NAR that names bases and asks for a content coding, which no Nix does, or from a URL of its own,
+// which a CDN may keep. If there is no delta, the form comes that was asked for.
 
 var (
-	// deltaVary: whether a raw NAR is coded depends on these.
+	// deltaVary: whether a NAR is coded depends on these.
 	deltaVary = []string{"Accept-Encoding, " + update.DictionaryHeader}
 	// notKept: there are caches that ignore Vary, and a Nix that got a delta would fail.
 	notKept = []string{"no-store, no-transform"}
@@ -40,6 +42,7 @@ func deltaTag(nar, base nix.NarHash) string { return `"` + nar.Nix32() + "-" + b
 
 // deltaURL is where a delta is, relative to the root. parseDelta reads it without its prefix.
 func deltaURL(name nix.NARName, base nix.NarHash) string {
+	name.Form = nix.Raw
 	return deltaPrefix + base.Nix32() + "/" + strings.TrimPrefix(name.URL(), narPrefix)
 }
 
@@ -58,9 +61,9 @@ func parseDelta(text string) (base nix.NarHash, name nix.NARName, ok bool) {
 	return base, name, err == nil && name.Form.IsRaw()
 }
 
-// basesOf returns the bases that a request for a raw NAR names, if it may be answered with a delta.
-func (h *Handler) basesOf(r *http.Request, name nix.NARName) []nix.NarHash {
-	if h.cfg.Encoder == nil || !name.Form.IsRaw() || r.Method != http.MethodGet || r.Header["Range"] != nil {
+// basesOf returns the bases that a request for a NAR names, if it may be answered with a delta.
+func (h *Handler) basesOf(r *http.Request) []nix.NarHash {
+	if h.cfg.Encoder == nil || r.Method != http.MethodGet || r.Header["Range"] != nil {
 		return nil
 	}
 	named := r.Header[update.DictionaryHeader]
@@ -82,8 +85,18 @@ func accepts(values []string, coding string) bool {
 	return false
 }
 
-// openDelta returns a delta of info's NAR, nil if there is none for this client now.
-func (h *Handler) openDelta(ctx context.Context, r *http.Request, info *verify.Info, bases []nix.NarHash) *update.Delta {
+// plainTime returns about how long the client would get size bytes, 0 if it does not say.
+func plainTime(r *http.Request, size int64) time.Duration {
+	rate, err := strconv.ParseInt(r.Header.Get(update.RateHeader), 10, 64)
+	if err != nil || rate <= 0 {
+		return 0
+	}
+	return time.Duration(min(float64(size)/float64(rate), time.Hour.Seconds()) * float64(time.Second))
+}
+
+// openDelta returns a delta of info's NAR, nil if there is none for this client now. Size is that of the answer
+// without a delta in bytes.
+func (h *Handler) openDelta(ctx context.Context, r *http.Request, info *verify.Info, bases []nix.NarHash, size int64) *update.Delta {
 	if len(bases) == 0 || !info.SignedByAny(h.cfg.Share) {
 		return nil
 	}
@@ -91,7 +104,9 @@ func (h *Handler) openDelta(ctx context.Context, r *http.Request, info *verify.I
 	if err != nil {
 		at = netip.AddrPort{} // a socket of the file system
 	}
-	return h.cfg.Encoder.Open(ctx, machine.Of(at.Addr()).Prefix(), info, bases)
+	return h.cfg.Encoder.Open(ctx, update.Ask{
+		To: machine.Of(at.Addr()).Prefix(), Info: info, Bases: bases, Plain: plainTime(r, size),
+	})
 }
 
 // serveDelta answers at the URL of a delta.
@@ -119,7 +134,7 @@ func (h *Handler) sendDeltaURL(ctx context.Context, w http.ResponseWriter, r *ht
 	if !h.mayShow(scope, info) {
 		return fs.ErrNotExist
 	}
-	d := h.openDelta(ctx, r, info, []nix.NarHash{base})
+	d := h.openDelta(ctx, r, info, []nix.NarHash{base}, info.NarSize())
 	if d == nil {
 		return fs.ErrNotExist
 	}

@@ -22,6 +22,7 @@ import (
 // versions is a front whose store has two public versions of a path and a private one.
 type versions struct {
 	*Handler
+	nars           map[nix.NARName]*fakeNAR
 	m              *metrics.Metrics
 	trees          *sourcetest.Trees
 	old, now, home nixtest.Path
@@ -41,6 +42,7 @@ func newVersions(t testing.TB) *versions {
 		f.infos[p.Hash()] = info
 		f.nars[nameOf(*p)] = &fakeNAR{info: info, data: p.NAR, ranges: true, stop: -1}
 	}
+	v.nars = f.nars
 	v.Handler = newHandler(t, f, func(c *Config) { c.Encoder, c.Private = update.NewEncoder(v.trees, v.m, nil), true })
 	return v
 }
@@ -231,6 +233,54 @@ func TestDeltaProbes(t *testing.T) {
 		}
 		if s, b, r, h := probe(base); s != s1 || b != b1 || r != r1 || h != h1 {
 			t.Fatalf("probe %d: %d %d %d %s, not %d %d %d %s", i, s, b, r, h, s1, b1, r1, h1)
+		}
+	}
+}
+
+// TestDeltaOfFile: a request for a file may be answered with a delta of its NAR, else the file comes. Files of the
+// mirror are decoded only for a client that would wait longer for the file.
+func TestDeltaOfFile(t *testing.T) {
+	v := newVersions(t)
+	file := nameOf(v.now)
+	file.Form = nix.Form{Compression: nix.XZ, File: nix.FileHash{7}}
+	v.nars[file] = &fakeNAR{info: v.now.Info(t, key), data: []byte("a file"), ranges: true, stop: -1}
+	for name, tt := range map[string]struct {
+		packed nix.Compression
+		rate   string
+		base   nix.NarHash
+		delta  bool
+	}{
+		"raw here":      {nix.None, "", v.old.NarHash(), true},
+		"no base":       {nix.None, "", nix.NarHash{1}, false},
+		"files, slow":   {nix.XZ, "1", v.old.NarHash(), true},
+		"files, fast":   {nix.XZ, "100000000", v.old.NarHash(), false},
+		"files, unsaid": {nix.XZ, "", v.old.NarHash(), false},
+		"files, silly":  {nix.XZ, "-1", v.old.NarHash(), false},
+		"unknown":       {nix.Brotli, "1", v.old.NarHash(), false},
+	} {
+		v.trees.Packed = tt.packed
+		r := from(http.MethodGet, "/"+file.URL(), "192.0.2.1:7")
+		r.Header.Set("Accept-Encoding", update.Coding)
+		r.Header.Set(update.DictionaryHeader, update.FormatDictionaries([]nix.NarHash{tt.base}))
+		r.Header.Set(update.RateHeader, tt.rate)
+		w := answer(v, r)
+		got := w.Body.Bytes()
+		if coded := w.Header().Get("Content-Encoding") == update.Coding; coded != tt.delta || w.Code != http.StatusOK {
+			t.Errorf("%s: status %d, delta %v", name, w.Code, coded)
+			continue
+		}
+		want := []byte("a file")
+		if tt.delta {
+			got, want = decode(t, v, got), v.now.NAR
+			if at := w.Header().Get("Content-Location"); at != "../"+deltaURL(nameOf(v.now), v.old.NarHash()) {
+				t.Errorf("%s: Content-Location %q", name, at)
+			}
+		}
+		if !bytes.Equal(got, want) || w.Header().Get("Vary") != deltaVary[0] {
+			t.Errorf("%s: %d bytes, Vary %q", name, len(got), w.Header().Get("Vary"))
+		}
+		if v.trees.Open.Load() != 0 {
+			t.Errorf("%s: trees are open", name)
 		}
 	}
 }

@@ -61,11 +61,11 @@ func (h *Handler) sendNAR(ctx context.Context, w http.ResponseWriter, r *http.Re
 		return fs.ErrNotExist
 	}
 	header := w.Header()
-	if h.cfg.Encoder != nil && name.Form.IsRaw() {
+	if h.cfg.Encoder != nil {
 		header["Vary"] = deltaVary
 	}
 	if short == 0 {
-		if d := h.openDelta(ctx, r, n.Info(), h.basesOf(r, name)); d != nil {
+		if d := h.openDelta(ctx, r, n.Info(), h.basesOf(r), n.Size()); d != nil {
 			n.Close()
 			header["Cache-Control"], header["Content-Location"] = notKept, []string{"../" + deltaURL(name, d.Base)}
 			h.sendDelta(ctx, w, r, name, d)

@@ -47,9 +47,15 @@ func (s slowWriter) Write(b []byte) (int, error) {
 	return s.ResponseWriter.Write(b)
 }
 
-// TestDeltaFromMirror: a mirror that has two versions of some paths sends what differs over a slow link, the real
-// Nix gets the newer ones without noticing, and they verify.
+// TestDeltaFromMirror: a mirror that has two versions of some paths, in its store or as files in its cache, sends what
+// differs over a slow link, the real Nix gets the newer ones without noticing, and they verify.
 func TestDeltaFromMirror(t *testing.T) {
+	for _, place := range []string{"store", "cache"} {
+		t.Run(place, func(t *testing.T) { deltaFromMirror(t, place) })
+	}
+}
+
+func deltaFromMirror(t *testing.T, place string) {
 	key := nixtest.NewKey("cache.example.org-1")
 	var olds, news []nixtest.Path
 	for _, name := range []string{"app", "lib", "tool"} {
@@ -70,12 +76,24 @@ func TestDeltaFromMirror(t *testing.T) {
 	}
 	client := func(paths ...nixtest.Path) *realnix.Client {
 		c := machine.TempClient(t, key.Public())
+		if len(paths) == 0 {
+			return c
+		}
 		if res, err := c.Copy(t.Context(), cache.URL(), storePaths(paths)...); err != nil {
 			t.Fatalf("%v\n%s", err, res.Stderr)
 		}
 		return c
 	}
-	mirror := startDaemon(t, args(client(append(olds, news...)...).Root, cache.URL())...)
+	var mirror *process
+	if place == "store" {
+		mirror = startDaemon(t, args(client(append(olds, news...)...).Root, cache.URL())...)
+	} else {
+		mirror = startDaemon(t, args(client().Root, cache.URL())...)
+		reader := machine.TempClient(t, key.Public())
+		if res, err := reader.Copy(t.Context(), mirror.url, storePaths(append(olds, news...))...); err != nil {
+			t.Fatalf("%v\n%s", err, res.Stderr)
+		}
+	}
 	var over [2]int64
 	for i, on := range []string{"--delta=true", "--delta=false"} {
 		link, came := farLink(t, mirror.url)

@@ -121,7 +121,7 @@ func newNode(cfg *config.Config, m *metrics.Metrics, id string, conditions *sour
 		return nil, err
 	}
 	if cfg.Delta {
-		n.bases, n.encoder = update.NewBases(n.store, cfg.ShareKeys, m), update.NewEncoder(n.store, m, log)
+		n.bases = update.NewBases(n.store, cfg.ShareKeys, m)
 	}
 	if err := n.openCaches(m, id, events, log); err != nil {
 		return nil, err
@@ -203,6 +203,9 @@ func (n *node) joinSite(m *metrics.Metrics, events source.Events, log *slog.Logg
 		c.Cache = share.CacheOf(n.cache)
 	}
 	n.holder = share.New(c)
+	if n.cfg.Delta {
+		n.encoder = update.NewEncoder(n.holder, m, log)
+	}
 	if !n.cfg.P2P {
 		return nil
 	}
@@ -312,7 +315,9 @@ func (n *node) run(ctx context.Context, log *slog.Logger) error {
 	if n.follower != nil && n.cache != nil {
 		g.Go(func() error { return n.follower.Run(ctx) })
 	}
-	if n.peers != nil {
+	if n.peers == nil { // else it is theirs
+		g.Go(func() error { share.NewAnnouncer(n.holder).Run(ctx); return nil })
+	} else {
 		g.Go(func() error { return n.findZone(ctx, log) })
 		g.Go(func() error {
 			// A port that is taken must not stop what works without peers.

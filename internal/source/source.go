@@ -134,10 +134,10 @@ func (p Pace) Time(size int64) time.Duration {
 type Upstreams interface {
 	Infos
 	NARs
-	// Update is NAR for the raw form from byte 0 on, for a reader that shows nothing before all of
-	// it is verified: a mirror may send what differs from a NAR of this machine's store, which may
-	// be damaged, and delta says that it does. What breaks off is continued as usual.
-	Update(ctx context.Context, info *verify.Info) (u *verify.Unverified, delta bool, err error)
+	// Update is NAR from byte 0 on, for a reader that shows nothing before all of it is verified: in place
+	// of the form, a mirror may send what differs from a NAR of this machine's store, which may
+	// be damaged. If delta says that it does, the body is the raw NAR, and what breaks off is continued as usual.
+	Update(ctx context.Context, info *verify.Info, form nix.Form) (u *verify.Unverified, delta bool, err error)
 	// Down reports whether asking is pointless at the moment.
 	Down() bool
 	// Saturated reports whether answers are late because the line is full: bytes keep coming.
@@ -223,6 +223,18 @@ type Trees interface {
 	// Tree opens the raw NAR of a path.
 	Tree(ctx context.Context, info *verify.Info) (Tree, error)
 	NARs
+}
+
+// Versions is the NARs on this machine that others may get as what differs from one another.
+type Versions interface {
+	// Version returns the narinfo of a NAR that a share key signed, and what its raw bytes have to be decoded
+	// from: None if they are here as they are. Any other NAR is absent, in the same time: which there are
+	// is known from memory.
+	Version(ctx context.Context, nar nix.NarHash) (info *verify.Info, packed nix.Compression, err error)
+	// Tree opens the raw NAR of what Version returned, and decodes it if need be.
+	Tree(ctx context.Context, info *verify.Info) (Tree, error)
+	// Invalid reports that the NAR of a Tree was wrong.
+	Invalid(info *verify.Info, form nix.Form, err error)
 }
 
 // Session is the transfer of one NAR from peers to this machine. Next and End are called by

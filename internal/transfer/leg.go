@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync/atomic"
 
 	"github.com/nixp2p/nixp2p/internal/nix"
@@ -173,7 +174,10 @@ func (l *leg) openUpstream(ctx context.Context, over <-chan struct{}) *supply {
 			return nil
 		}
 		uctx, stop := context.WithCancel(ctx)
-		u, err := l.fetch(uctx, f.Form)
+		u, delta, err := l.fetch(uctx, f.Form, forms)
+		if delta {
+			f = source.Sized{Form: nix.Raw, Size: l.a.d.info.NarSize()}
+		}
 		if err == nil && u.Size != f.Size {
 			_ = u.Body.Close()
 			err = l.wrongSize(f, u.Size)
@@ -191,15 +195,18 @@ func (l *leg) openUpstream(ctx context.Context, over <-chan struct{}) *supply {
 	return nil
 }
 
-// fetch opens a form at an upstream. What nobody sees before all of it is verified may come as a delta.
-func (l *leg) fetch(ctx context.Context, form nix.Form) (*verify.Unverified, error) {
+// fetch opens a form at an upstream. What nobody sees before all of it is verified may come as a delta, if the raw
+// NAR is of use as well.
+func (l *leg) fetch(ctx context.Context, form nix.Form, of []source.Sized) (u *verify.Unverified, delta bool, err error) {
 	d := l.a.d
-	if !form.IsRaw() || l.got.Load() > 0 || d.private || d.noDelta {
-		return l.up.NAR(ctx, d.info, form, l.got.Load())
+	isRaw := func(s source.Sized) bool { return s.Form.IsRaw() }
+	if l.got.Load() > 0 || d.private || d.noDelta || !slices.ContainsFunc(of, isRaw) {
+		u, err = l.up.NAR(ctx, d.info, form, l.got.Load())
+		return u, false, err
 	}
-	u, delta, err := l.up.Update(ctx, d.info)
+	u, delta, err = l.up.Update(ctx, d.info, form)
 	l.delta.Store(delta)
-	return u, err
+	return u, delta, err
 }
 
 // prepare makes the sink before upstream is asked: what cannot be kept is not begun there.

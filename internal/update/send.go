@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"net/netip"
 	"runtime"
-	"slices"
 	"time"
 
 	"github.com/nixp2p/nixp2p/internal/delta"
@@ -19,24 +18,34 @@ import (
 	"github.com/nixp2p/nixp2p/verify"
 )
 
-// familyMost is how many versions of a NAR are looked at for a proposed one.
-const familyMost = 256
+// sizeFactor: a base of another size than 1/sizeFactor to sizeFactor times the NAR's is of no use.
+const sizeFactor = 4
 
-// Encoder makes deltas of the NARs in this machine's store, for peers and for HTTP clients, within
+// Encoder makes deltas of the NARs on this machine, for peers and for HTTP clients, within
 // limits by machine. It is safe for concurrent use.
 type Encoder struct {
-	trees   source.Trees
-	slots   *slots
-	metrics *metrics.Metrics
-	log     *slog.Logger
+	versions source.Versions
+	slots    *slots
+	metrics  *metrics.Metrics
+	log      *slog.Logger
 }
 
 // NewEncoder returns an Encoder. If log is nil, nothing is logged.
-func NewEncoder(trees source.Trees, m *metrics.Metrics, log *slog.Logger) *Encoder {
+func NewEncoder(versions source.Versions, m *metrics.Metrics, log *slog.Logger) *Encoder {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Encoder{trees: trees, slots: newSlots(), metrics: m, log: log}
+	return &Encoder{versions: versions, slots: newSlots(), metrics: m, log: log}
+}
+
+// Ask is who asks for a NAR as a delta.
+type Ask struct {
+	To    netip.Prefix
+	Info  *verify.Info // signed by a share key
+	Bases []nix.NarHash
+	// Plain is about how long the NAR takes without a delta: for a part of it an encoder is waited for, and
+	// files are decoded that would take less. 0 is not known, or no time.
+	Plain time.Duration
 }
 
 // Delta is a NAR that may be sent as what differs from a base that the receiver has. The caller
@@ -46,60 +55,80 @@ type Delta struct {
 
 	e            *Encoder
 	to           netip.Prefix
-	info         *verify.Info
-	base, target source.Tree
+	info, old    *verify.Info
+	base, target source.Tree // nil: not open yet
 	release      func(time.Duration)
 	spent        time.Duration
 }
 
-// Open returns a delta of info's NAR for a machine that has some bases, or nil if it gets the NAR as usual:
-// the store lacks the NAR, or all of the bases, or no encoder is free. A share key must have signed info;
-// a base that none signed does not exist, also in time: which there are is known from memory.
-func (e *Encoder) Open(ctx context.Context, to netip.Prefix, info *verify.Info, bases []nix.NarHash) *Delta {
-	if e == nil || len(bases) == 0 || info.NarSize() < Least {
+// Open returns a delta, or nil if the machine gets the NAR as usual: this machine lacks the NAR, or all of the
+// bases, or no encoder is free, or decoding them would take too long. A base that no share key signed does not exist,
+// also in time: which there are is known from memory.
+func (e *Encoder) Open(ctx context.Context, a Ask) *Delta {
+	if e == nil || len(a.Bases) == 0 || a.Info.NarSize() < Least {
 		return nil
 	}
-	release, ok := e.slots.take(to, info.NarSize())
-	if !ok {
+	d, packed, err := e.choose(ctx, a)
+	if err != nil {
+		e.noBase(a, err)
+		return nil
+	}
+	ok := false
+	if d.release, ok = e.slots.wait(ctx, a.To, a.Info.NarSize(), patience(a.Plain)); !ok {
 		e.metrics.Delta.WithLabelValues("no_slot").Inc()
 		return nil
 	}
-	d := &Delta{e: e, to: to, info: info, release: release}
-	if err := d.open(ctx, bases); err != nil {
-		release(0)
-		e.metrics.Delta.WithLabelValues("no_base").Inc()
-		if !source.Absent(err) {
-			e.log.Debug("base of a delta", "to", to, "nar", info.NarHash(), "err", err)
-		}
+	if packed { // that takes time, and the other side waits for a beginning
+		return d
+	}
+	if err := d.open(ctx); err != nil {
+		_ = d.Close() // only read
+		e.noBase(a, err)
 		return nil
 	}
 	return d
 }
 
+func (e *Encoder) noBase(a Ask, err error) {
+	e.metrics.Delta.WithLabelValues("no_base").Inc()
+	if !source.Absent(err) {
+		e.log.Debug("base of a delta", "to", a.To, "nar", a.Info.NarHash(), "err", err)
+	}
+}
+
 var errNoBase = fmt.Errorf("none of the bases is here: %w", fs.ErrNotExist)
 
-// open opens the NAR and the first of the bases that is here.
-func (d *Delta) open(ctx context.Context, bases []nix.NarHash) error {
-	family := d.e.trees.Bases(d.info, familyMost)
-	for _, nar := range bases {
-		i := slices.IndexFunc(family, func(b source.Base) bool { return b.Nar == nar })
-		if i < 0 {
-			continue
-		}
-		base, err := openTree(ctx, d.e.trees, family[i])
-		if source.Absent(err) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		if d.target, err = d.e.trees.Tree(ctx, d.info); err != nil {
-			return errors.Join(err, base.Close())
-		}
-		d.Base, d.base = nar, base
-		return nil
+// choose returns a delta against the first of the bases that is here, and whether something has to be
+// decoded for it.
+func (e *Encoder) choose(ctx context.Context, a Ask) (d *Delta, packed bool, err error) {
+	size := a.Info.NarSize()
+	info, form, err := e.versions.Version(ctx, a.Info.NarHash())
+	if err != nil {
+		return nil, false, err
 	}
-	return errNoBase
+	err = errNoBase
+	for _, nar := range a.Bases {
+		old, oldForm, oldErr := e.versions.Version(ctx, nar)
+		switch {
+		case source.Absent(oldErr):
+		case oldErr != nil:
+			err = oldErr
+		case nar == a.Info.NarHash(), old.NarSize() < size/sizeFactor, old.NarSize()/sizeFactor > size:
+		case !pays(a.Plain, unpacking(form, size)+unpacking(oldForm, old.NarSize())):
+		default:
+			d := &Delta{Base: nar, e: e, to: a.To, info: info, old: old, release: func(time.Duration) {}}
+			return d, form != nix.None || oldForm != nix.None, nil
+		}
+	}
+	return nil, false, err
+}
+
+// open opens base and NAR, and decodes them if need be.
+func (d *Delta) open(ctx context.Context) (err error) {
+	if d.base, err = d.e.versions.Tree(ctx, d.old); err == nil {
+		d.target, err = d.e.versions.Tree(ctx, d.info)
+	}
+	return err
 }
 
 // Send writes the delta to w, and tells read how many bytes of the NAR have been read. The NAR is hashed
@@ -108,10 +137,9 @@ func (d *Delta) Send(ctx context.Context, w io.Writer, read func(n int)) error {
 	runtime.LockOSThread() // whose time is counted
 	defer runtime.UnlockOSThread()
 	start := threadTime()
-	target := &hashed{Tree: d.target, proof: verify.NewProof(d.info.Digest(nix.Raw, d.target.Size())), read: read}
-	stats, err := delta.Encode(ctx, w, d.base, target)
+	stats, err := d.encode(ctx, w, read)
 	if invalid := source.Invalid(err); invalid != nil {
-		d.e.trees.Invalid(d.info, nix.Raw, invalid)
+		d.e.versions.Invalid(d.info, nix.Raw, invalid)
 	}
 	d.spent = threadTime() - start
 	d.e.metrics.DeltaCPUSeconds.Add(d.spent.Seconds())
@@ -127,10 +155,25 @@ func (d *Delta) Send(ctx context.Context, w io.Writer, read func(n int)) error {
 	return err
 }
 
+func (d *Delta) encode(ctx context.Context, w io.Writer, read func(n int)) (delta.Stats, error) {
+	if d.target == nil {
+		if err := whileAwake(w, func() error { return d.open(ctx) }); err != nil {
+			return delta.Stats{}, err
+		}
+	}
+	target := &hashed{Tree: d.target, proof: verify.NewProof(d.info.Digest(nix.Raw, d.target.Size())), read: read}
+	return delta.Encode(ctx, w, d.base, target)
+}
+
 // Close gives the encoder back, and base and target to the garbage collector.
-func (d *Delta) Close() error {
+func (d *Delta) Close() (err error) {
 	d.release(d.spent)
-	return errors.Join(d.base.Close(), d.target.Close())
+	for _, t := range []source.Tree{d.base, d.target} {
+		if t != nil {
+			err = errors.Join(err, t.Close())
+		}
+	}
+	return err
 }
 
 // hashed hashes a NAR that is read from its beginning to its end, and gives its last bytes only if

@@ -1,6 +1,7 @@
 package update
 
 import (
+	"context"
 	"net/netip"
 	"runtime"
 	"runtime/debug"
@@ -31,7 +32,8 @@ func memoryFor(size int64) int64 {
 type slots struct {
 	mu       sync.Mutex
 	free     int
-	memory   int64 // bytes that are free
+	memory   int64         // bytes that are free
+	freed    chan struct{} // closed when an encoder is given back; nil while nobody waits
 	machines map[netip.Prefix]*use
 }
 
@@ -49,9 +51,31 @@ func newSlots() *slots {
 	}
 }
 
-// take takes an encoder of a NAR of size bytes for a machine, if there is one at once. The caller says
-// at the end how long it took.
-func (s *slots) take(m netip.Prefix, size int64) (release func(spent time.Duration), ok bool) {
+// wait is take for somebody who waits for most if there is no encoder at once. A machine whose time is over gets none.
+func (s *slots) wait(ctx context.Context, m netip.Prefix, size int64, most time.Duration) (release func(spent time.Duration), ok bool) {
+	var timer *time.Timer
+	for {
+		release, later := s.take(m, size)
+		if release != nil || later == nil || most <= 0 {
+			return release, release != nil
+		}
+		if timer == nil {
+			timer = time.NewTimer(most)
+			defer timer.Stop()
+		}
+		select {
+		case <-later:
+		case <-timer.C:
+			return nil, false
+		case <-ctx.Done():
+			return nil, false
+		}
+	}
+}
+
+// take takes an encoder of a NAR of size bytes for a machine, if there is one at once: else release is
+// nil, and later is closed when there may be one, nil if that is not soon. The caller says at the end how long it took.
+func (s *slots) take(m netip.Prefix, size int64) (release func(spent time.Duration), later <-chan struct{}) {
 	memory := memoryFor(size)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -62,7 +86,7 @@ func (s *slots) take(m netip.Prefix, size int64) (release func(spent time.Durati
 			s.sweep(now)
 		}
 		if len(s.machines) >= maxMachines {
-			return nil, false
+			return nil, nil
 		}
 		u = &use{since: now}
 		s.machines[m] = u
@@ -70,8 +94,14 @@ func (s *slots) take(m netip.Prefix, size int64) (release func(spent time.Durati
 	if now.Sub(u.since) >= window {
 		u.spent, u.since = 0, now
 	}
-	if s.free == 0 || s.memory < memory || u.running >= encodersEach || u.spent >= timeEach {
-		return nil, false
+	switch {
+	case u.spent >= timeEach:
+		return nil, nil
+	case s.free == 0, s.memory < memory, u.running >= encodersEach:
+		if s.freed == nil {
+			s.freed = make(chan struct{})
+		}
+		return nil, s.freed
 	}
 	s.free--
 	s.memory -= memory
@@ -83,7 +113,11 @@ func (s *slots) take(m netip.Prefix, size int64) (release func(spent time.Durati
 		s.memory += memory
 		u.running--
 		u.spent += spent
-	}, true
+		if s.freed != nil {
+			close(s.freed)
+			s.freed = nil
+		}
+	}, nil
 }
 
 // sweep forgets machines whose window is over. The caller holds mu.

@@ -39,6 +39,9 @@ const (
 	OfferHeader = "Nixp2p-Delta"
 	// BaseHeader names the base in an answer that is a delta, in nix32.
 	BaseHeader = "Nixp2p-Base"
+	// RateHeader says with bases at how many bytes a second NARs come to the client, so that the mirror knows what
+	// work arrives sooner than the NAR without a delta.
+	RateHeader = "Nixp2p-Rate"
 )
 
 // FormatDictionaries returns the value of DictionaryHeader.

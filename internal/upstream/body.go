@@ -71,7 +71,7 @@ type current struct {
 	waited time.Duration // for them
 }
 
-// offered is what may come in place of a file that is a raw NAR.
+// offered is what may come in place of a file.
 type offered struct {
 	mayDelta bool         // what differs from a base
 	base     *update.Base // the file is a delta of this one, which whoever decodes it closes
@@ -239,8 +239,7 @@ func (r *resumableBody) request(ctx context.Context, m *mirror, l *location) err
 	}
 	var bases update.Proposal
 	if r.mayDelta && q.from == 0 {
-		bases = r.u.propose(ctx, m, r.info)
-		q.bases = bases.Names()
+		bases = r.u.propose(ctx, m, r.info, q)
 	}
 	got, err := r.u.send(ctx, m, q)
 	if err != nil {
@@ -249,6 +248,8 @@ func (r *resumableBody) request(ctx context.Context, m *mirror, l *location) err
 	}
 	switch {
 	case err == nil:
+	case len(bases) > 0 && errors.Is(err, errStalled):
+		return err // it may have waited for an encoder: it is asked again, without
 	case errors.Is(err, errStalled) && !r.flowing && (!m.saturated() || r.elsewhere(m)):
 		return r.giveUp(m, err)
 	default:

@@ -56,15 +56,15 @@ func newDeltas(bases *update.Bases) deltas {
 	return deltas{bases, came, backoff.NewSet[int](maxDeltas), make(chan doubted, maxDoubted)}
 }
 
-// Update is NAR for the raw form from byte 0 on, for a reader that shows nothing before it has
-// verified all of it: a mirror that is a nixp2p, behind a slow link, may send what differs from a
-// path of this machine's store. It reports whether that is so.
-func (u *Upstreams) Update(ctx context.Context, info *verify.Info) (nar *verify.Unverified, delta bool, err error) {
+// Update is NAR from byte 0 on, for a reader that shows nothing before it has verified all of it: in place of the
+// form, a mirror that is a nixp2p, behind a slow link, may send what differs from a path of this
+// machine's store. It reports whether that is so: then the body is the raw NAR.
+func (u *Upstreams) Update(ctx context.Context, info *verify.Info, form nix.Form) (nar *verify.Unverified, delta bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
-	nar, delta, err = u.nar(ctx, cancel, info, nix.Raw, 0, true)
+	nar, delta, err = u.nar(ctx, cancel, info, form, 0, true)
 	if err != nil {
 		cancel()
-		return nil, false, fmt.Errorf("upstream: get NAR of %s: %w", info.StorePath(), err)
+		return nil, false, fmt.Errorf("upstream: get %s NAR of %s: %w", form, info.StorePath(), err)
 	}
 	return nar, delta, nil
 }
@@ -73,7 +73,7 @@ func (u *Upstreams) Update(ctx context.Context, info *verify.Info) (nar *verify.
 func DeltaBases(u *Upstreams, info *verify.Info) (mirror string, bases []source.Base) {
 	may, _ := u.order()
 	for _, m := range may {
-		if u.givesDeltas(m, info) {
+		if _, ok := u.givesDeltas(m, info); ok {
 			if list := u.deltas.bases.List(info, nil); len(list) > 0 {
 				return m.name, list
 			}
@@ -82,28 +82,35 @@ func DeltaBases(u *Upstreams, info *verify.Info) (mirror string, bases []source.
 	return "", nil
 }
 
-// givesDeltas reports whether a mirror sends deltas, and one of info's NAR would arrive sooner.
-func (s *shared) givesDeltas(m *mirror, info *verify.Info) bool {
+// givesDeltas reports whether a mirror sends deltas, and one of info's NAR would arrive sooner, and the rate in bytes a
+// second at which it would come without.
+func (s *shared) givesDeltas(m *mirror, info *verify.Info) (rate float64, ok bool) {
 	c := m.info.Load()
 	if s.deltas.bases == nil || c == nil || !c.deltas || s.deltas.refused.Has(m.index) {
-		return false
+		return 0, false
 	}
-	rate := m.pace.now().Rate
+	rate = m.pace.now().Rate
 	switch {
 	case rate == 0 && m.latency.get() < farAway, rate >= update.MaxRate:
-		return false
+		return rate, false
 	case rate == 0:
 		rate = assumedRate
 	}
-	return float64(info.NarSize()) <= rate*longest.Seconds()
+	size := info.NarSize()
+	if l, ok := s.located(m, info); ok && l.size > 0 {
+		size = min(size, l.size)
+	}
+	return rate, float64(size) <= rate*longest.Seconds()
 }
 
-// propose opens the bases that are named with a request to m for a raw NAR. The caller closes them.
-func (s *shared) propose(ctx context.Context, m *mirror, info *verify.Info) update.Proposal {
-	if !s.givesDeltas(m, info) {
-		return nil
+// propose opens the bases that are named with a request to m for a NAR. The caller closes them.
+func (s *shared) propose(ctx context.Context, m *mirror, info *verify.Info, q *request) (p update.Proposal) {
+	ok := false
+	if q.rate, ok = s.givesDeltas(m, info); ok {
+		p = s.deltas.bases.Propose(ctx, info, nil)
+		q.bases = p.Names()
 	}
-	return s.deltas.bases.Propose(ctx, info, nil)
+	return p
 }
 
 var errNotProposed = errors.New("a delta of what was not proposed")
@@ -136,6 +143,7 @@ func (r *resumableBody) acceptDelta(m *mirror, got *reply, p update.Proposal) (i
 		return false, nil
 	}
 	r.u.deltas.came.Add(key, base.Base)
+	r.form = nix.Raw
 	got.body.pace, got.body.own = nil, nil // it says how fast the delta is made
 	r.base = &base
 	r.fileSize = fileSize{size: got.length, most: mostFile(r.info.NarSize())}

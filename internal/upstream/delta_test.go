@@ -2,11 +2,12 @@ package upstream
 
 import (
 	"bytes"
+	"cmp"
 	"context"
+	"crypto/sha256"
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"net/netip"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -31,12 +32,13 @@ type updates struct {
 	asked, plain atomic.Int32                                 // requests for the newer NAR: with bases, without
 	answer       func(w http.ResponseWriter, d *update.Delta) // if not nil, what is sent as a delta
 	offer        string
+	compression  nix.Compression // of the mirror's files
 }
 
 func newUpdates(t *testing.T, edit func(*updates)) *updates {
 	t.Helper()
 	u := &updates{old: nixtest.NewPath("app-1.0", 300_000), now: nixtest.NewPath("app-1.1", 1000), offer: "1"}
-	u.now.NAR = bytes.Clone(u.old.NAR)
+	u.now.Contents, u.now.NAR = u.old.Contents, bytes.Clone(u.old.NAR)
 	for i := 2000; i < len(u.now.NAR); i += 1000 {
 		u.now.NAR[i] += byte(i / 1000)
 	}
@@ -47,7 +49,7 @@ func newUpdates(t *testing.T, edit func(*updates)) *updates {
 	if edit != nil {
 		edit(u)
 	}
-	files := nixtest.NewUpstream(t, nixtest.UpstreamConfig{Paths: []nixtest.Path{u.now}, Keys: []nixtest.Key{key}, Compression: nix.None})
+	files := nixtest.NewUpstream(t, nixtest.UpstreamConfig{Paths: []nixtest.Path{u.now}, Keys: []nixtest.Key{key}, Compression: cmp.Or(u.compression, nix.None)})
 	encoder := update.NewEncoder(u.there, metrics.New(), nil)
 	info := u.now.Info(t, key)
 	mirror := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -65,7 +67,7 @@ func newUpdates(t *testing.T, edit func(*updates)) *updates {
 			return
 		}
 		u.asked.Add(1)
-		d := encoder.Open(r.Context(), netip.Prefix{}, info, bases)
+		d := encoder.Open(r.Context(), update.Ask{Info: info, Bases: bases})
 		if d == nil {
 			files.ServeHTTP(w, r)
 			return
@@ -104,7 +106,7 @@ func (u *updates) slow(n int) {
 // get reads the newer NAR as a delta, if it comes as one.
 func (u *updates) get(t *testing.T) (got []byte, isDelta bool) {
 	t.Helper()
-	n, isDelta, err := u.Update(t.Context(), u.now.Info(t, key))
+	n, isDelta, err := u.Update(t.Context(), u.now.Info(t, key), nix.Raw)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -169,7 +171,7 @@ func TestNear(t *testing.T) {
 	m.pace.mu.Unlock()
 	for latency, want := range map[time.Duration]bool{0: false, farAway - 1: false, farAway: true, time.Second: true} {
 		m.latency.v.Store(int64(latency))
-		if got := u.givesDeltas(m, info); got != want {
+		if _, got := u.givesDeltas(m, info); got != want {
 			t.Errorf("latency %v: %v", latency, got)
 		}
 	}
@@ -275,7 +277,7 @@ func TestUpdateClosed(t *testing.T) {
 	})
 	var once sync.Once
 	t.Cleanup(func() { once.Do(func() { close(left) }) })
-	n, isDelta, err := u.Update(t.Context(), u.now.Info(t, key))
+	n, isDelta, err := u.Update(t.Context(), u.now.Info(t, key), nix.Raw)
 	if err != nil || !isDelta {
 		t.Fatal(isDelta, err)
 	}
@@ -286,5 +288,62 @@ func TestUpdateClosed(t *testing.T) {
 	once.Do(func() { close(left) })
 	if u.here.Open.Load() != 0 {
 		t.Error("a base is open")
+	}
+}
+
+// TestUpdateOfFile: a mirror that has files sends a delta in place of one, or the file as it is when there is no delta;
+// what breaks off is decoded from the file.
+func TestUpdateOfFile(t *testing.T) {
+	for name, tt := range map[string]struct {
+		edit  func(*updates)
+		delta bool
+		plain int32
+	}{
+		"used":     {nil, true, 0},
+		"declined": {func(u *updates) { u.there.Share("other-1") }, false, 0},
+		"cut": {func(u *updates) {
+			u.answer = func(w http.ResponseWriter, d *update.Delta) {
+				var b bytes.Buffer
+				_ = d.Send(context.Background(), &b, func(int) {})
+				_, _ = w.Write(b.Bytes()[:b.Len()/2])
+				_ = http.NewResponseController(w).Flush()
+				panic(http.ErrAbortHandler)
+			}
+		}, true, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			u := newUpdates(t, func(u *updates) {
+				u.compression = nix.XZ
+				if tt.edit != nil {
+					tt.edit(u)
+				}
+			})
+			info, err := u.Info(t.Context(), u.now.Hash())
+			if err != nil {
+				t.Fatal(err)
+			}
+			form, ok := info.FileForm()
+			if !ok {
+				t.Fatal("no file")
+			}
+			n, isDelta, err := u.Update(t.Context(), info, form)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := io.ReadAll(n.Body)
+			_ = n.Body.Close()
+			if err != nil || isDelta != tt.delta || int64(len(got)) != n.Size {
+				t.Fatalf("%d bytes of %d, delta %v, %v", len(got), n.Size, isDelta, err)
+			}
+			if isDelta && !bytes.Equal(got, u.now.NAR) || !isDelta && sha256.Sum256(got) != form.File {
+				t.Error("wrong bytes")
+			}
+			if u.asked.Load() != 1 || u.plain.Load() != tt.plain {
+				t.Errorf("%d requests with bases, %d without", u.asked.Load(), u.plain.Load())
+			}
+			if u.here.Open.Load()+u.there.Open.Load() != 0 {
+				t.Error("trees are open")
+			}
+		})
 	}
 }

@@ -55,17 +55,23 @@ func (u *Upstreams) nar(ctx context.Context, cancel func(), info *verify.Info, f
 			cancel()
 			return &verify.Unverified{Body: http.NoBody, Size: off}, false, nil
 		}
-		d := &decodedBody{u: u, info: info, pos: off, budget: b, tried: map[fileKey]bool{}, asked: map[*mirror]bool{}, mayDelta: mayDelta}
-		d.open = func() error { return d.choose(ctx) }
+		d := newDecoded(ctx, u, info, b)
+		d.pos, d.mayDelta = off, mayDelta
 		if err := d.open(); err != nil {
 			return nil, false, err
 		}
 		return &verify.Unverified{Body: &body{src: d, cancel: cancel}, Size: info.NarSize()}, d.file.base != nil, nil
 	}
 	r := u.newBody(ctx, info, form, b, fileKey{compression: form.Compression, file: form.File})
-	r.exact, r.pos = true, off
+	r.exact, r.pos, r.mayDelta = true, off, mayDelta
 	if err := r.open(); err != nil {
 		return nil, false, err
+	}
+	if r.base != nil {
+		d := newDecoded(ctx, u, info, b)
+		d.file = r
+		d.src, _ = d.decode(fileKey{}, r) // fails for files alone
+		return &verify.Unverified{Body: &body{src: d, cancel: cancel}, Size: info.NarSize()}, true, nil
 	}
 	if r.size < 0 || off > r.size {
 		r.drop()
@@ -147,6 +153,12 @@ type decodedBody struct {
 	verdict  verdict
 }
 
+func newDecoded(ctx context.Context, u *Upstreams, info *verify.Info, b *budget) *decodedBody {
+	d := &decodedBody{u: u, info: info, budget: b, tried: map[fileKey]bool{}, asked: map[*mirror]bool{}}
+	d.open = func() error { return d.choose(ctx) }
+	return d
+}
+
 // cheapest orders the compressions by what decoding costs. One that is not in it cannot be decoded here.
 var cheapest = []nix.Compression{
 	nix.None, nix.LZ4, nix.Zstd, nix.Gzip, nix.LZW, nix.Brotli, nix.Bzip2, nix.XZ, nix.LZMA, nix.Lzip,
@@ -163,10 +175,9 @@ func (d *decodedBody) choose(ctx context.Context) error {
 		key := l.key(m)
 		d.tried[key] = true
 		r := d.u.newBody(ctx, d.info, nix.Raw, d.budget, key)
-		r.flowing = d.flowing
+		r.flowing, r.mayDelta = d.flowing, d.mayDelta && d.pos == 0
 		if d.raw = l.compression == nix.None; d.raw {
 			r.size, r.exact, r.pos = d.info.NarSize(), true, d.pos
-			r.mayDelta = d.mayDelta && d.pos == 0
 		} else {
 			r.most = mostFile(d.info.NarSize())
 		}

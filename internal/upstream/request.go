@@ -52,6 +52,7 @@ type request struct {
 	patient bool
 	fresh   bool          // over a new connection
 	bases   []nix.NarHash // of deltas that the cache itself may answer with
+	rate    float64       // with bases: at how many bytes a second NARs come from it
 	budget  *budget
 
 	began  time.Time
@@ -256,6 +257,7 @@ func (u *Upstreams) once(ctx context.Context, m *mirror, q *request) (*http.Resp
 	if len(q.bases) > 0 && !m.foreign(at) {
 		req.Header.Set("Accept-Encoding", update.Coding)
 		req.Header.Set(update.DictionaryHeader, update.FormatDictionaries(q.bases))
+		req.Header.Set(update.RateHeader, strconv.FormatInt(int64(max(q.rate, 1)), 10))
 	}
 	if m.bucket == nil && m.mayBeNode(at) {
 		via := u.via

@@ -7,7 +7,6 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/nixp2p/nixp2p/internal/source"
 	"github.com/nixp2p/nixp2p/internal/update"
 	"github.com/nixp2p/nixp2p/p2p/share"
 	"github.com/nixp2p/nixp2p/p2p/site"
@@ -16,10 +15,12 @@ import (
 
 // delta returns what is sent as a delta, or nil if the NAR is sent as usual. The caller closes it.
 func (s *Server) delta(req *http.Request, p *site.Peer, n *share.NAR, off int64) *update.Delta {
-	if off > 0 || n.Partial() || !n.Form.IsRaw() || n.Source != source.Store {
+	if off > 0 || n.Partial() || !n.Form.IsRaw() || n.Decodes() {
 		return nil
 	}
-	return s.cfg.Encoder.Open(req.Context(), p.Machine.Prefix(), n.Info, wire.ParseBases(req.Header.Get(wire.BaseHeader)))
+	return s.cfg.Encoder.Open(req.Context(), update.Ask{
+		To: p.Machine.Prefix(), Info: n.Info, Bases: wire.ParseBases(req.Header.Get(wire.BaseHeader)),
+	})
 }
 
 const (

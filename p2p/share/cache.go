@@ -15,6 +15,7 @@ func CacheOf[D downloadOf[R], R io.ReadCloser](c cacheOf[D]) Cache { return cach
 
 type cacheOf[D any] interface {
 	source.NARs
+	Tree(ctx context.Context, info *verify.Info) (source.Tree, error)
 	Sizes(nar nix.NarHash) []source.Sized
 	Prove(ctx context.Context, info *verify.Info, form nix.Form) error
 	Proven(nar nix.NarHash, form nix.Form) bool

@@ -32,6 +32,8 @@ type Store interface {
 	// Public returns the narinfo of a path that a share key signed.
 	Public(ctx context.Context, h nix.StoreHash) (*verify.Info, error)
 	source.NARs
+	// Tree opens a NAR that is read at any place.
+	Tree(ctx context.Context, info *verify.Info) (source.Tree, error)
 	// Shares returns all paths that a share key signed.
 	Shares() iter.Seq[Path]
 	// Listed returns what Shares says of one path.
@@ -49,6 +51,8 @@ type Infos interface {
 // Cache is the NARs kept on disk, and the downloads that fill it. CacheOf makes one.
 type Cache interface {
 	source.NARs
+	// Tree opens a raw NAR that is read at any place. If there are only files of it, one is decoded.
+	Tree(ctx context.Context, info *verify.Info) (source.Tree, error)
 	// Sizes returns the forms that are here as a whole, raw first.
 	Sizes(nar nix.NarHash) []source.Sized
 	// Prove checks that a file holds the signed NAR, once.

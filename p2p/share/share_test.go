@@ -528,3 +528,34 @@ func TestForget(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestVersion: what deltas are made of is what is shared; a private NAR is like one that does not exist, and nothing is
+// read for either.
+func TestVersion(t *testing.T) {
+	stored, private, raw, file, away := nixtest.NewPath("stored", 10), nixtest.NewPath("private", 10), nixtest.NewPath("raw", 10), nixtest.NewPath("file", 10), nixtest.NewPath("away", 10)
+	s, c := newFakeStore(t, stored), newFakeCache()
+	s.Add(t, home, private)
+	xz := nix.Form{Compression: nix.XZ, File: nix.FileHash{1}}
+	c.keep(raw.NarHash(), nix.Raw, raw.NAR)
+	c.keep(raw.NarHash(), xz, []byte("x"))
+	c.keep(file.NarHash(), xz, []byte("x"))
+	c.keep(private.NarHash(), nix.Raw, private.NAR)
+	h := holder(t, s, c, raw.Info(t, key), file.Info(t, key), private.Info(t, home))
+	for p, want := range map[*nixtest.Path]nix.Compression{&stored: nix.None, &raw: nix.None, &file: nix.XZ, &private: "", &away: ""} {
+		before := s.AskedPublic()
+		info, packed, err := h.Version(t.Context(), p.NarHash())
+		switch {
+		case want == "" && (!errors.Is(err, errAbsent) || s.AskedPublic() != before):
+			t.Errorf("%s: %v, %d reads", p.StorePath.Name(), err, s.AskedPublic()-before)
+		case want != "" && (err != nil || packed != want || info.NarHash() != p.NarHash()):
+			t.Errorf("%s: %v %q", p.StorePath.Name(), err, packed)
+		}
+		if want != nix.None {
+			continue
+		}
+		tree, err := h.Tree(t.Context(), info)
+		if err != nil || tree.Size() != int64(len(p.NAR)) {
+			t.Errorf("%s: tree %v", p.StorePath.Name(), err)
+		}
+	}
+}

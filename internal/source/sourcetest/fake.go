@@ -229,9 +229,9 @@ func (a anonymous) NAR(ctx context.Context, info *verify.Info, form nix.Form, of
 	return a.Fake.NAR(ctx, info, form, off)
 }
 
-func (a anonymous) Update(ctx context.Context, info *verify.Info) (*verify.Unverified, bool, error) {
+func (a anonymous) Update(ctx context.Context, info *verify.Info, form nix.Form) (*verify.Unverified, bool, error) {
 	a.count()
-	return a.Fake.Update(ctx, info)
+	return a.Fake.Update(ctx, info, form)
 }
 
 // Put keeps info.
@@ -331,12 +331,16 @@ func (f *Fake) SetDelta(delta bool) {
 	f.delta = delta
 }
 
-// Update is NAR for the raw form.
-func (f *Fake) Update(ctx context.Context, info *verify.Info) (*verify.Unverified, bool, error) {
-	u, err := f.NAR(ctx, info, nix.Raw, 0)
+// Update is NAR for the form, or for the raw one after SetDelta.
+func (f *Fake) Update(ctx context.Context, info *verify.Info, form nix.Form) (*verify.Unverified, bool, error) {
 	f.mu.Lock()
-	defer f.mu.Unlock()
-	return u, f.delta && err == nil, err
+	delta := f.delta
+	f.mu.Unlock()
+	if delta {
+		form = nix.Raw
+	}
+	u, err := f.NAR(ctx, info, form, 0)
+	return u, delta && err == nil, err
 }
 
 // Invalid records the report, and drops what was wrong.

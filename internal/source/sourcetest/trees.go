@@ -2,6 +2,7 @@ package sourcetest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"io/fs"
@@ -16,10 +17,26 @@ import (
 // Trees is a Fake as deltas need it. Each path that Public shows is a base of each other.
 type Trees struct {
 	*Fake
-	Open atomic.Int32 // trees that are open
+	Open   atomic.Int32    // trees that are open
+	Packed nix.Compression // what Version says; None if it is ""
 }
 
-var _ source.Trees = (*Trees)(nil)
+var (
+	_ source.Trees    = (*Trees)(nil)
+	_ source.Versions = (*Trees)(nil)
+)
+
+// Version is part of source.Versions.
+func (t *Trees) Version(_ context.Context, nar nix.NarHash) (*verify.Info, nix.Compression, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, i := range t.infos {
+		if i.NarHash() == nar && i.SignedByAny(t.share) {
+			return i, cmp.Or(t.Packed, nix.None), nil
+		}
+	}
+	return nil, "", fmt.Errorf("%s: %w", nar, fs.ErrNotExist)
+}
 
 // Bases is part of source.Trees.
 func (t *Trees) Bases(info *verify.Info, most int) (list []source.Base) {
@@ -34,10 +51,20 @@ func (t *Trees) Bases(info *verify.Info, most int) (list []source.Base) {
 }
 
 // Tree is part of source.Trees.
-func (t *Trees) Tree(_ context.Context, info *verify.Info) (source.Tree, error) {
-	t.mu.Lock()
-	b, ok := t.blobs[info.NarHash()][nix.Raw]
-	t.mu.Unlock()
+func (t *Trees) Tree(ctx context.Context, info *verify.Info) (source.Tree, error) {
+	tree, err := t.Fake.Tree(ctx, info)
+	if err != nil {
+		return nil, err
+	}
+	t.Open.Add(1)
+	return &openTree{tree, &t.Open}, nil
+}
+
+// Tree opens the raw NAR of a path.
+func (f *Fake) Tree(_ context.Context, info *verify.Info) (source.Tree, error) {
+	f.mu.Lock()
+	b, ok := f.blobs[info.NarHash()][nix.Raw]
+	f.mu.Unlock()
 	if !ok {
 		return nil, fmt.Errorf("tree of %s: %w", info.NarHash(), fs.ErrNotExist)
 	}
@@ -45,8 +72,7 @@ func (t *Trees) Tree(_ context.Context, info *verify.Info) (source.Tree, error) 
 	if err != nil {
 		return nil, err
 	}
-	t.Open.Add(1)
-	return &openTree{tree, &t.Open}, nil
+	return &openTree{tree, new(atomic.Int32)}, nil
 }
 
 type openTree struct {

@@ -1,0 +1,150 @@
+package narcache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"strconv"
+	"sync"
+
+	"github.com/nixp2p/nixp2p/internal/delta"
+	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/source"
+	"github.com/nixp2p/nixp2p/verify"
+)
+
+// treeShare is the part of the cache that a NAR may take which is decoded to be read at any place.
+const treeShare = 8
+
+// tree is a raw NAR in a file.
+type tree struct {
+	delta.Tree
+	once  sync.Once
+	close func() error
+}
+
+// Close is part of source.Tree.
+func (t *tree) Close() (err error) {
+	t.once.Do(func() { err = t.close() })
+	return err
+}
+
+// Tree opens a raw NAR for whoever reads it at any place. If there are only files of it, one is decoded into a
+// file without a name, for which others are evicted as for a download, and which is gone with the tree. The
+// error wraps fs.ErrNotExist if the NAR is not here or was damaged.
+func (c *Cache) Tree(ctx context.Context, info *verify.Info) (source.Tree, error) {
+	t, err := c.tree(ctx, info)
+	if errors.Is(err, errDropped) {
+		err = fs.ErrNotExist
+	}
+	if err != nil {
+		return nil, fmt.Errorf("narcache: tree of %s: %w", info.NarHash(), err)
+	}
+	return t, nil
+}
+
+func (c *Cache) tree(ctx context.Context, info *verify.Info) (*tree, error) {
+	e := c.choose(info.NarHash(), nix.Raw)
+	switch {
+	case e == nil:
+		return nil, fs.ErrNotExist
+	case !e.form.IsRaw():
+		return c.unpack(ctx, info)
+	}
+	if err := c.ensure(ctx, e, info, false); err != nil {
+		return nil, err
+	}
+	f, err := c.openEntry(e)
+	if err != nil {
+		return nil, err
+	}
+	c.use(e)
+	return newTree(f, e.size, (&entryReader{c: c, e: e, f: f}).Close)
+}
+
+// newTree returns a tree of a file, which end closes.
+func newTree(f *os.File, size int64, end func() error) (*tree, error) {
+	t, err := delta.Scan(f, size)
+	if err != nil {
+		return nil, errors.Join(err, end())
+	}
+	return &tree{Tree: t, close: end}, nil
+}
+
+// unpack decodes the raw NAR into a file without a name, and checks it.
+func (c *Cache) unpack(ctx context.Context, info *verify.Info) (*tree, error) {
+	size := info.NarSize()
+	switch {
+	case size > c.max/treeShare:
+		return nil, fmt.Errorf("%d bytes: %w", size, ErrDoesNotFit)
+	case c.health.degraded() || c.place.Load() == nil:
+		return nil, ErrDegraded
+	}
+	u, err := c.NAR(ctx, info, nix.Raw, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer u.Body.Close()
+	if err := c.reserve(cost(size)); err != nil {
+		return nil, err
+	}
+	f, err := c.nameless(size)
+	end := func() error {
+		err := f.Close()
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.count(-cost(size))
+		return err
+	}
+	if err != nil {
+		_ = end() // of nothing
+		return nil, c.health.failed("create", err)
+	}
+	proof := verify.NewProof(info.Digest(nix.Raw, size))
+	w := &diskWriter{f: f}
+	if _, err = io.Copy(io.MultiWriter(proof, w), withContext(ctx, u.Body)); err == nil {
+		err = proof.Check()
+	}
+	switch {
+	case w.err != nil:
+		err = c.health.failed("write", w.err)
+	case source.Invalid(err) != nil:
+		c.Invalid(info, nix.Raw, err)
+	}
+	if err != nil {
+		return nil, errors.Join(err, end())
+	}
+	return newTree(f, size, end)
+}
+
+// nameless makes a file that is gone when it is closed. On an error there is nothing to close.
+func (c *Cache) nameless(size int64) (*os.File, error) {
+	at, name := c.place.Load(), tmpDir+"/"+strconv.FormatUint(c.nextTmp.Add(1), 10)
+	f, err := at.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err = at.Remove(name); err == nil {
+		err = c.disk.allocate(f, size)
+	}
+	if err != nil {
+		_ = f.Close() // it has no bytes
+		return nil, err
+	}
+	return f, nil
+}
+
+// diskWriter keeps the error of the disk apart from those of what is written.
+type diskWriter struct {
+	f   *os.File
+	err error
+}
+
+// Write is part of io.Writer.
+func (w *diskWriter) Write(p []byte) (n int, err error) {
+	n, w.err = w.f.Write(p)
+	return n, w.err
+}

@@ -105,6 +105,7 @@ func (c *Client) config(root string) string {
 	line("sandbox", "false")
 	line("substituters", strings.Join(c.Substituters, " "))
 	line("trusted-public-keys", strings.Join(c.TrustedKeys, " "))
+	line("fsync-metadata", "false") // nothing of it has to outlive the machine
 	// A 404 must not be remembered for an hour: tests add paths and look again.
 	line("narinfo-cache-negative-ttl", "0")
 	for _, key := range slices.Sorted(maps.Keys(c.Settings)) {

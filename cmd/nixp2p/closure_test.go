@@ -73,12 +73,14 @@ func check(t *testing.T, client *realnix.Client, c *realnix.Corpus) {
 }
 
 func TestClosureFromUpstream(t *testing.T) {
+	t.Parallel()
 	c := realnix.FindCorpus(t, realnix.Params{})
 	for compression, dir := range c.Caches {
 		t.Run(compression, func(t *testing.T) {
+			t.Parallel()
 			d := startDaemon(t, corpusArgs(c, serveFiles(t, dir).URL, t.TempDir())...)
-			if compression != "xz" { // the other Nixes see the difference in one of them
-				useCommands(t, realnix.Find(t), c, d)
+			if compression != "xz" { // other Nixes and other commands see the difference in one of them
+				realise(t, realnix.Find(t), c, d)
 				return
 			}
 			eachNix(t, func(t *testing.T, nix *realnix.Nix) {
@@ -90,6 +92,7 @@ func TestClosureFromUpstream(t *testing.T) {
 
 // The same without any upstream: everything comes from the store, raw.
 func TestClosureFromStore(t *testing.T) {
+	t.Parallel()
 	c := realnix.FindCorpus(t, realnix.Params{})
 	d := startDaemon(t, corpusArgs(c, "http://127.0.0.1:1", c.StoreRoot)...)
 	eachNix(t, func(t *testing.T, nix *realnix.Nix) {
@@ -113,12 +116,7 @@ func useCommands(t *testing.T, nix *realnix.Nix, c *realnix.Corpus, d *process) 
 	}
 	check(t, client, c)
 
-	client = nix.TempClient(t, c.PublicKey)
-	client.Substituters = []string{d.url}
-	if res, err := client.Realise(t.Context(), c.Top); err != nil {
-		t.Fatalf("nix-store -r: %v\n%s", err, res.Stderr)
-	}
-	check(t, client, c)
+	realise(t, nix, c, d)
 
 	client = nix.TempClient(t, c.PublicKey)
 	paths, res, err := client.PathInfoR(t.Context(), d.url, c.Top)
@@ -127,8 +125,19 @@ func useCommands(t *testing.T, nix *realnix.Nix, c *realnix.Corpus, d *process) 
 	}
 }
 
+func realise(t *testing.T, nix *realnix.Nix, c *realnix.Corpus, d *process) {
+	t.Helper()
+	client := nix.TempClient(t, c.PublicKey)
+	client.Substituters = []string{d.url}
+	if res, err := client.Realise(t.Context(), c.Top); err != nil {
+		t.Fatalf("nix-store -r: %v\n%s", err, res.Stderr)
+	}
+	check(t, client, c)
+}
+
 // What Nix remembers of us for 30 days has to work when everything has changed meanwhile.
 func TestRememberedURLs(t *testing.T) {
+	t.Parallel()
 	c := realnix.FindCorpus(t, realnix.Params{})
 	up := serveFiles(t, c.Caches["xz"])
 	empty := t.TempDir()

@@ -94,6 +94,7 @@ func TestHostileURLs(t *testing.T) {
 // One of two mirrors sends a wrong byte: the client gets the right bytes in the same response,
 // unless the wrong one has left already.
 func TestLyingMirror(t *testing.T) {
+	t.Parallel()
 	key := nixtest.NewKey("trusted-1")
 	small, large := nixtest.NewPath("small", 100_000), nixtest.NewPath("large", 3<<20)
 	paths := []nixtest.Path{small, large}
@@ -157,6 +158,7 @@ func TestEndlessNarinfo(t *testing.T) {
 // nix-store --repair-path gets right bytes although the store that nixp2p serves is the broken
 // one itself.
 func TestRepair(t *testing.T) {
+	t.Parallel()
 	c := realnix.FindCorpus(t, realnix.Params{})
 	up := serveFiles(t, c.Caches["xz"])
 	n := realnix.Find(t)

@@ -45,6 +45,7 @@ func number(t *testing.T, env string, otherwise int64) int64 {
 // A daemon that is killed at any moment under load never gives a client wrong or too few
 // bytes as the whole, before or after, and its cache is never larger than it may be.
 func TestKill9(t *testing.T) {
+	t.Parallel()
 	const bound = 24 << 20
 	kills := int(number(t, killsEnv, 20))
 	key := nixtest.NewKey("trusted-1")

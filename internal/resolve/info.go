@@ -304,10 +304,10 @@ func (r *Resolver) newCached(role source.Role, info *verify.Info) *cached {
 	return k
 }
 
-// reportWrongInfo reports an invalid narinfo and passes the error on. Upstreams report their
-// own.
+// reportWrongInfo reports an invalid narinfo and passes the error on. Upstreams and peers report
+// their own.
 func (r *Resolver) reportWrongInfo(role source.Role, h nix.StoreHash, err error) error {
-	if invalid := source.Invalid(err); invalid != nil && role != source.Upstream {
+	if invalid := source.Invalid(err); invalid != nil && role != source.Upstream && role != source.Peer {
 		r.cfg.Metrics.VerifyFailures.WithLabelValues(role.String(), string(invalid.Reason)).Inc()
 		r.cfg.Events.Send(source.Event{Kind: source.WrongInfo, Source: role, Err: err})
 		r.log.Warn("wrong narinfo refused", "source", role.String(), "store_hash", h, "err", err)

@@ -446,9 +446,9 @@ func TestInvalidInfo(t *testing.T) {
 	if _, err := w.r.Info(t.Context(), p.Hash(), source.All); err != nil {
 		t.Error(err)
 	}
-	for _, name := range []string{"store", "disk", "peer"} {
-		if n := w.count("verify_failures_total", "source", name, "reason", "bad_signature"); n != 1 {
-			t.Errorf("%s: %v counted", name, n)
+	for name, want := range map[string]float64{"store": 1, "disk": 1, "peer": 0 /* they count their own */} {
+		if n := w.count("verify_failures_total", "source", name, "reason", "bad_signature"); n != want {
+			t.Errorf("%s: %v counted, want %v", name, n, want)
 		}
 	}
 }

@@ -399,11 +399,8 @@ func (l *leg) end(err error) error {
 			err = fmt.Errorf("it was made of a delta: %w", err)
 		}
 		d.s.reportUpstream(d.info, l.stage.form, l.up, err)
-	case l.fromUpstream.Load():
-		_ = d.s.report(source.Mixture, source.None, d.info, l.stage.form, err)
-		d.s.peersWereWrong(d.info)
-	default:
-		_ = d.s.report(source.WrongBytes, source.Peer, d.info, l.stage.form, err)
+	default: // the session reports it
+		d.s.log.Warn("wrong bytes refused", "source", source.Peer, "upstream_too", l.fromUpstream.Load(), "path", d.info.StorePath().Base(), "form", l.stage.form, "err", err)
 		d.s.peersWereWrong(d.info)
 	}
 	return err

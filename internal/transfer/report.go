@@ -17,7 +17,7 @@ func (s *Server) report(kind source.EventKind, role source.Role, info *verify.In
 	if invalid == nil {
 		return err
 	}
-	if role != source.Cache && role != source.None { // the cache counts what it drops
+	if role != source.Cache { // it counts what it drops
 		s.cfg.Metrics.VerifyFailures.WithLabelValues(role.String(), string(invalid.Reason)).Inc()
 	}
 	s.cfg.Events.Send(source.Event{Kind: kind, Source: role, StorePath: info.StorePath().String(), Err: err})

@@ -392,6 +392,9 @@ func (s *session) End(ctx context.Context, o source.Outcome) {
 			Reason: verify.ReasonHash, Err: fmt.Errorf("all bytes of NAR %s came from this peer, and they are wrong", s.want.Info.NarHash()),
 		})
 	case o == source.Wrong, o == source.Mixed:
+		if o == source.Wrong {
+			s.c.cfg.Metrics.VerifyFailures.WithLabelValues(source.Peer.String(), string(verify.ReasonHash)).Inc()
+		}
 		s.mixed(peers)
 	}
 }

@@ -265,8 +265,15 @@ func TestBlame(t *testing.T) {
 				}
 			}
 			wantEvent := test.outcome == source.Wrong || test.outcome == source.Mixed
-			if len(*events) > 0 != wantEvent {
+			if len(*events) > 0 != wantEvent || len(*events) > 1 {
 				t.Errorf("%s: %v", test.name, *events)
+			}
+			want := int64(0)
+			if test.outcome == source.Wrong {
+				want = 1
+			}
+			if n := metrics.Value(c.cfg.Metrics.VerifyFailures.WithLabelValues("peer", "hash")); n != want {
+				t.Errorf("%s: %v wrong NARs counted, want %v", test.name, n, want)
 			}
 			// After a mixture, one peer alone may still be asked for all of it.
 			if wantEvent && !test.blamed {

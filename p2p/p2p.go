@@ -117,7 +117,7 @@ func newMember(cfg Config, book *reputation.Book, key crypto.PrivKey) (_ *member
 	n.site, err = site.New(site.Config{
 		Listen: cfg.Listen, Bootstrap: cfg.Bootstrap, MDNS: cfg.MDNS, MaxPeers: cfg.MaxPeers, SwarmKeyFile: cfg.SwarmKeyFile, Name: cfg.Name,
 		AllowCIDRs: cfg.AllowCIDRs, AllowOnLink: cfg.AllowOnLink, Identity: key, Saved: cfg.Saved, Banned: n.reputation.Blamed,
-		Inventory: cfg.Holder.Inventory(), Resolver: cfg.Resolver, Events: cfg.Events, Conditions: cfg.Conditions,
+		Inventory: cfg.Holder.Inventory(), Resolver: cfg.Resolver, Clock: cfg.Clock, Events: cfg.Events, Conditions: cfg.Conditions,
 		Metrics: cfg.Metrics, Log: cfg.Log, OnLost: n.lost, OnTwin: n.foundTwin,
 	})
 	if err != nil {

@@ -241,7 +241,7 @@ func peerName(cfg *config.Config) string {
 // in an interface would not be nil.
 func (n *node) wire(m *metrics.Metrics, events source.Events, log *slog.Logger) (err error) {
 	rc := resolve.Config{
-		Store: n.store, Disk: n.infos, Upstream: n.upstream, Share: n.cfg.ShareKeys, OnInfo: n.holder.Known,
+		Store: n.store, Disk: n.infos, Upstream: n.upstream, Share: n.cfg.ShareKeys, Clock: n.clock, OnInfo: n.holder.Known,
 		Events: events, Metrics: m, Log: log,
 	}
 	tc := transfer.Config{

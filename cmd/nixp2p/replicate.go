@@ -29,7 +29,7 @@ func (n *node) replicate(m *metrics.Metrics, events source.Events, log *slog.Log
 	}
 	r := &replication{n: n}
 	if r.resolver, err = resolve.New(resolve.Config{
-		Store: n.store, Disk: n.infos, Cache: n.cache, Peers: n.peers, Share: n.cfg.ShareKeys, Events: events, Metrics: m, Log: log,
+		Store: n.store, Disk: n.infos, Cache: n.cache, Peers: n.peers, Share: n.cfg.ShareKeys, Clock: n.clock, Events: events, Metrics: m, Log: log,
 	}); err != nil {
 		return err
 	}

@@ -94,7 +94,8 @@ func (r *Resolver) find(ctx context.Context, h nix.StoreHash, scope source.Scope
 
 // deadline returns a context that ends after limit, with context.DeadlineExceeded as its cause. Time in
 // which this process was stopped does not count: the answer may have come meanwhile.
-// If limit is infoDeadline, it goes on while the line to the upstreams is saturated.
+// If limit is infoDeadline, it is measured on the clock of the process, for the same reason, and goes
+// on while the line to the upstreams is saturated, up to saturatedDeadline.
 func (r *Resolver) deadline(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
 	u := r.cfg.Upstream
 	if limit != infoDeadline || u == nil {
@@ -102,7 +103,8 @@ func (r *Resolver) deadline(ctx context.Context, limit time.Duration) (context.C
 	}
 	ctx, stop := runclock.WithTimeout(ctx, saturatedDeadline)
 	ctx, cancel := context.WithCancelCause(ctx)
-	timer := runclock.NewTimer(limit, func() {
+	unwatch := r.cfg.Clock.Watch()
+	stopTimer := runclock.AfterFunc(r.cfg.Clock.Now, r.cfg.Clock.Now().Add(limit), func() {
 		for u.Saturated() {
 			select {
 			case <-time.After(saturatedTick):
@@ -113,7 +115,8 @@ func (r *Resolver) deadline(ctx context.Context, limit time.Duration) (context.C
 		cancel(context.DeadlineExceeded)
 	})
 	return ctx, func() {
-		timer.Stop()
+		stopTimer()
+		unwatch()
 		cancel(context.Canceled)
 		stop()
 	}
@@ -204,20 +207,18 @@ func (l *lookup) first(ctx context.Context, asks []func(context.Context) (found,
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	headStart := func() time.Duration { return peerHeadStart }
-	var late *time.Timer // written by the first attempt, read when all have ended
+	stopLate := func() bool { return false } // written by the first attempt, read when all have ended
 	res, release, wait := hedge.Do(ctx, len(asks), 2, headStart, func(ctx context.Context, i int) (found, error) {
 		f, err := asks[i](ctx)
 		if errors.Is(err, errFileOnly) {
-			late = time.AfterFunc(fileWait, cancel)
+			stopLate = runclock.AfterFunc(l.r.cfg.Clock.Now, l.r.cfg.Clock.Now().Add(fileWait), cancel)
 		}
 		return f, err
 	}, nil, func(found) {})
 	release()
 	cancel()
 	wait()
-	if late != nil {
-		late.Stop()
-	}
+	stopLate()
 	return res.Value, res.Err
 }
 

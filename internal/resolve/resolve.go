@@ -15,6 +15,7 @@ import (
 	"github.com/nixp2p/nixp2p/internal/backoff"
 	"github.com/nixp2p/nixp2p/internal/metrics"
 	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/runclock"
 	"github.com/nixp2p/nixp2p/internal/source"
 	"github.com/nixp2p/nixp2p/internal/taskgroup"
 	"github.com/nixp2p/nixp2p/verify"
@@ -32,7 +33,8 @@ type Config struct {
 	Cache    Forms
 	Peers    source.Peers
 	Upstream source.Upstreams
-	Share    []string // names of the keys whose paths others may see
+	Share    []string        // names of the keys whose paths others may see
+	Clock    *runclock.Clock // of the time that look-ups take; nil: the ordinary one
 	// OnInfo is called with each narinfo that a peer or an upstream answered. If nil, nobody is told.
 	OnInfo  func(info *verify.Info)
 	Events  source.Events    // of wrong narinfos

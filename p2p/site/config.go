@@ -8,6 +8,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/crypto"
 
 	"github.com/nixp2p/nixp2p/internal/metrics"
+	"github.com/nixp2p/nixp2p/internal/runclock"
 	"github.com/nixp2p/nixp2p/internal/source"
 	"github.com/nixp2p/nixp2p/p2p/discovery"
 	"github.com/nixp2p/nixp2p/p2p/inventory"
@@ -39,6 +40,7 @@ type Config struct {
 	Banned     func(id string) (reason string, banned bool)
 	Inventory  *inventory.Local   // what this machine shares
 	Resolver   discovery.Resolver // of configured names; nil: the system's
+	Clock      *runclock.Clock    // of the silence of peers; nil: the ordinary one
 	Events     source.Events
 	Conditions *source.Conditions // nil drops them
 	Metrics    *metrics.Metrics   // required

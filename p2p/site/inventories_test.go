@@ -25,7 +25,7 @@ type crowd struct {
 }
 
 func newCrowd(maxPeers int, maxBytes int64) *crowd {
-	t := newPeerTable()
+	t := newPeerTable(nil)
 	never := func(peer.ID) bool { return false }
 	return &crowd{newInventories(maxPeers, maxBytes, never), t, 0}
 }
@@ -35,7 +35,7 @@ func (c *crowd) add(m int) *Peer {
 	c.n++
 	id := peer.ID(fmt.Sprint("peer ", c.n))
 	p, _ := c.table.add(id, func() *Peer {
-		return newPeer(id, machine.Of(netip.AddrFrom4([4]byte{10, 0, 0, byte(m)})), func() {}, &c.table.beat)
+		return newPeer(id, machine.Of(netip.AddrFrom4([4]byte{10, 0, 0, byte(m)})), func() {}, &c.table.pulse)
 	})
 	return p
 }

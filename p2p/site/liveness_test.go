@@ -6,7 +6,6 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -98,16 +97,16 @@ func (c heardConn) Read(b []byte) (int, error) {
 	return n, err
 }
 
-func memoryPeer(beat *atomic.Int64) *Peer {
-	return newPeer("other", machine.Of(netip.MustParseAddr("10.0.0.1")), func() {}, beat)
+func memoryPeer(at *pulse) *Peer {
+	return newPeer("other", machine.Of(netip.MustParseAddr("10.0.0.1")), func() {}, at)
 }
 
 // TestSilentPeer runs the writing side against a peer that answers pings for a minute, and
 // then not any more.
 func TestSilentPeer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		table := newPeerTable()
-		p := memoryPeer(&table.beat)
+		table := newPeerTable(nil)
+		p := memoryPeer(&table.pulse)
 		a, b := newPipe()
 		conn := &connActivity{}
 		conn.heard()
@@ -153,8 +152,8 @@ func TestSilentPeer(t *testing.T) {
 // one whose positives are wrong is muted.
 func TestPauses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		table := newPeerTable()
-		p := memoryPeer(&table.beat)
+		table := newPeerTable(nil)
+		p := memoryPeer(&table.pulse)
 		if !p.Usable() || !p.UsableForInfo() {
 			t.Error("a new peer is not usable")
 		}

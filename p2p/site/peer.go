@@ -11,6 +11,7 @@ import (
 
 	"github.com/nixp2p/nixp2p/internal/backoff"
 	"github.com/nixp2p/nixp2p/internal/metrics"
+	"github.com/nixp2p/nixp2p/internal/runclock"
 	"github.com/nixp2p/nixp2p/p2p/balance"
 	"github.com/nixp2p/nixp2p/p2p/inventory"
 	"github.com/nixp2p/nixp2p/p2p/machine"
@@ -36,7 +37,7 @@ type Peer struct {
 	record   positives
 
 	neighbours atomic.Pointer[[]Neighbour]
-	beat       *atomic.Int64 // how often a healthy peer is heard at least, of the peer table
+	pulse      *pulse // of the peer table
 }
 
 // Neighbour is a node that a peer says it is connected to.
@@ -56,9 +57,9 @@ const (
 )
 
 // newPeer returns a peer on which nothing is known. End ends its session.
-func newPeer(id peer.ID, m machine.ID, end context.CancelFunc, beat *atomic.Int64) *Peer {
+func newPeer(id peer.ID, m machine.ID, end context.CancelFunc, at *pulse) *Peer {
 	p := &Peer{
-		ID: id, Key: id.String(), Machine: m, Since: time.Now(), beat: beat,
+		ID: id, Key: id.String(), Machine: m, Since: time.Now(), pulse: at, activity: activity{any: connActivity{clock: at.clock}},
 		pauses: pauses{
 			slow: backoff.Delay{First: slowFirst, Most: slowMost},
 			late: backoff.Delay{First: slowFirst, Most: slowMost},
@@ -143,14 +144,17 @@ type activity struct {
 }
 
 // connActivity is when something came last over one connection.
-type connActivity struct{ last atomic.Int64 } // Unix nanoseconds
+type connActivity struct {
+	clock *runclock.Clock // while this process has no CPU time, peers seem silent
+	last  atomic.Int64    // Unix nanoseconds on it
+}
 
 // heard notes that a byte came.
-func (c *connActivity) heard() { c.last.Store(time.Now().UnixNano()) }
+func (c *connActivity) heard() { c.last.Store(c.clock.Now().UnixNano()) }
 
 // silent returns for how long nothing has come.
 func (c *connActivity) silent() time.Duration {
-	return time.Duration(time.Now().UnixNano() - c.last.Load())
+	return time.Duration(c.clock.Now().UnixNano() - c.last.Load())
 }
 
 func (a *activity) heard() { a.any.heard() }
@@ -167,7 +171,7 @@ func (a *activity) of(c network.Conn) *connActivity {
 		if a.conns == nil || len(a.conns) >= maxConns {
 			a.conns = make(map[string]*connActivity) // the others are gone
 		}
-		l = &connActivity{}
+		l = &connActivity{clock: a.any.clock}
 		l.heard()
 		a.conns[c.ID()] = l
 	}
@@ -180,7 +184,7 @@ func (p *Peer) Silent() time.Duration { return p.activity.any.silent() }
 // SuspectAfter returns for how long nothing comes from a healthy member: one that was heard
 // just before the beat is sent a ping only at the next one.
 func (p *Peer) SuspectAfter() time.Duration {
-	return 2*time.Duration(p.beat.Load()) + suspectMargin
+	return 2*time.Duration(p.pulse.beat.Load()) + suspectMargin
 }
 
 // Suspect reports whether a member has been silent for longer than a healthy one is.

@@ -110,7 +110,7 @@ func newCore(cfg *Config, key crypto.PrivKey, saved []string) (*core, error) {
 	c := &core{
 		self: self, maxPeers: cfg.MaxPeers, keyFile: cfg.SwarmKeyFile,
 		reports: reports{cfg.Log, cfg.Events, cfg.Conditions}, metrics: cfg.Metrics,
-		gate: newGate(cfg), table: newPeerTable(), book: discovery.NewBook(self.String()), wake: make(chan struct{}, 1),
+		gate: newGate(cfg), table: newPeerTable(cfg.Clock), book: discovery.NewBook(self.String()), wake: make(chan struct{}, 1),
 	}
 	known := make(map[peer.ID]bool)
 	for _, s := range saved {

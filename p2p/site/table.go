@@ -10,15 +10,22 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
+	"github.com/nixp2p/nixp2p/internal/runclock"
 	"github.com/nixp2p/nixp2p/p2p/machine"
 )
+
+// pulse is how it is told whether a peer is silent.
+type pulse struct {
+	beat  atomic.Int64    // how often a peer is heard at least, in nanoseconds
+	clock *runclock.Clock // of silence; nil: the ordinary one
+}
 
 // peerTable has the connected peers. Reading the list takes no lock.
 type peerTable struct {
 	mu   sync.Mutex
 	byID map[peer.ID]*Peer
 	list atomic.Pointer[[]*Peer]
-	beat atomic.Int64 // how often a peer is heard at least, in nanoseconds
+	pulse
 
 	changed signal // a peer came, was admitted or left
 }
@@ -31,8 +38,8 @@ const (
 	manyPeers = 32
 )
 
-func newPeerTable() *peerTable {
-	t := &peerTable{byID: make(map[peer.ID]*Peer)}
+func newPeerTable(clock *runclock.Clock) *peerTable {
+	t := &peerTable{byID: make(map[peer.ID]*Peer), pulse: pulse{clock: clock}}
 	t.changed.init()
 	t.publish()
 	return t

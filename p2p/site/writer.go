@@ -47,7 +47,7 @@ type zoneNews struct {
 // run writes until ctx ends or the peer is dead. Pongs are the bodies of those that come in;
 // done has the error with which the other direction ended.
 func (w *sessionWriter) run(ctx context.Context, pongs <-chan []byte, done <-chan error) error {
-	beat := time.Duration(w.peer.beat.Load())
+	beat := time.Duration(w.peer.pulse.beat.Load())
 	tick := time.NewTicker(beat)
 	defer tick.Stop()
 	w.live = newLiveness(time.Now(), beat)
@@ -77,7 +77,7 @@ func (w *sessionWriter) run(ctx context.Context, pongs <-chan []byte, done <-cha
 			if err := w.check(time.Now()); err != nil {
 				return err
 			}
-			if b := time.Duration(w.peer.beat.Load()); b != w.live.beat {
+			if b := time.Duration(w.peer.pulse.beat.Load()); b != w.live.beat {
 				w.live.beat = b
 				tick.Reset(b)
 			}

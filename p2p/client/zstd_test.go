@@ -24,16 +24,16 @@ func TestZstdWindow(t *testing.T) {
 		window int
 		ok     bool
 	}{{1 << 20, true}, {64 << 20, false}} {
+		var coded bytes.Buffer
+		z, err := zstd.NewWriter(&coded, zstd.WithWindowSize(test.window), zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedFastest))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = z.Write(p.NAR)
+		_ = z.Close()
 		f := s.add(p)
 		f.nar = func(x nixtest.Path, _ int64) (*http.Response, error) {
-			var b bytes.Buffer
-			z, err := zstd.NewWriter(&b, zstd.WithWindowSize(test.window), zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedFastest))
-			if err != nil {
-				return nil, err
-			}
-			_, _ = z.Write(x.NAR)
-			_ = z.Close()
-			r := respond(200, b.Bytes())
+			r := respond(200, coded.Bytes())
 			r.Header.Set("Content-Encoding", "zstd")
 			r.Header.Set(wire.SizeHeader, fmt.Sprint(len(x.NAR)))
 			return r, nil

@@ -47,13 +47,13 @@ deps: ## install what the tests need (Debian, root), if it is missing
 
 .PHONY: test
 test: deps vet ## install what is missing, run all tests, those of concurrent packages with -race as well
-	$(GO) test -p $(JOBS) -shuffle=on -timeout 25m $(TEST_FLAGS) $(PKGS)
+	$(GO) test -p $(JOBS) -shuffle=on -timeout 45m $(TEST_FLAGS) $(PKGS)
 	@$(MAKE) --no-print-directory race
 
 .PHONY: race
 race: ## the tests of concurrent packages with the race detector
 	@if ! command -v gcc >/dev/null; then echo "NO C COMPILER: the race detector is left out" >&2; else \
-	  set -x; CGO_ENABLED=1 go test -race -p $(JOBS) -short -timeout 25m $(TEST_FLAGS) $(RACE_HERE); fi
+	  set -x; CGO_ENABLED=1 go test -race -p $(JOBS) -short -timeout 45m $(TEST_FLAGS) $(RACE_HERE); fi
 
 .PHONY: vet
 vet: ## gofmt and go vet

@@ -39,17 +39,23 @@ func (n *node) replicate(m *metrics.Metrics, events source.Events, log *slog.Log
 		return err
 	}
 	r.replicator = mirror.NewReplicator(mirror.ReplicatorConfig{
-		Peers: n.peers.Sharers, Page: n.peers.Page, Copies: n.peers.Copies, Fetch: r.fetch, Have: n.has,
+		Peers: n.peers.Sharers, Page: n.peers.Page, Copies: n.peers.Copies, Fetch: r.fetch, Have: r.has,
 		Used: n.cache.Usage, Room: n.cfg.CacheSize, Busy: n.clientsWait, Metrics: m, Log: log,
 	})
 	n.replication = r
 	return nil
 }
 
-// fetch brings a path from peers into the cache. It is shared when all of it was verified.
+// has reports whether this machine shares a path, or has its NAR in its store.
+func (r *replication) has(p source.SharedPath) bool {
+	return r.n.holder.Shares(p.Store) || r.n.inStore(p.Nar)
+}
+
+// fetch brings a path from peers into the cache. It is shared when all of it was verified, and so it
+// is if the cache has its NAR as that of another path.
 func (r *replication) fetch(ctx context.Context, h nix.StoreHash, dry bool) (mirror.Fetched, error) {
 	p, err := r.transfer.Prefetch(ctx, h, dry)
-	if err == nil && !dry {
+	if err == nil && (!dry || p.Local == source.Cache) {
 		r.n.holder.Known(p.Info)
 	}
 	return mirror.Fetched{Info: p.Info, Size: p.Size, Here: p.Local != source.None}, err

@@ -26,10 +26,11 @@ type ReplicatorConfig struct {
 	// Copies returns on how many machines of peers a path may be.
 	Copies func(nix.StoreHash) int
 	// Fetch brings a path from peers, and from nobody else, into the cache, and has it shared once it
-	// was verified as a whole. If dry, it only says what it would do.
+	// was verified as a whole. If dry, it only says what it would do; it has the path shared if the
+	// cache has its NAR by another name.
 	Fetch func(ctx context.Context, h nix.StoreHash, dry bool) (Fetched, error)
-	// Have reports whether this machine has a NAR, in its cache or store.
-	Have func(nix.NarHash) bool
+	// Have reports whether this machine shares the path, or has its NAR in its store.
+	Have func(source.SharedPath) bool
 	// Used returns the bytes that the cache takes, Room is its size.
 	Used func() int64
 	Room int64
@@ -77,7 +78,7 @@ type Replicator struct {
 	mu       sync.Mutex
 	walks    map[string]walk    // by peer
 	machines map[string]*charge // of connected peers
-	copying  map[nix.NarHash]struct{}
+	copying  map[nix.NarHash]underway
 	state    Replication
 }
 
@@ -113,7 +114,7 @@ func NewReplicator(cfg ReplicatorConfig) *Replicator {
 	return &Replicator{
 		cfg: cfg, failed: backoff.NewSet[claim](maxFailed), rest: backoff.NewSet[string](maxFailed),
 		walks: make(map[string]walk), machines: make(map[string]*charge),
-		copying: make(map[nix.NarHash]struct{}),
+		copying: make(map[nix.NarHash]underway),
 	}
 }
 
@@ -264,7 +265,7 @@ var errNotNow = errors.New("not now")
 // copy copies one path.
 func (r *Replicator) copy(ctx context.Context, w wanted) (err error) {
 	yield(ctx, r.cfg.Busy)
-	done, ok := r.take(w.Nar)
+	done, ok := r.take(ctx, w)
 	if !ok {
 		return errNotNow
 	}
@@ -294,19 +295,39 @@ func (r *Replicator) copy(ctx context.Context, w wanted) (err error) {
 	return err
 }
 
-// take reports whether a NAR is neither here nor being copied. It may be that of several paths, and
-// several peers may have listed it. The caller calls done.
-func (r *Replicator) take(nar nix.NarHash) (done func(), ok bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if _, copying := r.copying[nar]; copying || r.cfg.Have(nar) {
-		return nil, false
+// underway is a NAR that is being copied.
+type underway struct {
+	path nix.StoreHash
+	end  chan struct{} // closed when it is no more
+}
+
+// take reports whether a path is neither here nor being copied: several peers may have listed it. If its
+// NAR is being copied as that of another path, take waits for that. The caller calls done.
+func (r *Replicator) take(ctx context.Context, w wanted) (done func(), ok bool) {
+	for {
+		r.mu.Lock()
+		other, copying := r.copying[w.Nar]
+		if !copying && !r.cfg.Have(w.SharedPath) {
+			break
+		}
+		r.mu.Unlock()
+		if !copying || other.path == w.Store {
+			return nil, false
+		}
+		select {
+		case <-ctx.Done():
+			return nil, false
+		case <-other.end:
+		}
 	}
-	r.copying[nar] = struct{}{}
+	defer r.mu.Unlock()
+	u := underway{w.Store, make(chan struct{})}
+	r.copying[w.Nar] = u
 	return func() {
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		delete(r.copying, nar)
+		delete(r.copying, w.Nar)
+		close(u.end)
 	}, true
 }
 

@@ -33,6 +33,7 @@ type office struct {
 	peers  []*sharer
 	paths  map[nix.StoreHash]nixtest.Path
 	cache  map[nix.NarHash]int64
+	shared map[nix.StoreHash]bool
 	used   int64
 	room   int64
 	order  []nix.StoreHash // in which paths were copied
@@ -41,7 +42,7 @@ type office struct {
 }
 
 func newOffice(t *testing.T) *office {
-	return &office{t: t, room: 1 << 30, paths: map[nix.StoreHash]nixtest.Path{}, cache: map[nix.NarHash]int64{}, m: metrics.New()}
+	return &office{t: t, room: 1 << 30, paths: map[nix.StoreHash]nixtest.Path{}, cache: map[nix.NarHash]int64{}, shared: map[nix.StoreHash]bool{}, m: metrics.New()}
 }
 
 func listed(p nixtest.Path) source.SharedPath {
@@ -118,6 +119,9 @@ func (o *office) Fetch(ctx context.Context, h nix.StoreHash, dry bool) (Fetched,
 		return Fetched{}, fs.ErrNotExist
 	}
 	f := Fetched{Info: p.Info(o.t, key), Size: int64(len(p.NAR))}
+	if _, f.Here = o.cache[p.NarHash()]; f.Here || !dry {
+		o.shared[h] = true
+	}
 	if !dry {
 		o.cache[p.NarHash()] = f.Size
 		o.used = min(o.used+f.Size, o.room)
@@ -126,11 +130,10 @@ func (o *office) Fetch(ctx context.Context, h nix.StoreHash, dry bool) (Fetched,
 	return f, nil
 }
 
-func (o *office) Have(nar nix.NarHash) bool {
+func (o *office) Have(p source.SharedPath) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	_, ok := o.cache[nar]
-	return ok
+	return o.shared[p.Store]
 }
 
 func (o *office) Used() int64 { o.mu.Lock(); defer o.mu.Unlock(); return o.used }
@@ -232,6 +235,21 @@ func TestLiar(t *testing.T) {
 		o.replicates(time.Hour)
 		if len(o.cache) != 100 || o.failed > 100 {
 			t.Errorf("%d in the cache, %d requests in vain", len(o.cache), o.failed)
+		}
+	})
+}
+
+// TestTwins: paths that have the same NAR are all shared in the end, and the NAR is copied once.
+func TestTwins(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newOffice(t)
+		a := nixtest.NewPath("a", 1000)
+		twins := []nixtest.Path{a, {StorePath: nixtest.NewPath("b", 10).StorePath, NAR: a.NAR}, {StorePath: nixtest.NewPath("c", 10).StorePath, NAR: a.NAR}}
+		o.join("one", twins...)
+		o.join("two", twins...)
+		o.replicates(time.Minute)
+		if len(o.shared) != 3 || len(o.order) != 1 || o.failed != 0 {
+			t.Errorf("%d shared, %d copied, %d failed", len(o.shared), len(o.order), o.failed)
 		}
 	})
 }

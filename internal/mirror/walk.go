@@ -44,7 +44,7 @@ var errEndless = errors.New("the list of the peer has no end")
 // read reads on in the list of a peer: what is new, and, while the cache has room for more, what was there
 // before. It returns where it is then, and what is wanted of what it read.
 func (r *Replicator) read(ctx context.Context, p source.Sharer, w walk) (walk, []wanted, error) {
-	l := &listing{r: r, from: p, pages: maxPages, seen: make(map[nix.NarHash]bool)}
+	l := &listing{r: r, from: p, pages: maxPages, seen: make(map[nix.StoreHash]bool)}
 	page, err := l.page(ctx, 0)
 	if err != nil {
 		return w, nil, err
@@ -88,7 +88,7 @@ type listing struct {
 	from   source.Sharer
 	pages  int // that may be read still
 	wanted []wanted
-	seen   map[nix.NarHash]bool
+	seen   map[nix.StoreHash]bool
 }
 
 func (l *listing) more() bool { return l.pages > 0 && len(l.wanted) < batch }
@@ -111,10 +111,10 @@ func (l *listing) page(ctx context.Context, before uint64) (source.SharedPage, e
 		return source.SharedPage{}, err
 	}
 	for _, s := range page.Paths {
-		if s.Size <= 0 || s.Size > l.r.cfg.Room/largest || l.seen[s.Nar] || l.r.failed.Has(claim{l.from.Machine, s.Nar}) || l.r.cfg.Have(s.Nar) {
+		if s.Size <= 0 || s.Size > l.r.cfg.Room/largest || l.seen[s.Store] || l.r.failed.Has(claim{l.from.Machine, s.Nar}) || l.r.cfg.Have(s) {
 			continue
 		}
-		l.seen[s.Nar] = true
+		l.seen[s.Store] = true
 		l.wanted = append(l.wanted, wanted{SharedPath: s, from: l.from, copies: l.r.cfg.Copies(s.Store), rank: len(l.wanted)})
 	}
 	return page, nil

@@ -133,6 +133,9 @@ func (h *Holder) InStore(nar nix.NarHash) bool {
 	return ok && r.where&inStore != 0
 }
 
+// Shares reports whether a path is in the set.
+func (h *Holder) Shares(path nix.StoreHash) bool { return h.set.has(path, inStore|inCache) }
+
 // StoreChanged follows the store: paths came to be shared, or are not any more.
 func (h *Holder) StoreChanged(added, removed []nix.StoreHash) {
 	for _, hash := range removed {

@@ -43,6 +43,7 @@ type Host struct {
 	Client *realnix.Client // asks this host's node
 	Node   *Process        // nil: was never started
 	Begun  time.Time       // of the node
+	Env    []string        // NAME=VALUE, for the node
 
 	site *Site
 	http *http.Client
@@ -83,11 +84,12 @@ func (h *Host) Fill(ctx context.Context, root string) error {
 func (h *Host) Start(flags ...string) error {
 	key := h.site.Corpus.PublicKey
 	name, _, _ := strings.Cut(key, ":")
-	argv := []string{
+	argv := append([]string{"env"}, h.Env...)
+	argv = append(argv,
 		Binary(h.site.Dir), "serve", "--config", os.DevNull,
 		"--state-dir", filepath.Join(h.Dir, "state"), "--cache-dir", filepath.Join(h.Dir, "cache"), "--store-root", h.Client.Root,
 		"--upstream", h.site.Cache.URL, "--trusted-public-key", key, "--share-key", name,
-	}
+	)
 	p, err := StartIn(h.NS, h.logFile(), append(argv, flags...)...)
 	h.Node, h.Begun = p, time.Now()
 	return err

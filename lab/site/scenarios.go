@@ -37,6 +37,7 @@ func scenarios() []*scenario {
 		{name: "privacy", hosts: 3, fixed: true, limit: 4 * time.Minute, run: privacy,
 			what: "what is private cannot be got, seen, or timed, and is not asked for on the LAN"},
 	}
+	list = append(list, mirrors()...)
 	list = append(list, faultScenarios()...)
 	return append(list, measurements()...)
 }

@@ -3,7 +3,9 @@ package p2p
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -85,6 +87,9 @@ func TestLastRelease(t *testing.T) {
 	theirs, ours := nixtest.NewPath("old", 3<<20), nixtest.NewPath("new", 3<<20)
 	n := start(t, holderOf(newStore(key.Name).add(t, key, ours), key.Name), func(c *Config) { c.Bootstrap = []string{addr} })
 	await(t, "the inventory", func() bool { return n.MayHave(theirs.Hash()) })
+	if _, err := n.Page(t.Context(), n.Sharers()[0].ID, 0); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the list of a version that has none: %v", err)
+	}
 	info, err := n.Info(t.Context(), theirs.Hash())
 	if err != nil {
 		t.Fatal(err)

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/nixp2p/nixp2p/internal/nix"
@@ -278,4 +279,25 @@ func zoneOf(n, other *Node) string {
 		}
 	}
 	return ""
+}
+
+// TestList: a peer lists what it shares. One that asks too often is told so, which is
+// something else than a peer that has no list.
+func TestList(t *testing.T) {
+	public := nixtest.NewPath("public", 1000)
+	a := start(t, holderOf(newStore(key.Name).add(t, key, public), key.Name), nil)
+	b := start(t, nil, nil, a)
+	await(t, "the inventory", func() bool { return b.MayHave(public.Hash()) })
+	page, err := b.Page(t.Context(), a.ID(), 0)
+	if err != nil || len(page.Paths) != 1 || page.Paths[0].Store != public.Hash() || page.Paths[0].Nar != public.NarHash() || page.Next != 0 {
+		t.Errorf("%+v, %v", page, err)
+	}
+	for range 10_000 {
+		if _, err = b.Page(t.Context(), a.ID(), 0); err != nil {
+			break
+		}
+	}
+	if err == nil || source.Absent(err) || !strings.Contains(err.Error(), "429") {
+		t.Errorf("who asks without end is told %v", err)
+	}
 }

@@ -95,8 +95,11 @@ func (p *narInfoParser) set(key, value string) (err error) {
 	case "References":
 		err = p.setReferences(value)
 	case "Sig":
-		// A malformed line voids itself, not its neighbours.
-		if sig, err := ParseSignature(value); err == nil {
+		// A malformed line voids itself, not its neighbours. Nix reads the data up to its padding, which
+		// may be missing.
+		name, data, _ := strings.Cut(value, ":")
+		data, _, _ = strings.Cut(data, "=")
+		if sig, err := ParseSignature(name + ":" + data + "=="); err == nil {
 			n.Sigs = append(n.Sigs, sig)
 		}
 	case "CA":

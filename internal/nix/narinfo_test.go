@@ -105,9 +105,11 @@ func TestNarInfoAccepted(t *testing.T) {
 		"long compression":    {with("Compression: " + strings.Repeat("x", 1<<19)), func(n *NarInfo) bool { return len(n.Compression) < 200 }},
 		"many signatures":     {append(textOf(base...), strings.Repeat("Sig: x\n", 1000)...), func(n *NarInfo) bool { return len(n.Sigs) == 1 }},
 		"long key name":       {append(textOf(base...), "Sig: "+strings.Repeat("k", maxKeyName+1)+realSig[17:]+"\n"...), func(n *NarInfo) bool { return len(n.Sigs) == 1 }},
+		"behind a signature":  {append(without("Sig"), "Sig: "+realSig+" other-1:AAAA\n"...), func(n *NarInfo) bool { return len(n.Sigs) == 1 && n.Sigs[0].String() == realSig }},
+		"unpadded signature":  {append(without("Sig"), "Sig: "+strings.TrimRight(realSig, "=")+"\n"...), func(n *NarInfo) bool { return len(n.Sigs) == 1 && n.Sigs[0].String() == realSig }},
 		"unsigned":            {without("Sig"), func(n *NarInfo) bool { return n.Sigs == nil }},
 		"two signatures":      {append(textOf(base...), "Sig: other-1:"+realSig[18:]+"\n"...), func(n *NarInfo) bool { return len(n.Sigs) == 2 }},
-		"junk signatures": {append(textOf("Sig: ", "Sig: x", "Sig: k:!!", "Sig: "+realSig+" "), textOf(base...)...), func(n *NarInfo) bool {
+		"junk signatures": {append(textOf("Sig: ", "Sig: x", "Sig: k:!!"), textOf(base...)...), func(n *NarInfo) bool {
 			return len(n.Sigs) == 1 && !strings.Contains(string(n.AppendText(nil)), "!!")
 		}},
 	} {

@@ -1,0 +1,276 @@
+package main
+
+import (
+	"crypto/md5"
+	"crypto/sha512"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/nixtest"
+	"github.com/nixp2p/nixp2p/internal/nixtest/realnix"
+)
+
+// odd is a path in a cache that is unusual in one way. What Nix takes from the cache itself, it has to
+// get through a node.
+type odd struct {
+	what        string
+	compression nix.Compression
+	edit        func(narinfo string) string // nil: as it is
+}
+
+// line replaces a line of a narinfo.
+func line(key, value string) func(string) string {
+	return func(text string) string {
+		before, rest, _ := strings.Cut(text, "\n"+key+": ")
+		_, after, _ := strings.Cut(rest, "\n")
+		return before + "\n" + key + ": " + value + "\n" + after
+	}
+}
+
+// omit removes a line.
+func omit(key string) func(string) string {
+	return func(text string) string {
+		before, rest, _ := strings.Cut(text, "\n"+key+": ")
+		_, after, _ := strings.Cut(rest, "\n")
+		return before + "\n" + after
+	}
+}
+
+func behind(more string) func(string) string {
+	return func(text string) string { return text + more }
+}
+
+func before(key, more string) func(string) string {
+	return func(text string) string { return strings.Replace(text, "\n"+key+": ", "\n"+more+key+": ", 1) }
+}
+
+// oddNarInfos have what Nix takes, or does not need: no signature covers it.
+func oddNarInfos() []odd {
+	sha512Of, md5Of := sha512.Sum512([]byte("x")), md5.Sum([]byte("x"))
+	all := []odd{
+		{what: "FileHash of sha512", edit: line("FileHash", fmt.Sprintf("sha512:%x", sha512Of))},
+		{what: "FileHash of md5", edit: line("FileHash", fmt.Sprintf("md5:%x", md5Of))},
+		{what: "FileHash wrong", edit: line("FileHash", "sha256:"+strings.Repeat("0", 52))},
+		{what: "no FileHash", edit: omit("FileHash")},
+		{what: "FileSize too large", edit: line("FileSize", "18446744073709551615")},
+		{what: "FileSize zero", edit: line("FileSize", "0")},
+		{what: "no FileSize", edit: omit("FileSize")},
+		{what: "a key without a space", edit: behind("Foo:bar\n")},
+		{what: "a key with a tab", edit: behind("Foo:\tbar\n")},
+		{what: "a key in Latin-1", edit: behind("X-\xe4: \xf6\n")},
+		{what: "a system", edit: behind("System: x86_64-linux\n")},
+		{what: "a long line", edit: behind("X-Long: " + strings.Repeat("a", 100_000) + "\n")},
+		{what: "an unknown deriver", edit: behind("Deriver: unknown-deriver\n")},
+		{what: "a hundred strangers' signatures", edit: before("Sig", strings.Repeat("Sig: other-1:"+strings.Repeat("A", 86)+"==\n", 100))},
+		{what: "a malformed signature", edit: before("Sig", "Sig: nonsense\n")},
+		{what: "a space behind the signature", edit: func(s string) string { return strings.TrimSuffix(s, "\n") + " \n" }},
+		{what: "a word behind the signature", edit: func(s string) string { return strings.TrimSuffix(s, "\n") + " other-1:AAAA\n" }},
+		{what: "a signature without padding", edit: func(s string) string { return strings.TrimSuffix(s, "==\n") + "\n" }},
+		{what: "the URL with a query", edit: func(s string) string { return strings.Replace(s, ".nar\n", ".nar?a=b\n", 1) }},
+		{what: "the URL with a dot", edit: func(s string) string { return strings.Replace(s, "URL: ", "URL: ./", 1) }},
+	}
+	for _, c := range []nix.Compression{nix.None, nix.XZ, nix.Bzip2, nix.Gzip, nix.Zstd, nix.Brotli, nix.LZ4, nix.LZMA, nix.Lzip, nix.LZW} {
+		all = append(all, odd{what: "compressed by " + string(c), compression: c},
+			odd{what: "compressed by " + string(c) + ", without FileHash", compression: c, edit: omit("FileHash")})
+	}
+	return append(all, odd{what: "bzip2 that is not named", compression: nix.Bzip2, edit: omit("Compression")})
+}
+
+// write puts the path of a row into a cache in a directory.
+func (o odd) write(t *testing.T, dir string, key nixtest.Key) nixtest.Path {
+	p := nixtest.NewPath(strings.NewReplacer(" ", "-", ",", "", "'", "").Replace(o.what), 5000)
+	nixtest.WriteCache(t, dir, nixtest.UpstreamConfig{Paths: []nixtest.Path{p}, Keys: []nixtest.Key{key}, Compression: o.compression})
+	if at := filepath.Join(dir, p.Hash().String()+".narinfo"); o.edit != nil {
+		text, err := os.ReadFile(at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(at, []byte(o.edit(string(text))), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return p
+}
+
+// taken returns which paths a client gets from a cache.
+func taken(t *testing.T, client *realnix.Client, from string, paths []nixtest.Path) map[string]bool {
+	t.Helper()
+	client.Substituters = []string{from}
+	all := slices.DeleteFunc(storePaths(paths), func(p string) bool { return p == nix.StorePath{}.String() })
+	if _, err := client.Realise(t.Context(), all...); err != nil { // one narinfo that it does not like is enough
+		for _, p := range all {
+			_, _ = client.Realise(t.Context(), p)
+		}
+	}
+	valid, err := client.Paths(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]bool{}
+	for _, p := range valid {
+		got[p.StorePath] = true
+	}
+	return got
+}
+
+// TestOddCaches: what Nix takes from a cache alone, it gets through a node, with the machine's Nix and 2.34.
+func TestOddCaches(t *testing.T) {
+	key := nixtest.NewKey("cache.example.org-1")
+	dir := t.TempDir()
+	up := serveFiles(t, dir)
+	rows := oddNarInfos()
+	paths := make([]nixtest.Path, len(rows))
+	for i, o := range rows {
+		t.Run("", func(t *testing.T) { paths[i] = o.write(t, dir, key) }) // left out where a program is missing
+	}
+	test := func(t *testing.T, nix *realnix.Nix) {
+		d := startDaemon(t, "--p2p=false", "--upstream", up.URL, "--store-root", t.TempDir(), "--trusted-public-key", key.Public(), "--share-key", key.Name)
+		client := nix.TempClient(t, key.Public())
+		alone := taken(t, client, up.URL, paths)
+		client = nix.TempClient(t, key.Public())
+		through := taken(t, client, d.url, paths)
+		for i, o := range rows {
+			switch name := paths[i].StorePath.String(); {
+			case paths[i].NAR == nil:
+			case !alone[name]:
+				t.Logf("%s: not taken by Nix %s itself", o.what, nix.Version)
+			case !through[name]:
+				t.Errorf("%s: taken by Nix %s itself, and not through the node", o.what, nix.Version)
+			}
+		}
+		if len(alone) < len(rows)/2 {
+			t.Errorf("Nix itself takes %d of %d", len(alone), len(rows))
+		}
+		if _, err := client.VerifyAll(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if log := d.logText(); strings.Contains(log, "wrong narinfo from upstream") || strings.Contains(log, "upstream is down") || t.Failed() {
+			t.Errorf("what is only odd is called wrong:\n%s", log)
+		}
+	}
+	t.Run("machine", func(t *testing.T) { test(t, realnix.Find(t)) })
+	i := slices.IndexFunc(realnix.Variants(), func(v realnix.Variant) bool { return v.Name == "2.34" })
+	t.Run("2.34", func(t *testing.T) { test(t, realnix.FindVariant(t, realnix.Variants()[i])) })
+}
+
+// TestCaseHack: a store that was filled with use-case-hack, as on macOS, is served.
+func TestCaseHack(t *testing.T) {
+	maker := realnix.Find(t).TempClient(t)
+	secret, public := filepath.Join(maker.Dir, "sec"), filepath.Join(maker.Dir, "pub")
+	run := func(c *realnix.Client, argv ...string) string {
+		t.Helper()
+		res, err := c.Run(t.Context(), argv...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.TrimSpace(res.Stdout)
+	}
+	run(maker, "nix-store", "--generate-binary-cache-key", "case-1", secret, public)
+	text, err := os.ReadFile(public)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, cache := strings.TrimSpace(string(text)), t.TempDir()
+	trees := [][]string{
+		{"Thunar", "thunar"},
+		{"xt_MARK.h", "xt_mark.h", "Xt_mark.h", "other"},
+		{"Dir/a", "dir/a", "dir/A"},
+		{"sub/Sub/x", "sub/sub/x", "sub/SUB/X"},
+		{"z", "Z", "z.a", "Z.a", "z-a"},
+	}
+	var paths []string
+	for i, names := range trees {
+		dir := filepath.Join(maker.Dir, fmt.Sprint("tree", i))
+		for _, name := range names {
+			at := filepath.Join(dir, name)
+			if err := os.MkdirAll(filepath.Dir(at), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(at, []byte(name), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		paths = append(paths, run(maker, "nix-store", "--add", dir))
+	}
+	run(maker, append([]string{"nix", "copy", "--to", "file://" + cache + "?secret-key=" + secret}, paths...)...)
+	up := serveFiles(t, cache)
+	eachNix(t, func(t *testing.T, nix *realnix.Nix) {
+		mac, client := nix.TempClient(t, key), nix.TempClient(t, key)
+		mac.Settings = map[string]string{"use-case-hack": "true"}
+		if _, err := mac.Copy(t.Context(), up.URL, paths...); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Lstat(filepath.Join(mac.Real(paths[0]), "thunar~nix~case~hack~1")); err != nil {
+			t.Skip("this Nix has no case hack")
+		}
+		d := startDaemon(t, "--p2p=false", "--upstream", "http://127.0.0.1:1", "--store-root", mac.Root, "--trusted-public-key", key, "--share-key", "case-1")
+		client.Substituters = []string{d.url}
+		if _, err := client.Realise(t.Context(), paths...); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestTwoBuilds: of several caches with builds of one path that differ, the first one has collected
+// its NAR since the node was asked. Nix gets the other build at the second try at the latest.
+func TestTwoBuilds(t *testing.T) {
+	key := nixtest.NewKey("cache.example.org-1")
+	one, two := nixtest.NewPath("build", 5000), nixtest.NewPath("build", 6000)
+	two.StorePath = one.StorePath
+	for _, c := range []struct {
+		what    string
+		narinfo bool // the first cache still has it
+		restart bool
+		third   bool // a cache that has nothing lies between
+		disk    string
+	}{
+		{what: "all is collected", disk: "0"},
+		{what: "the narinfo is still there", narinfo: true, disk: "0"},
+		{what: "after a restart", restart: true, disk: "1GiB"},
+		{what: "a third cache has nothing", third: true, disk: "1GiB"},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			test := func(t *testing.T, nix *realnix.Nix) {
+				a, b := nixtest.NewUpstream(t, nixtest.UpstreamConfig{Paths: []nixtest.Path{one}, Keys: []nixtest.Key{key}}),
+					nixtest.NewUpstream(t, nixtest.UpstreamConfig{Paths: []nixtest.Path{two}, Keys: []nixtest.Key{key}})
+				args := []string{"--p2p=false", "--store-root", t.TempDir(), "--trusted-public-key", key.Public(), "--cache-size", c.disk,
+					"--upstream", a.URL() + "?priority=1"}
+				if c.third {
+					args = append(args, "--upstream", newServer(t, http.NotFound)+"?priority=2")
+				}
+				args = append(args, "--upstream", b.URL()+"?priority=3")
+				d := startDaemon(t, args...)
+				if code, _ := d.get(d.url + "/" + one.Hash().String() + ".narinfo"); code != http.StatusOK {
+					t.Fatal(code)
+				}
+				a.Set(nixtest.NarFile, nixtest.Fault{Status: http.StatusNotFound})
+				if !c.narinfo {
+					a.Set(nixtest.NarInfo, nixtest.Fault{Status: http.StatusNotFound})
+				}
+				if c.restart {
+					d.restart(args...)
+				}
+				var err error
+				for range 2 {
+					client := nix.TempClient(t, key.Public())
+					client.Substituters = []string{d.url}
+					if _, err = client.Realise(t.Context(), one.StorePath.String()); err == nil {
+						return
+					}
+				}
+				t.Error(err)
+			}
+			if c.restart {
+				eachNix(t, test)
+				return
+			}
+			test(t, realnix.Find(t))
+		})
+	}
+}

@@ -140,7 +140,9 @@ func (a *adminNode) Why(ctx context.Context, h nix.StoreHash) []admin.Answer {
 	for _, f := range n.resolver.Why(ctx, h) {
 		ans := answerOf(f)
 		if f.Err == nil {
-			ans.DeltaBases = n.deltaBases(ctx, f)
+			if ans.DeltaBases = n.deltaBases(ctx, f); len(ans.DeltaBases) > 0 {
+				ans.DeltaBytes = n.bases.Expect(f.Info.NarSize())
+			}
 		}
 		answers = append(answers, ans)
 	}

@@ -117,6 +117,10 @@ func deltaFromMirror(t *testing.T, place string) {
 			t.Fatalf("%s: %v\n%s\n%s", on, err, res.Stderr, d.logText())
 		}
 		over[i] = came.Load() - before
+		var s admin.Status
+		if _, text := d.get(d.admin + "/api/v1/status"); json.Unmarshal([]byte(text), &s) != nil || (s.Deltas.NARs > 0) != (i == 0) || (s.Deltas.SavedBytes > 1e6) != (i == 0) {
+			t.Errorf("%s: status says %+v", on, s.Deltas)
+		}
 		for _, p := range news {
 			if res, err := taker.Run(t.Context(), "nix-store", "--verify-path", p.StorePath.String()); err != nil {
 				t.Errorf("verify: %v\n%s", err, res.Stderr)

@@ -173,6 +173,9 @@ func (p terminal) facts(s admin.Status, now time.Time) []string {
 		{{"peers", bold}, {text: fmt.Sprintf("received %s, sent %s", humanSize(s.PeerReceivedBytes), humanSize(s.PeerSentBytes))}},
 		{{"upstreams", bold}, {text: "received " + humanSize(s.UpstreamBytes)}},
 	}
+	if s.Deltas.NARs > 0 {
+		rows = append(rows, []cell{{"deltas", bold}, {text: fmt.Sprintf("%s, with %s less than the whole NARs", count(s.Deltas.NARs, "NAR"), humanSize(s.Deltas.SavedBytes))}})
+	}
 	if s.Bucket != nil {
 		rows = append(rows, []cell{{"bucket", bold}, {text: clean(s.Bucket.String())}})
 	}

@@ -54,6 +54,9 @@ func (u *ui) why(w admin.Why) error {
 			}
 			if len(a.DeltaBases) > 0 {
 				detail += "; on a slow link, what differs from " + strings.Join(a.DeltaBases, " or ")
+				if a.DeltaBytes > 0 {
+					detail += ", about " + humanSize(a.DeltaBytes) + " if it is like the last deltas"
+				}
 			}
 		}
 		rows = append(rows, []cell{{text: a.Source}, {string(a.Result), resultStyles[a.Result]}, {text: admin.FormatMS(a.TookMS)}, {text: strings.TrimPrefix(detail, ", ")}})

@@ -27,6 +27,8 @@ type Status struct {
 	// an upstream would have sent. SavedEstimated is the part of it that is an estimate.
 	SavedBytes     int64 `json:"saved_bytes"`
 	SavedEstimated int64 `json:"saved_estimated_bytes"`
+	// Deltas is what came since the start as what differs from versions of the store.
+	Deltas Deltas `json:"deltas"`
 	// Requests counts narinfo requests since the start by where the answer came from: memory,
 	// disk, store, peer, upstream, none.
 	Requests          map[string]Results `json:"requests"`
@@ -52,6 +54,12 @@ type Results struct {
 	Hit     int64 `json:"hit"`
 	Miss    int64 `json:"miss"`
 	Timeout int64 `json:"timeout"`
+}
+
+// Deltas are NARs that came as what differs from older versions of them.
+type Deltas struct {
+	NARs       int64 `json:"nars"`
+	SavedBytes int64 `json:"saved_bytes"` // of the raw NARs, less those of the deltas
 }
 
 // Saved are bytes that did not cross the uplink, as in SavedBytes, by days of the local calendar
@@ -322,6 +330,9 @@ type Answer struct {
 	// DeltaBases are paths of this machine's store that a peer is told of, on a slow link, so that it
 	// sends what differs from one of them.
 	DeltaBases []string `json:"delta_bases,omitempty"`
+	// DeltaBytes is an estimate of what would be transferred: for a NAR of this size, as the deltas since the start.
+	// 0 before the first one.
+	DeltaBytes int64 `json:"delta_bytes,omitempty"`
 }
 
 // Peer is one element of /api/v1/peers.
@@ -369,6 +380,7 @@ func (h *Handler) Status() Status {
 		Peers:            int(metrics.Value(m.Peers)),
 		Bytes:            bySource(m.NarBytes), Unpacked: bySource(m.NarUnpacked),
 		SavedBytes: metrics.Value(m.SavedBytes), SavedEstimated: metrics.Value(m.SavedEstimated),
+		Deltas:        Deltas{NARs: metrics.Value(m.Delta.WithLabelValues("used")), SavedBytes: metrics.Value(m.DeltaSavedBytes)},
 		Requests:      requests(m),
 		UpstreamBytes: metrics.Value(m.UpstreamBytes), PeerReceivedBytes: metrics.Value(m.PeerReceivedBytes), PeerSentBytes: metrics.Value(m.PeerSentBytes),
 		State: h.cfg.Node.State(),

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"sync/atomic"
 
 	"github.com/nixp2p/nixp2p/internal/delta"
 	"github.com/nixp2p/nixp2p/internal/metrics"
@@ -23,11 +24,13 @@ type Bases struct {
 	trees     source.Trees
 	shareKeys []string
 	metrics   *metrics.Metrics
+
+	made, came atomic.Int64 // bytes of NARs that came as deltas, and of the deltas
 }
 
 // NewBases returns a Bases that names only what a share key signed.
 func NewBases(trees source.Trees, shareKeys []string, m *metrics.Metrics) *Bases {
-	return &Bases{trees, shareKeys, m}
+	return &Bases{trees: trees, shareKeys: shareKeys, metrics: m}
 }
 
 // Proposal is bases that are open while another machine is asked.
@@ -69,6 +72,15 @@ func (b *Bases) Propose(ctx context.Context, info *verify.Info, keep func(source
 		b.metrics.Delta.WithLabelValues("no_base").Inc()
 	}
 	return p
+}
+
+// Expect returns about how many bytes a delta of a NAR of size bytes has, as those have had that came; 0 if none did.
+func (b *Bases) Expect(size int64) int64 {
+	made := b.made.Load()
+	if made == 0 {
+		return 0
+	}
+	return max(int64(float64(size)*min(float64(b.came.Load())/float64(made), 1)), 1)
 }
 
 // Declined notes that a proposal was not taken.
@@ -116,10 +128,10 @@ func (p Proposal) Close() { p.Take(nix.NarHash{}) }
 // reading are those of delta.Reader.
 type Body struct {
 	*delta.Reader
-	src     *counted
-	base    Base
-	size    int64
-	metrics *metrics.Metrics
+	b    *Bases
+	src  *counted
+	base Base
+	size int64
 }
 
 // counted counts the bytes of a delta.
@@ -137,7 +149,7 @@ func (c *counted) Read(p []byte) (int, error) {
 // NewBody returns the NAR of size bytes that the delta in src makes of base, which it owns. Src stays open.
 func (b *Bases) NewBody(src io.Reader, base Base, size int64) *Body {
 	c := &counted{Reader: src}
-	return &Body{delta.NewReader(c, base.tree, base.Size, size), c, base, size, b.metrics}
+	return &Body{delta.NewReader(c, base.tree, base.Size, size), b, c, base, size}
 }
 
 // Close is called when nobody reads any more.
@@ -145,9 +157,11 @@ func (d *Body) Close() error {
 	result := "failed"
 	if d.Done() {
 		result = "used"
-		d.metrics.DeltaSavedBytes.Add(float64(max(d.size-d.src.n, 0)))
+		d.b.made.Add(d.size)
+		d.b.came.Add(d.src.n)
+		d.b.metrics.DeltaSavedBytes.Add(float64(max(d.size-d.src.n, 0)))
 	}
-	d.metrics.Delta.WithLabelValues(result).Inc()
+	d.b.metrics.Delta.WithLabelValues(result).Inc()
 	return errors.Join(d.Reader.Close(), d.base.Close())
 }
 

@@ -1,11 +1,11 @@
-// Delta measures what an update of a package transfers: as a delta of internal/delta, and by xz, zstd
-// and zstd --patch-from, with CPU time and memory. Its packages are pairs of versions of
+// Delta measures what an update of a package transfers: as a delta of internal/delta, and by xz, zstd,
+// chunks and zstd --patch-from, with CPU time and memory. Its packages are pairs of versions of
 // Debian (pairs.tsv), laid out as store paths would be. Class "only hashes" is made of the others: the
 // same files with other store hashes and build IDs.
 //
 //	go run ./lab/delta -dir /var/tmp/delta
 //
-// It needs apt-get with access to a mirror, dpkg-deb, xz and zstd, and some GB. What the directory has
+// It needs apt-get with access to a mirror, dpkg-deb, xz, zstd and time, and 8 GB. What the directory has
 // already is not made again.
 package main
 
@@ -54,7 +54,7 @@ func run(ctx context.Context) error {
 		os.Exit(2)
 	}
 	b := &builder{dir: *dir}
-	var pairs []versions
+	r := newReport(strings.Split(*methods, ","))
 	for line := range strings.Lines(pairsTSV) {
 		f := strings.Split(strings.TrimSpace(line), "\t")
 		v := versions{class: f[0], base: f[1], baseVersion: f[2], target: f[3], targetVersion: f[4]}
@@ -65,14 +65,19 @@ func run(ctx context.Context) error {
 			fmt.Fprintln(os.Stderr, "left out:", v.target, err)
 			continue
 		}
-		pairs = append(pairs, v)
-	}
-	r := newReport(strings.Split(*methods, ","))
-	for _, v := range pairs {
 		if err := r.measure(ctx, "only hashes", v.base, v.baseNAR, v.rebuilt); err != nil {
 			return err
 		}
 		if err := r.measure(ctx, v.class, v.target, v.baseNAR, v.targetNAR); err != nil {
+			return err
+		}
+	}
+	if *only == "" || strings.Contains("large", *only) {
+		base, target, err := b.large()
+		if err == nil {
+			err = r.measure(ctx, "1 GiB in one file", "made up", base, target)
+		}
+		if err != nil {
 			return err
 		}
 	}

@@ -13,14 +13,13 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 
 	"github.com/nixp2p/nixp2p/internal/delta"
 	"github.com/nixp2p/nixp2p/lab/rig"
 )
 
 // allMethods in the order of the table.
-var allMethods = []string{"xz -6", "zstd -3", "zstd -3 --patch-from", "delta"}
+var allMethods = []string{"xz -6", "zstd -3", "chunks", "zstd -3 --patch-from", "delta"}
 
 // cost is what one method took for some NARs.
 type cost struct {
@@ -118,6 +117,8 @@ func run1(ctx context.Context, method, base, target string) (cost, error) {
 	case "zstd -3 --patch-from":
 		encode = []string{"zstd", "-q", "--single-thread", "-3", "--long=31", "--patch-from=" + base, "-c", target}
 		decode = []string{"zstd", "-q", "-dc", "--long=31", "--patch-from=" + base, out}
+	case "chunks":
+		encode = []string{self, "-measure", "chunks", base, target}
 	case "delta":
 		encode, decode = []string{self, "-measure", "encode", base, target}, []string{self, "-measure", "decode", base, target, out}
 	default:
@@ -137,24 +138,27 @@ func run1(ctx context.Context, method, base, target string) (cost, error) {
 		return c, err
 	}
 	c.bytes = fi.Size()
+	if decode == nil {
+		return c, nil
+	}
 	c.decode, c.applyRSS, err = timed(ctx, nil, decode)
 	return c, err
 }
 
-// timed runs a command and returns its CPU seconds and peak memory in KiB.
-func timed(ctx context.Context, stdout io.Writer, args []string) (float64, int64, error) {
+// timed runs a command and returns its CPU seconds and peak memory in KiB. time(1) stands
+// between: the peak of a process is at least that of the one that started it.
+func timed(ctx context.Context, stdout io.Writer, args []string) (cpu float64, rss int64, err error) {
 	var errs bytes.Buffer
-	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
+	cmd := exec.CommandContext(ctx, "/usr/bin/time", append([]string{"-f", "%U %S %M"}, args...)...)
 	cmd.Stdout, cmd.Stderr = stdout, &errs
 	if err := cmd.Run(); err != nil {
 		return 0, 0, fmt.Errorf("%s: %w: %s", strings.Join(args, " "), err, errs.String())
 	}
-	s := cmd.ProcessState
-	usage, ok := s.SysUsage().(*syscall.Rusage)
-	if !ok {
-		return 0, 0, errors.New("no usage")
+	var user, system float64
+	if _, err := fmt.Sscan(errs.String(), &user, &system, &rss); err != nil {
+		return 0, 0, fmt.Errorf("%s: what it took: %w: %q", args[0], err, errs.String())
 	}
-	return (s.UserTime() + s.SystemTime()).Seconds(), int64(usage.Maxrss), nil
+	return user + system, rss, nil
 }
 
 // measureDelta is the process that is measured: "encode BASE TARGET" or "decode BASE TARGET DELTA".
@@ -166,6 +170,9 @@ func measureDelta(ctx context.Context, what string, args []string) error {
 	target, size, err := open(args[1])
 	if err != nil {
 		return err
+	}
+	if what == "chunks" {
+		return sendChunks(os.Stdout, base, target)
 	}
 	if what == "encode" {
 		b, err := delta.Scan(base, baseSize)

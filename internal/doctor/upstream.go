@@ -115,7 +115,7 @@ func (p *facts) judge(pr probe) []Finding {
 	case !up.Up:
 		return warn(hintFor(pr.err), "the node does not ask %s: %s", pr.url, why)
 	case up.Why != "":
-		return warn("`nixp2p status` shows it", "%s is degraded: %s", pr.url, up.Why)
+		return warn("`nixp2p status` shows it", "the node finds %s degraded: %s", pr.url, up.Why)
 	case pr.err != nil:
 		return warn(hintFor(pr.err), "%s cannot be reached from here: %s", pr.url, describe(pr.err))
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/nixp2p/nixp2p/internal/admin"
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/internal/nixtest"
+	"github.com/nixp2p/nixp2p/internal/nixtest/realnix"
 	"github.com/nixp2p/nixp2p/internal/source"
 )
 
@@ -127,7 +128,8 @@ func (b *bench) limit(n int) error {
 }
 
 // TestParts takes away each part that is not needed to answer Nix: substituting goes on, the log
-// says it once, status says it as long as it lasts, and the part comes back by itself.
+// says it once, status says it as long as it lasts, and the part comes back by itself. What Nix gets
+// from the cache alone it gets through the daemon meanwhile.
 func TestParts(t *testing.T) {
 	key := nixtest.NewKey("cache.example.org-1")
 	var paths []nixtest.Path
@@ -135,6 +137,10 @@ func TestParts(t *testing.T) {
 		paths = append(paths, nixtest.NewPath(fmt.Sprint("part", i), 1<<20))
 	}
 	up := nixtest.NewUpstream(t, nixtest.UpstreamConfig{Paths: paths, Keys: []nixtest.Key{key}, Compression: nix.None})
+	nixAlone, err := realnix.LookPath(t.Context()) // nil where there is none
+	if err == nil && len(taken(t, nixAlone.TempClient(t, key.Public()), up.URL(), paths[3:])) != 1 {
+		t.Fatal("Nix alone does not get it")
+	}
 	for _, c := range parts(t) {
 		t.Run(c.what, func(t *testing.T) {
 			b := &bench{process: &process{t: t, dir: t.TempDir()}}
@@ -165,6 +171,9 @@ func TestParts(t *testing.T) {
 			do(c.broken)
 			eventually(t, func() bool { return b.names(c.says) })
 			b.substitutes(paths[1])
+			if nixAlone != nil && len(taken(t, nixAlone.TempClient(t, key.Public()), b.url, paths[3:])) != 1 {
+				t.Error("what Nix gets alone it does not get through the daemon")
+			}
 			do(c.mended)
 			if c.mended != nil && c.says != "" {
 				within(t, 90*time.Second, func() bool { return !b.names(c.says) })

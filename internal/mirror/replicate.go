@@ -54,11 +54,12 @@ const (
 	// roundFor is how long what was listed is worked off before peers are asked again what is newer.
 	roundFor = 2 * time.Minute
 	// Of a machine that failed maxFailures times in a row nothing is copied for restFirst, doubling up
-	// to restMost. What could not be had is not tried again for failedFor.
-	maxFailures         = 8
-	restFirst, restMost = 5 * time.Minute, 24 * time.Hour
-	failedFor           = 30 * time.Minute
-	maxFailed           = 64 << 10
+	// to restMost. What could not be had is not tried again for failedFirst, doubling up to failedMost:
+	// it may have been late, or listed before the inventory that says so came.
+	maxFailures             = 8
+	restFirst, restMost     = 20 * time.Second, 24 * time.Hour
+	failedFirst, failedMost = 20 * time.Second, time.Hour
+	maxFailed               = 64 << 10
 	// A path larger than a tenth of the cache is not copied.
 	largest = 10
 	// In a full cache what is copied takes the place of something else. What one machine offers may do
@@ -358,7 +359,7 @@ func (r *Replicator) note(ctx context.Context, w wanted, err error) {
 	case err != nil:
 		r.cfg.Log.Debug("a path of a peer could not be copied", "peer", w.from.ID, "store_hash", w.Store.String(), "err", err)
 		r.cfg.Metrics.Replicated.WithLabelValues("failed").Inc()
-		r.failed.Add(claim{w.from.Machine, w.Nar}, failedFor)
+		r.failed.Grow(claim{w.from.Machine, w.Nar}, failedFirst, failedMost)
 		r.blame(w.from.Machine)
 		return
 	}

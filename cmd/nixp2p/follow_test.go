@@ -147,9 +147,12 @@ func (c *channel) wantHere(here, gone []nixtest.Path) {
 			c.t.Errorf("path %d of %d is lost", i, len(here))
 		}
 	}
-	for i := 0; i < len(gone); i += step {
-		if c.has(gone[i]) {
-			c.t.Errorf("path %d of %d is still here", i, len(gone))
+	for i := 0; i < len(gone); i += step { // it goes in the background
+		for limit := time.Now().Add(time.Minute); c.has(gone[i]); wait(c.t.Context(), 100*time.Millisecond) {
+			if time.Now().After(limit) {
+				c.t.Errorf("path %d of %d is still here", i, len(gone))
+				return
+			}
 		}
 	}
 }

@@ -119,18 +119,15 @@ func wait(ctx context.Context, d time.Duration) {
 func onDisk(t *testing.T, dir string) (sum int64) {
 	t.Helper()
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if errors.Is(err, fs.ErrNotExist) {
+		var st syscall.Stat_t
+		if err == nil && d.Type().IsRegular() {
+			err = syscall.Stat(path, &st)
+			sum += st.Blocks * 512
+		}
+		if errors.Is(err, fs.ErrNotExist) { // it went meanwhile
 			return nil
 		}
-		if err != nil || !d.Type().IsRegular() {
-			return err
-		}
-		var st syscall.Stat_t
-		if err := syscall.Stat(path, &st); err != nil {
-			return err
-		}
-		sum += st.Blocks * 512
-		return nil
+		return err
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -78,7 +78,9 @@ func TestOwnBuilds(t *testing.T) {
 	}
 	substitute := func(t *testing.T, c *realnix.Client, d *process) {
 		t.Helper()
-		d.awaitInfo(own)
+		for _, p := range paths { // a peer tells what came to it within some seconds
+			d.awaitInfo(p.StorePath)
+		}
 		c.Substituters = []string{d.url}
 		if _, err := c.Realise(t.Context(), own); err != nil {
 			t.Fatalf("%v\n%s", err, d.logText())

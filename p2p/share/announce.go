@@ -160,9 +160,11 @@ func (h *Holder) sweep(ctx context.Context) {
 	}
 }
 
+// cached reports whether the cache has a NAR or is getting it. Downloads come first: one that ends
+// meanwhile is found among the files.
 func (h *Holder) cached(nar nix.NarHash) bool {
 	c := h.cfg.Cache
-	return c != nil && (len(c.Sizes(nar)) > 0 || len(c.Downloads(nar)) > 0)
+	return c != nil && (len(c.Downloads(nar)) > 0 || len(c.Sizes(nar)) > 0)
 }
 
 func (h *Holder) remembered(ctx context.Context, info *verify.Info) bool {

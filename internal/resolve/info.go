@@ -94,8 +94,7 @@ func (r *Resolver) find(ctx context.Context, h nix.StoreHash, scope source.Scope
 
 // deadline returns a context that ends after limit, with context.DeadlineExceeded as its cause. Time in
 // which this process was stopped does not count: the answer may have come meanwhile.
-// If limit is infoDeadline, it is measured on the clock of the process, for the same reason, and goes
-// on while the line to the upstreams is saturated, up to saturatedDeadline.
+// If limit is infoDeadline, it goes on while the line to the upstreams is saturated.
 func (r *Resolver) deadline(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
 	u := r.cfg.Upstream
 	if limit != infoDeadline || u == nil {
@@ -103,8 +102,7 @@ func (r *Resolver) deadline(ctx context.Context, limit time.Duration) (context.C
 	}
 	ctx, stop := runclock.WithTimeout(ctx, saturatedDeadline)
 	ctx, cancel := context.WithCancelCause(ctx)
-	unwatch := r.cfg.Clock.Watch()
-	stopTimer := runclock.AfterFunc(r.cfg.Clock.Now, r.cfg.Clock.Now().Add(limit), func() {
+	timer := runclock.NewTimer(limit, func() {
 		for u.Saturated() {
 			select {
 			case <-time.After(saturatedTick):
@@ -115,8 +113,7 @@ func (r *Resolver) deadline(ctx context.Context, limit time.Duration) (context.C
 		cancel(context.DeadlineExceeded)
 	})
 	return ctx, func() {
-		stopTimer()
-		unwatch()
+		timer.Stop()
 		cancel(context.Canceled)
 		stop()
 	}
@@ -207,6 +204,9 @@ func (l *lookup) first(ctx context.Context, asks []func(context.Context) (found,
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	headStart := func() time.Duration { return peerHeadStart }
+	// fileWait is measured on the clock of the process: where all are busy, holders that decode files for
+	// others make it worse.
+	defer l.r.cfg.Clock.Watch()()
 	stopLate := func() bool { return false } // written by the first attempt, read when all have ended
 	res, release, wait := hedge.Do(ctx, len(asks), 2, headStart, func(ctx context.Context, i int) (found, error) {
 		f, err := asks[i](ctx)

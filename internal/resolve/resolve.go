@@ -34,7 +34,7 @@ type Config struct {
 	Peers    source.Peers
 	Upstream source.Upstreams
 	Share    []string        // names of the keys whose paths others may see
-	Clock    *runclock.Clock // of the time that look-ups take; nil: the ordinary one
+	Clock    *runclock.Clock // of the wait for upstreams when peers have only a file; nil: the ordinary one
 	// OnInfo is called with each narinfo that a peer or an upstream answered. If nil, nobody is told.
 	OnInfo  func(info *verify.Info)
 	Events  source.Events    // of wrong narinfos

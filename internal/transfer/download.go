@@ -243,7 +243,7 @@ func (s *Server) join(ctx context.Context, o order) (d *download, began bool, er
 			return nil, false, errClosed
 		}
 		d = s.downloads.running[nar]
-		if d == nil || !d.cancelled {
+		if d == nil || !d.cancelled && !d.wrong() {
 			break
 		}
 		ended := s.awaitEnd(ctx, d)
@@ -262,7 +262,13 @@ func (s *Server) join(ctx context.Context, o order) (d *download, began bool, er
 	return d, began, nil
 }
 
-// awaitEnd gives the lock up while it waits for a download that was cancelled: only then may
+// wrong reports whether what came turned out not to be the NAR: whoever asks now needs another one.
+func (d *download) wrong() bool {
+	st := d.current()
+	return st != nil && d.s.cfg.Resolver.Distrusted(st.form)
+}
+
+// awaitEnd gives the lock up while it waits for a download that was cancelled, or is wrong: only then may
 // the same begin again. It reports whether the download has ended; a source that ignores its
 // context holds nobody up.
 func (s *Server) awaitEnd(ctx context.Context, d *download) bool {

@@ -197,6 +197,11 @@ func (c *Client) trusted(key string, on machine.ID) bool {
 	return c.cfg.Reputation.Trusted(key) && !c.liars.Has(on)
 }
 
+// countWrong counts a narinfo or a NAR that was refused, whoever is to blame.
+func (c *Client) countWrong(r verify.Reason) {
+	c.cfg.Metrics.VerifyFailures.WithLabelValues(source.Peer.String(), string(r)).Inc()
+}
+
 // corruptFor is how long a peer is blamed for a narinfo that cannot be read: an older version
 // may have passed it on in good faith.
 const corruptFor = 10 * time.Minute
@@ -208,7 +213,6 @@ func (c *Client) blame(key string, kind source.EventKind, path string, invalid *
 		d = corruptFor
 	}
 	c.log.Warn("peer sent wrong data and is not asked for a while", "peer", key, "for", d, "err", invalid)
-	c.cfg.Metrics.VerifyFailures.WithLabelValues(source.Peer.String(), string(invalid.Reason)).Inc()
 	c.cfg.Reputation.Blame(key, invalid.Error(), d)
 	c.cfg.Events.Send(source.Event{Kind: kind, Source: source.Peer, Peer: key, StorePath: path, Err: invalid})
 }

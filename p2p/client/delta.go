@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -102,10 +103,13 @@ func (d *deltas) list() []usedDelta {
 	return slices.Clone(d.used)
 }
 
+var errWrongDelta = errors.New("made of a delta, or of a base that is damaged")
+
 // deltasWereWrong is called when a NAR that came as a delta, or a part of which did, is wrong. Nobody is
 // to blame yet: the base may be damaged, here or there. Alone is whether all bytes came as one delta.
 func (c *Client) deltasWereWrong(ctx context.Context, info *verify.Info, used []usedDelta, alone bool) {
 	ctx = context.WithoutCancel(ctx)
+	c.cfg.Events.Send(source.Event{Kind: source.WrongBytes, Source: source.Peer, StorePath: info.StorePath().String(), Err: errWrongDelta})
 	for _, u := range used {
 		c.noDelta.Add(u.peer.ID, noDeltaFor)
 	}

@@ -201,6 +201,9 @@ func TestSecondWrongDelta(t *testing.T) {
 		}
 		c.noDelta = backoff.NewSet[peer.ID](1) // later
 	}
+	if n := metrics.Value(c.cfg.Metrics.VerifyFailures.WithLabelValues("peer", "hash")); n != 2 {
+		t.Errorf("%d wrong NARs counted", n)
+	}
 	if n := metrics.Value(c.cfg.Metrics.Delta.WithLabelValues("used")); n != 2 {
 		t.Errorf("%d deltas", n)
 	}

@@ -120,6 +120,7 @@ func (c *Client) askInfo(ctx context.Context, p *site.Peer, h nix.StoreHash, q n
 	}
 	info, err := c.prove(text, h)
 	if invalid := source.Invalid(err); invalid != nil {
+		c.countWrong(invalid.Reason)
 		c.blame(p.Key, source.WrongInfo, "", invalid)
 	}
 	if err == nil {

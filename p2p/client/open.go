@@ -323,6 +323,7 @@ func (s *session) refused(p *site.Peer, err error) {
 	s.fail(p)
 	s.c.answers.Remove(asked{p.ID, s.want.Info.NarHash()})
 	if invalid := source.Invalid(err); invalid != nil {
+		s.c.countWrong(invalid.Reason)
 		s.c.blame(p.Key, source.WrongBytes, s.want.Info.StorePath().String(), invalid)
 	} else if !source.Absent(err) {
 		p.TimedOut()

@@ -377,6 +377,9 @@ func (s *session) End(ctx context.Context, o source.Outcome) {
 	}
 	peers, whole := s.sent(), s.whole()
 	used := s.deltas.list()
+	if o == source.Wrong {
+		s.c.countWrong(verify.ReasonHash)
+	}
 	switch {
 	case len(used) > 0 && (o == source.Wrong || o == source.Mixed):
 		s.c.deltasWereWrong(ctx, s.want.Info, used, len(used) == 1 && len(peers) == 1 && whole && s.deltas.allowed())
@@ -392,9 +395,6 @@ func (s *session) End(ctx context.Context, o source.Outcome) {
 			Reason: verify.ReasonHash, Err: fmt.Errorf("all bytes of NAR %s came from this peer, and they are wrong", s.want.Info.NarHash()),
 		})
 	case o == source.Wrong, o == source.Mixed:
-		if o == source.Wrong {
-			s.c.cfg.Metrics.VerifyFailures.WithLabelValues(source.Peer.String(), string(verify.ReasonHash)).Inc()
-		}
 		s.mixed(peers)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -55,9 +56,8 @@ func outages() []*outage {
 		{name: "killed every 2 s", good: true, act: killEvery(2 * time.Second)},
 		{name: "killed 0.3 s after each start", good: true, act: killEvery(300 * time.Millisecond)},
 		{name: "stopped (SIGSTOP), ended by the watchdog", act: signal(syscall.SIGSTOP)},
-		{name: "killed, and crashes at its next 5 starts", act: func(_ context.Context, s *stage) error {
-			return errors.Join(s.crashing(5), s.unit.Signal(syscall.SIGKILL))
-		}},
+		{name: "killed, and crashes at its next start", act: crashing(1)},
+		{name: "killed, and crashes at each start", good: true, act: crashing(math.MaxInt32)},
 		{name: "upgraded: another binary, SIGTERM", act: func(_ context.Context, s *stage) error {
 			return errors.Join(s.install(), s.unit.Signal(syscall.SIGTERM))
 		}},
@@ -74,6 +74,14 @@ func outages() []*outage {
 		{name: "without systemd: killed, and nobody starts it again", good: true, bare: true, act: func(_ context.Context, s *stage) error {
 			return s.bare.cmd.Process.Kill()
 		}},
+	}
+}
+
+// crashing kills the daemon, which then crashes at its next starts. The kill is the first failure of
+// a row if the daemon did not work for 10 s before it.
+func crashing(starts int) func(context.Context, *stage) error {
+	return func(_ context.Context, s *stage) error {
+		return errors.Join(s.crashing(starts), s.unit.Signal(syscall.SIGKILL))
 	}
 }
 
@@ -258,7 +266,7 @@ func (x *outage) begin(ctx context.Context, s *stage, key, upstream string) (end
 	if err != nil {
 		return nil, "", err
 	}
-	s.unit, err = supervise.New(supervise.Config{Command: append([]string{s.program}, args...), Log: log})
+	s.unit, err = supervise.New(supervise.Config{Command: append([]string{s.program}, args...), Log: log, Burst: 3})
 	if err != nil {
 		return nil, "", errors.Join(err, log.Close())
 	}

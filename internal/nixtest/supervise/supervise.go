@@ -1,7 +1,7 @@
 // Package supervise stands in for systemd where there is none: it holds the listening socket,
 // hands it to the daemon, ends one that no longer feeds the watchdog, and starts it again
-// whatever it ended of, with the delays of the unit. It reads no unit files and is for tests
-// and measurements only.
+// whatever it ended of, with the delays of the unit; on demand it gives up as the unit does. It
+// reads no unit files and is for tests and measurements only.
 package supervise
 
 import (
@@ -31,7 +31,15 @@ type Config struct {
 	Abort    time.Duration // TimeoutAbortSec=: from SIGABRT to SIGKILL
 	Stop     time.Duration // TimeoutStopSec=: from SIGTERM to SIGKILL
 	Restart  time.Duration // RestartSec=
+
+	// Burst is StartLimitBurst=: after as many starts in a row that failed, the socket is closed and
+	// Run returns. As in the unit, a start failed if the daemon neither ended well nor worked for
+	// 10 s. 0 is no limit.
+	Burst int
 }
+
+// worked is how long a daemon that was started well has worked at least.
+const worked = 10 * time.Second
 
 func (c Config) withDefaults() Config {
 	set := func(d *time.Duration, unit time.Duration) {
@@ -105,9 +113,17 @@ func (s *Supervisor) Run(ctx context.Context) error {
 	notes := make(chan string)
 	var readers sync.WaitGroup
 	readers.Go(func() { s.listen(notes) })
-	for ctx.Err() == nil {
-		if err := s.once(ctx, notes); err != nil {
+	for failed := 0; ctx.Err() == nil; {
+		failed++
+		well, err := s.once(ctx, notes)
+		if err != nil {
 			fmt.Fprintf(s.log(), "supervise: %v\n", err)
+		}
+		if well {
+			failed = 0
+		}
+		if failed == s.cfg.Burst && failed > 0 {
+			break
 		}
 		pause(ctx, s.cfg.Restart)
 	}
@@ -148,8 +164,8 @@ func (s *Supervisor) listen(notes chan<- string) {
 	}
 }
 
-// once runs the daemon until it has ended.
-func (s *Supervisor) once(ctx context.Context, notes <-chan string) error {
+// once runs the daemon until it has ended, and reports whether it was started well.
+func (s *Supervisor) once(ctx context.Context, notes <-chan string) (well bool, err error) {
 	// LISTEN_PID is known only in the process itself.
 	argv := append([]string{"-c", `LISTEN_PID=$$ exec "$@"`, "sh"}, s.cfg.Command...)
 	cmd := exec.Command("/bin/sh", argv...)
@@ -159,7 +175,7 @@ func (s *Supervisor) once(ctx context.Context, notes <-chan string) error {
 	cmd.Env = append(cmd.Env, "LISTEN_FDS=1", "NOTIFY_SOCKET="+filepath.Join(s.dir, "notify"),
 		fmt.Sprintf("WATCHDOG_USEC=%d", s.cfg.Watchdog.Microseconds()))
 	if err := cmd.Start(); err != nil {
-		return err
+		return false, err
 	}
 	s.mu.Lock()
 	s.process = cmd.Process
@@ -167,7 +183,7 @@ func (s *Supervisor) once(ctx context.Context, notes <-chan string) error {
 	s.mu.Unlock()
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
-	err := s.watch(ctx, cmd.Process, notes, ended)
+	well, err = s.watch(ctx, cmd.Process, notes, ended)
 	s.mu.Lock()
 	s.process = nil
 	select {
@@ -176,24 +192,27 @@ func (s *Supervisor) once(ctx context.Context, notes <-chan string) error {
 	default:
 	}
 	s.mu.Unlock()
-	return err
+	return well, err
 }
 
-// watch returns when the daemon has ended.
-func (s *Supervisor) watch(ctx context.Context, p *os.Process, notes <-chan string, ended <-chan error) error {
+// watch returns when the daemon has ended, with whether it was started well.
+func (s *Supervisor) watch(ctx context.Context, p *os.Process, notes <-chan string, ended <-chan error) (bool, error) {
 	// Armed when the daemon says that it is ready; until then it may take its time.
 	hungry := time.NewTimer(math.MaxInt64)
 	defer hungry.Stop()
 	kill := make(<-chan time.Time)
 	done := ctx.Done()
+	hung := false
+	var ready time.Time
 	for {
 		select {
 		case err := <-ended:
-			return err
+			return err == nil || !hung && !ready.IsZero() && time.Since(ready) >= worked, err
 		case note := <-notes:
 			s.noteStatus(note)
 			if has(note, "READY=1") {
 				s.setReady()
+				ready = time.Now()
 				hungry.Reset(s.cfg.Watchdog)
 			}
 			if has(note, "WATCHDOG=1") {
@@ -203,6 +222,7 @@ func (s *Supervisor) watch(ctx context.Context, p *os.Process, notes <-chan stri
 			s.mu.Lock()
 			s.bitten++
 			s.mu.Unlock()
+			hung = true
 			_ = p.Signal(syscall.SIGABRT)
 			kill = time.After(s.cfg.Abort)
 		case <-done:

@@ -103,3 +103,21 @@ func TestSocketOutlivesTheDaemon(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestBurst: three starts in a row that fail close the socket, and none follows.
+func TestBurst(t *testing.T) {
+	s, err := New(Config{Command: []string{"false"}, Restart: time.Millisecond, Burst: 3})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Run(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if starts, _ := s.Starts(); starts != 3 {
+		t.Errorf("%d starts", starts)
+	}
+	if res, err := http.Get(s.URL()); err == nil {
+		_ = res.Body.Close()
+		t.Error("the socket takes connections")
+	}
+}

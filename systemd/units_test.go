@@ -56,7 +56,8 @@ func TestReleasesSocket(t *testing.T) {
 		{"nixp2p.service", "StartLimitIntervalSec", "300s"},
 		{"nixp2p.service", "StartLimitBurst", "3"},
 		{"nixp2p.service", "RestartSec", "250ms"},
-		{"nixp2p.service", "TimeoutStartSec", "15s"}, // three of them, for a program that hangs
+		{"nixp2p.service", "TimeoutStartSec", "25s"}, // once, for a program that hangs
+		{"nixp2p.service", "TimeoutStartFailureMode", "kill"},
 		{"nixp2p.service", "OnFailure", "nixp2p-retry.timer"},
 		{"nixp2p.service", "Restart", "always"},
 		{"nixp2p.service", "Type", "notify"},

@@ -190,7 +190,7 @@ var (
 		{"without a shared library", `sed 's,libc\.so,libx.so,' /bin/true >/root/broken; chmod 755 /root/broken`},
 		{"not to be executed", "cp /usr/bin/nixp2p /root/broken; chmod 644 /root/broken"},
 		{"one that crashes at once", `printf '#!/bin/sh\nexit 1\n' >/root/broken; chmod 755 /root/broken`},
-		{"one that hangs", `printf '#!/bin/sh\nexec sleep 1000\n' >/root/broken; chmod 755 /root/broken`},
+		{"one that hangs", `printf '#!/bin/sh\ntrap "" TERM\nwhile :; do sleep 1; done\n' >/root/broken; chmod 755 /root/broken`},
 	}
 )
 
@@ -272,8 +272,17 @@ func (w *world) broken(ctx context.Context, m *machine, p program) (string, erro
 	if err := g.Wait(); err != nil {
 		return "", err
 	}
+	if _, ok := rig.Until(ctx, patience, func() bool { return m.attempts(ctx) }); !ok {
+		return "", errors.New("nothing will start it again")
+	}
 	lines, err := m.lines(ctx, done)
 	return fmt.Sprintf("socket released after %.1f s, command %sdone after %.1f s, %s lines in the journal", released.Seconds(), failed, done.Seconds(), lines), err
+}
+
+// attempts reports whether the next attempt to start the program will come, or is under way.
+func (m *machine) attempts(ctx context.Context) bool {
+	_, err := m.run(ctx, "systemctl is-active nixp2p-retry.timer || [ $(systemctl show -P ActiveState nixp2p-retry.service) = activating ]")
+	return err == nil
 }
 
 // oneStart waits for the next attempt to start a program that crashes, and looks that it is a

@@ -236,6 +236,7 @@ func (p *patient) agree(r doctor.Report) {
 }
 
 func TestDoctorWell(t *testing.T) {
+	t.Parallel()
 	p := newPatient(t)
 	before := tree(t, p.client.Dir, p.node.dir)
 	p.expect(complaints{})
@@ -279,6 +280,7 @@ func tree(t *testing.T, dirs ...string) (all []string) {
 
 // Each row makes one fault, as people meet it.
 func TestDoctorFaults(t *testing.T) {
+	t.Parallel()
 	well := newPatient(t) // shared by the rows whose node stays as it is
 	for _, tt := range []struct {
 		name string
@@ -311,6 +313,10 @@ func TestDoctorFaults(t *testing.T) {
 			url := newServer(p.t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "<html>log in</html>") })
 			p.flag("--upstream", url)
 		}, complaints{"upstream": fails("answers with a web page (a login page?)")}},
+		{"log in to the service's network first", []string{}, func(p *patient) {
+			p.upstream(func(w http.ResponseWriter) { fmt.Fprint(w, "<!DOCTYPE html><html>log in</html>") })
+			p.node.get(p.node.url + "/" + strings.Repeat("a", 32) + ".narinfo")
+		}, complaints{"upstream": fails(": answers with a web page (a login page?)")}},
 		// Only the node is served worse: its requests have a Via header.
 		{"the service's way out is broken", []string{}, func(p *patient) { p.upstream(func(w http.ResponseWriter) { hangUp(w) }) }, complaints{"upstream": fails("the node ")}},
 		{"the service's way out is silent", []string{}, func(p *patient) {
@@ -401,6 +407,7 @@ func TestDoctorFaults(t *testing.T) {
 		{"configuration wrong", nil, func(p *patient) { p.args = append(p.args, "--priority", "many") }, complaints{"config": fails("many")}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			p := well.admit(t)
 			if tt.own != nil {
 				p = newPatient(t, tt.own...)
@@ -541,6 +548,7 @@ func fillDisk(p *patient) {
 
 // Without any link but loopback the nix command thinks itself offline.
 func TestDoctorOffline(t *testing.T) {
+	t.Parallel()
 	if err := exec.Command("unshare", "-n", "true").Run(); err != nil {
 		t.Skipf("skipped: a network of one's own takes root and unshare: %v", err)
 	}
@@ -554,6 +562,7 @@ func TestDoctorOffline(t *testing.T) {
 
 // One family of port 5353 is taken by a program that does not share it.
 func TestDoctorHalfOfMulticast(t *testing.T) {
+	t.Parallel()
 	const inside = "NIXP2P_TEST_INSIDE"
 	if os.Getenv(inside) == "" {
 		if err := exec.Command("unshare", "-n", "true").Run(); err != nil {

@@ -21,6 +21,7 @@ import (
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/internal/nixconf"
 	"github.com/nixp2p/nixp2p/internal/nixtest"
+	"github.com/nixp2p/nixp2p/internal/source"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -238,7 +239,7 @@ func TestHints(t *testing.T) {
 		"name server": &net.OpError{Op: "dial", Err: &net.DNSError{}},
 		"clock":       x509.CertificateInvalidError{Reason: x509.Expired},
 		"proxy":       x509.UnknownAuthorityError{},
-		"log in":      errWebPage,
+		"log in":      source.ErrWebPage,
 		"URL":         &answerError{"404 Not Found"},
 		"network":     errors.New("other"),
 	} {

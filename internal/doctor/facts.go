@@ -19,6 +19,7 @@ import (
 	"github.com/nixp2p/nixp2p/internal/admin"
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/internal/nixconf"
+	"github.com/nixp2p/nixp2p/internal/source"
 )
 
 // facts are what all checks use. They are filled by gather and only read afterwards.
@@ -151,12 +152,9 @@ func fetch(ctx context.Context, c *http.Client, url string, most int64) ([]byte,
 	return text, res.Header, err
 }
 
-// errWebPage is what a hotel's network answers before one has logged in.
-var errWebPage = errors.New("answers with a web page (a login page?)")
-
 func parseCacheInfo(text []byte) (*nix.CacheInfo, error) {
-	if strings.Contains(strings.ToLower(string(text)), "<html") {
-		return nil, errWebPage
+	if source.IsWebPage(text) {
+		return nil, source.ErrWebPage
 	}
 	info, err := nix.ParseCacheInfo(text)
 	if err != nil {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/nixp2p/nixp2p/internal/admin"
 	"github.com/nixp2p/nixp2p/internal/nixconf"
+	"github.com/nixp2p/nixp2p/internal/source"
 )
 
 // probe is one question to an upstream, past the node.
@@ -147,7 +148,7 @@ func hintFor(err error) string {
 	var dns *net.DNSError
 	var expired x509.CertificateInvalidError
 	switch {
-	case errors.Is(err, errWebPage):
+	case errors.Is(err, source.ErrWebPage):
 		return "log in to this network with a browser"
 	case errors.As(err, &dns):
 		return "names are not resolved: is there a network, and a name server that answers?"

@@ -10,6 +10,7 @@
 package source
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -365,3 +366,10 @@ func (f Events) Send(e Event) {
 		f(e)
 	}
 }
+
+// ErrWebPage is the answer of a network that lets nobody out before a login: it stands in for a
+// cache, which is not there.
+var ErrWebPage = errors.New("answers with a web page (a login page?)")
+
+// IsWebPage reports whether the text is a web page, where a narinfo or nix-cache-info was asked for.
+func IsWebPage(text []byte) bool { return bytes.HasPrefix(bytes.TrimSpace(text), []byte("<")) }

@@ -25,8 +25,9 @@ const (
 )
 
 // breaker opens for a cache that cannot be reached or does not answer: it is not asked until
-// a probe has got an answer. A cache that answers with 5xx or cuts connections is still asked, as
-// the last: what it has may be found nowhere else, and the answer costs little.
+// a probe has got an answer. A cache that answers with 5xx or cuts connections, or that a login page
+// stands in for, is still asked, as the last: what it has may be found nowhere else, the answer costs
+// little, and after the login it is the right one.
 type breaker struct {
 	connect, headers time.Duration // for which a connection and an answer are waited for
 	busy             backoff.Delay // Retry-After
@@ -46,7 +47,8 @@ type health struct {
 	silent     int
 	errors     int
 	errorAt    time.Time      // when the last of the errors was counted
-	unanswered *nix.StoreHash // requested in vain, and no narinfo came since
+	page       bool           // a web page came in place of a narinfo
+	unanswered *nix.StoreHash // requested in vain, and nothing was said of any narinfo since
 }
 
 // failureKind is a way in which a request ends without an answer.
@@ -62,6 +64,7 @@ const (
 	failedCut                            // connected, and cut before the answer
 	failedSilent                         // connected, but no answer in time
 	failedStatus                         // 5xx
+	failedPage                           // a web page: there is a login before it
 )
 
 // failure is an error that says how it bears on health.
@@ -139,6 +142,11 @@ func (s *shared) failed(m *mirror, kind failureKind, began time.Time, err error)
 			h.errors++
 			h.errorAt = time.Now()
 			fails = h.errors == serverErrors
+		case failedPage:
+			if down = !h.page && h.down == nil; down {
+				h.since = time.Now()
+			}
+			h.page, h.errors = true, serverErrors
 		}
 		if open {
 			if down = h.down == nil; down {
@@ -162,8 +170,8 @@ func (s *shared) failed(m *mirror, kind failureKind, began time.Time, err error)
 	}
 }
 
-// answered notes an answer that was no 5xx. Of a cache that was silent for a narinfo, nothing
-// but a narinfo shows that it is healthy.
+// answered notes an answer that was no 5xx, from the cache or where it led to. Of a cache that was
+// silent for a narinfo, or sent a web page, nothing but a narinfo shows that it is healthy.
 func (s *shared) answered(m *mirror, kind string) {
 	if kind != kindCacheInfo {
 		m.heardAt.Store(time.Now().UnixNano())
@@ -173,10 +181,13 @@ func (s *shared) answered(m *mirror, kind string) {
 		if kind == kindNarInfo {
 			h.unanswered = nil
 		}
-		h.slow, h.errors = 0, 0
+		h.slow = 0
 		if h.unanswered == nil {
-			back = h.down != nil
-			h.silent, h.down = 0, nil
+			back = h.down != nil || h.page
+			h.silent, h.down, h.page = 0, nil, false
+		}
+		if !h.page {
+			h.errors = 0
 		}
 		if back {
 			h.since = time.Now()

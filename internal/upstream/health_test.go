@@ -17,6 +17,7 @@ import (
 
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/internal/nixtest"
+	"github.com/nixp2p/nixp2p/internal/source"
 )
 
 // refuse is a dialer that fails in one way.
@@ -462,5 +463,40 @@ func TestRunTwice(t *testing.T) {
 	until(t, "running", b.running.Load)
 	if err := b.Run(t.Context()); err == nil {
 		t.Error("runs twice")
+	}
+}
+
+// TestWebPage: a cache for which a network answers with its login page is shown as down. It is asked
+// all the same, so that the first request after the login is answered, and probed, also where the
+// cache itself has a page in place of nix-cache-info.
+func TestWebPage(t *testing.T) {
+	p := nixtest.NewPath("hello", 100)
+	page := nixtest.Fault{Body: []byte("\n<!DOCTYPE html><html>Log in</html>")}
+	for name, portal := range map[string]nixtest.Fault{"page": page, "redirect": {Redirect: "/login"}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			u := nixtest.NewUpstream(t, cache(nix.None, p))
+			u.Serve("/login", page.Body)
+			u.Set(nixtest.CacheInfo, page)
+			u.Set(nixtest.NarInfo, portal)
+			b := open(t, nil, u.URL())
+			if _, err := b.Info(t.Context(), p.Hash()); kindOf(err) != "unavailable" || !errors.Is(err, source.ErrWebPage) {
+				t.Error(err)
+			}
+			if h := b.Health()[0]; h.Up || h.Why != source.ErrWebPage.Error() || b.Down() {
+				t.Errorf("%+v", h)
+			}
+			b.run()
+			asked := u.Requests(nixtest.NarInfo)
+			until(t, "probed", func() bool { return u.Requests(nixtest.NarInfo) > asked+2 })
+			if n := strings.Count(b.log.String(), "upstream is down"); n != 1 {
+				t.Errorf("told %d times", n)
+			}
+			u.Set(nixtest.NarInfo, nixtest.Fault{})
+			b.mustInfo(p)
+			if h := b.Health()[0]; !h.Up || h.Why != "" {
+				t.Errorf("%+v", h)
+			}
+		})
 	}
 }

@@ -49,7 +49,7 @@ func TestInfo(t *testing.T) {
 		"hang in body": {nixtest.Fault{Do: nixtest.Hang, At: 10}, "unavailable", 2, "200"},
 		"hang once":    {nixtest.Fault{Do: nixtest.Hang, At: nixtest.BeforeHeaders, Times: 1}, "ok", 2, "error"},
 		"wrong length": {nixtest.Fault{Length: 4000}, "unavailable", 2, "200"},
-		"portal":       {nixtest.Fault{Body: []byte("<html>Please log in</html>")}, "invalid corrupt", 1, "200"},
+		"portal":       {nixtest.Fault{Body: []byte("<html>Please log in</html>")}, "unavailable", 1, "200"},
 		"wrong path":   {nixtest.Fault{Body: other.Signed(key).AppendText(nil)}, "invalid wrong_path", 1, "200"},
 		"unsigned":     {nixtest.Fault{Body: unsigned}, "refused", 1, "200"},
 		"forged":       {nixtest.Fault{Body: forged.AppendText(nil)}, "invalid bad_signature", 1, "200"},

@@ -155,9 +155,10 @@ func (u *Upstreams) send(ctx context.Context, m *mirror, q *request) (*reply, er
 	}
 	u.accepted(m, r)
 	switch {
-	case !r.own:
 	case r.status >= http.StatusInternalServerError:
-		u.failed(m, failedStatus, q.began, statusError(r.status))
+		if r.own {
+			u.failed(m, failedStatus, q.began, statusError(r.status))
+		}
 	case q.kind == kindNAR || r.status != http.StatusOK: // else see readAll
 		u.answered(m, q.kind)
 	}
@@ -201,9 +202,9 @@ func (u *Upstreams) unanswered(ctx context.Context, m *mirror, q *request, cause
 	return &failure{kind, err}
 }
 
-// noteFailure notes how a request to the cache's own host failed.
+// noteFailure notes how a request to the cache failed.
 func (u *Upstreams) noteFailure(m *mirror, q *request, kind failureKind, err error) {
-	if kind == failedSilent && q.kind == kindNarInfo {
+	if (kind == failedSilent || kind == failedPage) && q.kind == kindNarInfo {
 		m.note(func(h *health) { h.unanswered = &q.about }) // only a narinfo shows now that it is healthy
 	}
 	u.failed(m, kind, q.began, err)
@@ -220,9 +221,6 @@ func (u *Upstreams) follow(ctx context.Context, m *mirror, q *request) (*http.Re
 		u.metrics.UpstreamRequests.WithLabelValues(q.kind, strconv.Itoa(resp.StatusCode)).Inc()
 		if !slices.Contains([]int{301, 302, 303, 307, 308}, resp.StatusCode) {
 			return resp, nil
-		}
-		if !m.foreign(q.at) {
-			u.answered(m, q.kind)
 		}
 		n, _ := io.CopyN(io.Discard, resp.Body, 2<<10) // so that the connection can be used again
 		m.bytes.Add(float64(n))
@@ -440,9 +438,11 @@ func (u *Upstreams) readAll(ctx context.Context, m *mirror, r *reply, most int64
 			u.noteFailure(m, r.q, failedSilent, err)
 		}
 		return nil, &failure{failedSilent, err}
-	case r.own:
-		u.answered(m, r.q.kind)
+	case err == nil && r.q.kind == kindNarInfo && source.IsWebPage(text):
+		u.noteFailure(m, r.q, failedPage, source.ErrWebPage)
+		return nil, &failure{failedPage, source.ErrWebPage}
 	}
+	u.answered(m, r.q.kind)
 	if err != nil {
 		return nil, &failure{failedOther, err}
 	}

@@ -291,6 +291,9 @@ func (u *Upstreams) Health() []Health {
 		if seen.errors >= serverErrors {
 			h.Why = "fails again and again"
 		}
+		if seen.page {
+			h.Up, h.Why = false, source.ErrWebPage.Error()
+		}
 		if !m.busy.Ready() {
 			h.Why = errBusy.Error()
 		}

@@ -24,7 +24,7 @@ func (u *Upstreams) watch(ctx context.Context, m *mirror) {
 		case <-timer.C:
 		}
 		now := time.Now()
-		if seen := m.seen(); seen.down != nil && seen.unanswered != nil {
+		if seen := m.seen(); (seen.down != nil || seen.page) && seen.unanswered != nil {
 			_, _, err := probeWith(ctx, u, m, &request{kind: kindNarInfo, about: *seen.unanswered, at: m.narInfoAt(*seen.unanswered)}, nix.MaxNarInfo)
 			u.log.Debug("upstream probed with a narinfo", "upstream", m.name, "err", err)
 		} else if m.isOpen() || m.fails() || !now.Before(due) {

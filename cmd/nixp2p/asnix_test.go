@@ -121,6 +121,7 @@ func taken(t *testing.T, client *realnix.Client, from string, paths []nixtest.Pa
 
 // TestOddCaches: what Nix takes from a cache alone, it gets through a node, with the machine's Nix and 2.34.
 func TestOddCaches(t *testing.T) {
+	t.Parallel()
 	key := nixtest.NewKey("cache.example.org-1")
 	dir := t.TempDir()
 	up := serveFiles(t, dir)
@@ -154,13 +155,20 @@ func TestOddCaches(t *testing.T) {
 			t.Errorf("what is only odd is called wrong:\n%s", log)
 		}
 	}
-	t.Run("machine", func(t *testing.T) { test(t, realnix.Find(t)) })
+	t.Run("machine", func(t *testing.T) {
+		t.Parallel()
+		test(t, realnix.Find(t))
+	})
 	i := slices.IndexFunc(realnix.Variants(), func(v realnix.Variant) bool { return v.Name == "2.34" })
-	t.Run("2.34", func(t *testing.T) { test(t, realnix.FindVariant(t, realnix.Variants()[i])) })
+	t.Run("2.34", func(t *testing.T) {
+		t.Parallel()
+		test(t, realnix.FindVariant(t, realnix.Variants()[i]))
+	})
 }
 
 // TestCaseHack: a store that was filled with use-case-hack, as on macOS, is served.
 func TestCaseHack(t *testing.T) {
+	t.Parallel()
 	maker := realnix.Find(t).TempClient(t)
 	secret, public := filepath.Join(maker.Dir, "sec"), filepath.Join(maker.Dir, "pub")
 	run := func(c *realnix.Client, argv ...string) string {
@@ -220,6 +228,7 @@ func TestCaseHack(t *testing.T) {
 // TestTwoBuilds: of several caches with builds of one path that differ, the first one has collected
 // its NAR since the node was asked. Nix gets the other build at the second try at the latest.
 func TestTwoBuilds(t *testing.T) {
+	t.Parallel()
 	key := nixtest.NewKey("cache.example.org-1")
 	one, two := nixtest.NewPath("build", 5000), nixtest.NewPath("build", 6000)
 	two.StorePath = one.StorePath
@@ -236,6 +245,7 @@ func TestTwoBuilds(t *testing.T) {
 		{what: "a third cache has nothing", third: true, disk: "1GiB"},
 	} {
 		t.Run(c.what, func(t *testing.T) {
+			t.Parallel()
 			test := func(t *testing.T, nix *realnix.Nix) {
 				a, b := nixtest.NewUpstream(t, nixtest.UpstreamConfig{Paths: []nixtest.Path{one}, Keys: []nixtest.Key{key}}),
 					nixtest.NewUpstream(t, nixtest.UpstreamConfig{Paths: []nixtest.Path{two}, Keys: []nixtest.Key{key}})

@@ -63,6 +63,7 @@ func (f *fleet) wave(n int, during func()) {
 // TestBucket: what the first wave fetched, the next ones have from the bucket; and when the bucket
 // fails in the middle, nobody notices.
 func TestBucket(t *testing.T) {
+	t.Parallel()
 	if testing.Short() {
 		t.Skip("starts many daemons")
 	}
@@ -90,6 +91,7 @@ func TestBucket(t *testing.T) {
 
 // TestBucketShown: the status says how it stands with the bucket.
 func TestBucketShown(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t)
 	d := startDaemonWith(t, bucketEnv, append(f.args, "--p2p=false")...)
 	if err := d.fetchAll(f.paths); err != nil {
@@ -113,6 +115,7 @@ func TestBucketShown(t *testing.T) {
 // TestBucketPoisoned: a file that is not the NAR, although it has the FileHash that its cache names,
 // does not come into the bucket, from which a whole fleet would have it.
 func TestBucketPoisoned(t *testing.T) {
+	t.Parallel()
 	key := nixtest.NewKey("share-1")
 	p := nixtest.NewPath("poisoned", 20_000)
 	bad := nixtest.Compress(t, nix.XZ, nixtest.NewPath("other", 20_000).NAR)

@@ -173,6 +173,7 @@ func TestColdSite(t *testing.T) {
 // TestColdZones: three zones start with nothing and want the same at once. It crosses the uplink
 // once, and into each zone at most once: what the zone's own nodes give each other does not count.
 func TestColdZones(t *testing.T) {
+	t.Parallel()
 	const zones, nodes = 3, 3
 	key := nixtest.NewKey("share-1")
 	paths := closure(40, 100<<10, 16<<20)

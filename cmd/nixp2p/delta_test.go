@@ -50,8 +50,12 @@ func (s slowWriter) Write(b []byte) (int, error) {
 // TestDeltaFromMirror: a mirror that has two versions of some paths, in its store or as files in its cache, sends what
 // differs over a slow link, the real Nix gets the newer ones without noticing, and they verify.
 func TestDeltaFromMirror(t *testing.T) {
+	t.Parallel()
 	for _, place := range []string{"store", "cache"} {
-		t.Run(place, func(t *testing.T) { deltaFromMirror(t, place) })
+		t.Run(place, func(t *testing.T) {
+			t.Parallel()
+			deltaFromMirror(t, place)
+		})
 	}
 }
 

@@ -78,6 +78,7 @@ func slowTransfer(t *testing.T, rate int) (d *process, p nixtest.Path, res *http
 
 // A transfer in progress ends after SIGTERM, and the daemon with it.
 func TestDrain(t *testing.T) {
+	t.Parallel()
 	d, p, res := slowTransfer(t, 2<<20)
 	if err := d.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
@@ -103,6 +104,7 @@ func TestDrain(t *testing.T) {
 // While transfers end under systemd's socket, nobody else waits for them: not before the daemon
 // has ended and not after.
 func TestDrainKeepsAnswering(t *testing.T) {
+	t.Parallel()
 	key := nixtest.NewKey("trusted-1")
 	slow, other := nixtest.NewPath("slow", 6<<20), nixtest.NewPath("other", 1000)
 	up := nixtest.NewUpstream(t, nixtest.UpstreamConfig{Paths: []nixtest.Path{slow, other}, Keys: []nixtest.Key{key}})
@@ -152,6 +154,7 @@ func TestDrainKeepsAnswering(t *testing.T) {
 
 // A second signal ends the daemon at once.
 func TestSecondSignal(t *testing.T) {
+	t.Parallel()
 	d, _, res := slowTransfer(t, 512<<10)
 	start := time.Now()
 	_ = d.cmd.Process.Signal(syscall.SIGTERM)
@@ -168,6 +171,7 @@ func TestSecondSignal(t *testing.T) {
 
 // SIGHUP takes over what is safe, says what is not, and survives a mistake.
 func TestReload(t *testing.T) {
+	t.Parallel()
 	u := newUnit(t)
 	u.configure("log-level = \"info\"\npriority = 31\n")
 	u.run(supervise.Config{}, "--p2p=false", "--upstream", "http://127.0.0.1:1", "--store-root", u.dir)

@@ -160,6 +160,7 @@ func (c *channel) wantHere(here, gone []nixtest.Path) {
 // TestFollow: a channel with three releases. Of each, what is new is fetched and nothing else; what only
 // the first had goes after the third; a list that becomes empty and a channel that goes back cost nothing.
 func TestFollow(t *testing.T) {
+	t.Parallel()
 	n := int(number(t, followEnv, 2000))
 	if testing.Short() {
 		n = 200
@@ -204,6 +205,7 @@ func TestFollow(t *testing.T) {
 // TestFollowKilled: a daemon that is killed at any moment goes on where it was, and its cache is never
 // larger than it may be.
 func TestFollowKilled(t *testing.T) {
+	t.Parallel()
 	const bound = 48 << 20
 	n, kills := 2000, int(number(t, killsEnv, 20))
 	if testing.Short() {

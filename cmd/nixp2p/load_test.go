@@ -87,6 +87,7 @@ func (h *huge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // A NAR of any size passes through without the daemon growing with it, streamed and kept.
 func TestHugeNAR(t *testing.T) {
+	t.Parallel()
 	size := number(t, hugeEnv, 256<<20)
 	key := nixtest.NewKey("trusted-1")
 	h := newHuge(size, key)
@@ -225,6 +226,7 @@ func isTimeout(err error) bool {
 // Readers that take nothing cost no more than the window that is held back for each, and hold
 // nobody up.
 func TestSlowReaders(t *testing.T) {
+	t.Parallel()
 	const readers, window = 100, 2<<20 + 256<<10
 	d, large, small := crowdDaemon(t)
 	for i := range readers {
@@ -249,6 +251,7 @@ func TestSlowReaders(t *testing.T) {
 
 // 200 Nix processes with 25 connections each are all answered.
 func TestManyClients(t *testing.T) {
+	t.Parallel()
 	const clients, connections, requests = 200, 25, 4
 	d, _, small := crowdDaemon(t)
 	// What the crowd asks for is remembered: it is the front that is under test, not the upstream.

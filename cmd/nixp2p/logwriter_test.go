@@ -28,6 +28,7 @@ func (g *gate) Write(b []byte) (int, error) {
 // TestLogWriter: nothing waits for a reader of the log that does not read, and what was lost is
 // counted.
 func TestLogWriter(t *testing.T) {
+	t.Parallel()
 	var board source.Conditions
 	g := &gate{open: make(chan struct{})}
 	w := newLogWriter(g, &board)
@@ -51,6 +52,7 @@ func TestLogWriter(t *testing.T) {
 
 // TestLogReaderGone: a pipe whose reader is gone is an error of the log alone.
 func TestLogReaderGone(t *testing.T) {
+	t.Parallel()
 	r, pipe, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)

@@ -19,6 +19,7 @@ import (
 // TestSameNumbers: two nodes fetch from an upstream, from each other and from their caches;
 // then each number is the same on the page, in the API, on the command line and in the metrics.
 func TestSameNumbers(t *testing.T) {
+	t.Parallel()
 	key := nixtest.NewKey("trusted-1")
 	var paths []nixtest.Path
 	for i := range 4 {

@@ -53,6 +53,7 @@ func (d *process) awaitInfo(storePath string) {
 // substituted on another one, and, when both have left, from the mirror. What was built without the
 // key stays where it is.
 func TestOwnBuilds(t *testing.T) {
+	t.Parallel()
 	realnix.FindCorpus(t, realnix.Params{}) // this machine's Nix can build
 	nix := realnix.Find(t)
 	builder := nix.TempClient(t)

@@ -131,6 +131,7 @@ func (b *bench) limit(n int) error {
 // says it once, status says it as long as it lasts, and the part comes back by itself. What Nix gets
 // from the cache alone it gets through the daemon meanwhile.
 func TestParts(t *testing.T) {
+	t.Parallel()
 	key := nixtest.NewKey("cache.example.org-1")
 	var paths []nixtest.Path
 	for i := range 4 {
@@ -143,6 +144,7 @@ func TestParts(t *testing.T) {
 	}
 	for _, c := range parts(t) {
 		t.Run(c.what, func(t *testing.T) {
+			t.Parallel()
 			b := &bench{process: &process{t: t, dir: t.TempDir()}}
 			for _, dir := range []string{b.state(), b.cache(), filepath.Dir(database(b))} {
 				if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -245,6 +247,7 @@ func (b *bench) warnings(text string) (n int) {
 // TestAdminPortTaken: without its page the daemon substitutes, says so once, and has the page as
 // soon as the port is free.
 func TestAdminPortTaken(t *testing.T) {
+	t.Parallel()
 	key := nixtest.NewKey("cache.example.org-1")
 	p := nixtest.NewPath("admin", 1000)
 	up := nixtest.NewUpstream(t, nixtest.UpstreamConfig{Paths: []nixtest.Path{p}, Keys: []nixtest.Key{key}})
@@ -287,6 +290,7 @@ func TestAdminPortTaken(t *testing.T) {
 // TestLogPipe: neither a reader of the log that ends nor one that does not read keeps the daemon
 // from its work.
 func TestLogPipe(t *testing.T) {
+	t.Parallel()
 	for _, gone := range []bool{true, false} {
 		key := nixtest.NewKey("cache.example.org-1")
 		paths := closure(200, 1000, 1000)

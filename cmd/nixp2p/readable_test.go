@@ -11,6 +11,7 @@ import (
 
 // What only root can read is reported, unless the service gets it as a credential.
 func TestUnreadable(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	unit := sandbox{credentials: filepath.Join(dir, "credstore"), hidden: []string{filepath.Join(dir, "home")}}
 	for d := dir; d != "/"; d = filepath.Dir(d) {

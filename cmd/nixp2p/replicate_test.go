@@ -24,6 +24,7 @@ func (d *process) awaitCopied(paths int) {
 // TestReplicate: an office of six, one of which is always on. What the others fetched is there when they
 // have left and the uplink is cut; what only their own keys sign is not.
 func TestReplicate(t *testing.T) {
+	t.Parallel()
 	if testing.Short() {
 		t.Skip("starts many daemons")
 	}

@@ -67,6 +67,7 @@ const (
 
 // Nix itself uses the node after the change, and undo restores the bytes.
 func TestSetupOddFiles(t *testing.T) {
+	t.Parallel()
 	tests := []struct {
 		name, text string // of nix.conf; "-" is none
 		more       string // of more.conf, beside it
@@ -160,6 +161,7 @@ func mapsEqual(a, b map[string]string) bool {
 
 // On NixOS the file is a link into the store: what is to be written instead is shown.
 func TestSetupRefusesStore(t *testing.T) {
+	t.Parallel()
 	store, conf := t.TempDir(), t.TempDir()
 	made := filepath.Join(store, "2222-nix.conf")
 	if err := os.WriteFile(made, []byte("cores = 2\n"), 0o444); err != nil {
@@ -185,6 +187,7 @@ func TestSetupRefusesStore(t *testing.T) {
 
 // Whoever may not write the file is told so, and nothing is left behind.
 func TestSetupNotWritable(t *testing.T) {
+	t.Parallel()
 	if os.Geteuid() != 0 {
 		t.Skip("skipped: becoming another user takes root")
 	}
@@ -214,6 +217,7 @@ func TestSetupNotWritable(t *testing.T) {
 }
 
 func TestSetupWrongUse(t *testing.T) {
+	t.Parallel()
 	file := filepath.Join(t.TempDir(), "nix.conf")
 	for _, args := range [][]string{
 		{"--listen", "unix:/run/nixp2p.sock"}, {"--listen", "127.0.0.1:0"}, {"--apply", "--undo"}, {"what"}, {"--listen", "nowhere"},
@@ -233,6 +237,7 @@ func TestSetupWrongUse(t *testing.T) {
 
 // Undo removes the node whatever was edited meanwhile, and nothing else.
 func TestSetupUndoAfterEdits(t *testing.T) {
+	t.Parallel()
 	file := filepath.Join(t.TempDir(), "nix.conf")
 	if err := os.WriteFile(file, []byte("cores = 2\n"), 0o600); err != nil {
 		t.Fatal(err)
@@ -254,6 +259,7 @@ func TestSetupUndoAfterEdits(t *testing.T) {
 
 // `fallback` is set for a Nix that does not crash with it.
 func TestSetupFallback(t *testing.T) {
+	t.Parallel()
 	for version, want := range map[string]bool{"2.8.0": false, "2.12.1": false, "2.13.0": true, "2.34.8": true, "junk": false, "": false} {
 		dir := t.TempDir()
 		if version != "" {

@@ -25,6 +25,7 @@ import (
 // NAR: not the bytes of the NARs, and not again for what comes out of the own cache. Page, API,
 // command line and metrics say the same, also after a restart.
 func TestSaved(t *testing.T) {
+	t.Parallel()
 	key := nixtest.NewKey("cache.example.org-1")
 	paths := closure(12, 60<<10, 3<<20)
 	up := nixtest.NewUpstream(t, nixtest.UpstreamConfig{Paths: paths, Keys: []nixtest.Key{key}, Compression: nix.XZ})
@@ -95,6 +96,7 @@ var (
 // TestTransfersSeen: what is on its way is on the command line, with how far it is, and gone
 // when it has ended.
 func TestTransfersSeen(t *testing.T) {
+	t.Parallel()
 	key := nixtest.NewKey("cache.example.org-1")
 	p := nixtest.NewPath("hello", 32<<20)
 	up := nixtest.NewUpstream(t, nixtest.UpstreamConfig{Paths: []nixtest.Path{p}, Keys: []nixtest.Key{key}, Compression: nix.None})
@@ -149,6 +151,7 @@ func (b *syncBuffer) String() string {
 // TestWatch: into a pipe one block follows the other until the end, through a restart of the
 // daemon.
 func TestWatch(t *testing.T) {
+	t.Parallel()
 	d := startDaemon(t, "--p2p=false", "--upstream", "http://127.0.0.1:1", "--store-root", t.TempDir())
 	cmd := exec.Command(os.Args[0], "status", "--watch", "--every", "100ms", "--config", os.DevNull, "--admin-listen", strings.TrimPrefix(d.admin, "http://"))
 	cmd.Env = append(os.Environ(), beMain+"=1")
@@ -205,6 +208,7 @@ func busy(now time.Time) admin.Status {
 // TestTerminal: nothing that others wrote reaches the terminal as anything but letters, and what is
 // drawn in place is no wider than the terminal.
 func TestTerminal(t *testing.T) {
+	t.Parallel()
 	now := time.Now()
 	peers := []admin.Peer{{ID: strings.Repeat("x", 52) + "\x1b", Standing: "liar: " + strings.Repeat("no ", 40), Addresses: []string{"/ip4/192.0.2.1/tcp/7656"}}, {ID: "", Standing: "good"}}
 	for _, width := range []int{0, 20, 30, 40, 60, 80, 132, 300} {
@@ -236,6 +240,7 @@ func TestTerminal(t *testing.T) {
 }
 
 func TestProgress(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		done, size int64
 		bar, text  string
@@ -254,6 +259,7 @@ func TestProgress(t *testing.T) {
 
 // TestWhy: every answer is told whole.
 func TestWhy(t *testing.T) {
+	t.Parallel()
 	w := admin.Why{StoreHash: "h", Answers: []admin.Answer{
 		{Source: "store", Result: admin.Absent, TookMS: 0.1},
 		{Source: "peer", Result: admin.Invalid, TookMS: 12, Err: "signature \x1b[2J of nobody"},

@@ -11,6 +11,7 @@ import (
 // TestTwins: of several store paths that share one NAR, a node that got them all from its upstream
 // shares them all, and a node that has no upstream gets each.
 func TestTwins(t *testing.T) {
+	t.Parallel()
 	key := nixtest.NewKey("cache.example.org-1")
 	paths := []nixtest.Path{nixtest.NewPath("one", 5000), nixtest.NewPath("two", 5000), nixtest.NewPath("three", 5000), nixtest.NewPath("other", 5000)}
 	for i := 1; i < 3; i++ {

@@ -235,6 +235,7 @@ func afterUs(t *testing.T, files http.Handler) string {
 
 // A daemon that cannot work stays up under its socket, says why, and hurts nobody.
 func TestDegradedStart(t *testing.T) {
+	t.Parallel()
 	p, key := nixtest.NewPath("p", 1000), nixtest.NewKey("trusted-1")
 	up := nixtest.NewUpstream(t, nixtest.UpstreamConfig{Paths: []nixtest.Path{p}, Keys: []nixtest.Key{key}})
 	u := newUnit(t)
@@ -275,6 +276,7 @@ func TestDegradedStart(t *testing.T) {
 
 // A daemon that is well feeds the watchdog again and again.
 func TestWatchdogFed(t *testing.T) {
+	t.Parallel()
 	name := filepath.Join(t.TempDir(), "notify")
 	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"})
 	if err != nil {
@@ -299,6 +301,7 @@ func TestWatchdogFed(t *testing.T) {
 
 // A daemon that the watchdog ends leaves what it was doing in a file, and not in the log.
 func TestAbort(t *testing.T) {
+	t.Parallel()
 	u := newUnit(t)
 	u.run(supervise.Config{}, "--p2p=false", "--upstream", "http://127.0.0.1:1", "--store-root", u.dir)
 	<-u.Ready()
@@ -342,6 +345,7 @@ func TestHangingStart(t *testing.T) {
 
 // Without a socket from systemd nobody waits: a broken configuration is an error at once.
 func TestBrokenConfigurationByHand(t *testing.T) {
+	t.Parallel()
 	file := filepath.Join(t.TempDir(), "config.toml")
 	if err := os.WriteFile(file, []byte("\ncache-size = \"lots\"\n"), 0o644); err != nil {
 		t.Fatal(err)
@@ -355,6 +359,7 @@ func TestBrokenConfigurationByHand(t *testing.T) {
 // The socket that systemd hands over is taken. systemd-socket-activate starts the daemon with
 // the first connection, whose request waits meanwhile.
 func TestSocketActivate(t *testing.T) {
+	t.Parallel()
 	activate, err := exec.LookPath("systemd-socket-activate")
 	if err != nil {
 		t.Skip("no systemd-socket-activate (Debian: systemd)")

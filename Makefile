@@ -10,9 +10,10 @@ RUN_FLAGS ?=
 DEMO_FLAGS ?=
 FUZZTIME ?= 10s
 TEST_FLAGS ?=
-PKGS ?= ./...
-# How many packages are built and tested at once: they start servers and run Nix, and
-# some of them mind the clock.
+# What is tested without the race detector: all, but for what it runs whole.
+PKGS ?= $(if $(shell command -v gcc),$(shell .ci/plain $(RACE_HERE)),./...)
+# How many packages each of the two runs builds and tests at once: they start servers and run Nix,
+# and some of them mind the clock.
 JOBS ?= 2
 
 # Where goroutines meet. The race detector makes a test several times slower and the SQLite
@@ -46,14 +47,18 @@ deps: ## install what the tests need (Debian, root), if it is missing
 	@.ci/deps
 
 .PHONY: test
-test: deps vet ## install what is missing, run all tests, those of concurrent packages with -race as well
-	$(GO) test -p $(JOBS) -shuffle=on -timeout 45m $(TEST_FLAGS) $(PKGS)
-	@$(MAKE) --no-print-directory race
+test: deps vet ## install what is missing, run all tests, those of concurrent packages with -race
+	@$(MAKE) --no-print-directory --keep-going --jobs=2 plain race
+
+# Most tests in packages that have parallel ones wait for processes.
+.PHONY: plain
+plain:
+	$(GO) test -p $(JOBS) -parallel 4 -shuffle=on -timeout 45m $(TEST_FLAGS) $(PKGS)
 
 .PHONY: race
 race: ## the tests of concurrent packages with the race detector
 	@if ! command -v gcc >/dev/null; then echo "NO C COMPILER: the race detector is left out" >&2; else \
-	  set -x; CGO_ENABLED=1 go test -race -p $(JOBS) -short -timeout 45m $(TEST_FLAGS) $(RACE_HERE); fi
+	  set -x; CGO_ENABLED=1 go test -race -p $(JOBS) -short -timeout 45m $(TEST_FLAGS) $(RACE_HERE) 2>&1 | sed -u 's/^/race: /'; fi
 
 .PHONY: vet
 vet: ## gofmt and go vet
@@ -162,6 +167,10 @@ deb-test: ## install, run and remove the package in a copy of a chroot of `make 
 # Both releases side by side. Trees are made once and kept in ~/.cache/nixp2p-test/system.
 BOOT_FLAGS ?=
 RELEASES ?= bookworm sid
+.PHONY: system-trees
+system-trees: ## make the trees that `make test-system` boots, where they are missing (root, minutes)
+	$(GO) run ./lab/boot -only-trees $(BOOT_FLAGS) $(RELEASES)
+
 .PHONY: test-system
 test-system: ## boot Debian 12 and sid in containers, install, break, upgrade, remove (root, systemd-nspawn, 5 minutes; RELEASES, BOOT_FLAGS)
 	COMPRESS=none deploy/debian/build.sh

@@ -50,6 +50,7 @@ func main() {
 type options struct {
 	deb      string
 	trees    string
+	onlyTree bool
 	require  bool
 	makeTree time.Duration
 	limit    time.Duration
@@ -64,6 +65,7 @@ func parseFlags() *options {
 	cache, _ := os.UserCacheDir()
 	flag.StringVar(&o.deb, "deb", "", "the package, a `FILE` that `make deb` made")
 	flag.StringVar(&o.trees, "trees", filepath.Join(cache, treeDir), "`DIR` of the trees, one for each release")
+	flag.BoolVar(&o.onlyTree, "only-trees", false, "make the trees that are missing, and nothing else")
 	flag.BoolVar(&o.require, "require", false, "fail where the test cannot run, instead of saying why")
 	flag.DurationVar(&o.makeTree, "make-tree", 15*time.Minute, "how long making a tree may take; 0 leaves out releases without one")
 	flag.DurationVar(&o.limit, "limit", 0, "how long it may take before it is given up, which is no failure; with one, a machine that is very busy does not begin")
@@ -81,6 +83,13 @@ func run(ctx context.Context, o *options) error {
 	}
 	if err := able(); err != nil {
 		return err
+	}
+	if o.onlyTree {
+		var g errgroup.Group
+		for _, release := range o.releases {
+			g.Go(func() error { return ensureTree(ctx, o, release) })
+		}
+		return g.Wait()
 	}
 	if err := busy(); err != nil && o.limit > 0 {
 		return err

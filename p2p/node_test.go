@@ -2,6 +2,7 @@ package p2p
 
 import (
 	"bytes"
+	"fmt"
 	"log/slog"
 	"net"
 	"os"
@@ -22,47 +23,98 @@ func holds(c *source.Conditions, part source.Part) bool {
 	return false
 }
 
-// TestTwins: machines that were made from one image have the same identity. They notice when one
-// is told of another, whether they start one after the other or at once, and become peers.
+// TestTwins: machines that were made from one image have the same identity. Whoever is told of whom, and
+// whenever they start, they notice, take identities of their own and become peers.
 func TestTwins(t *testing.T) {
-	image := filepath.Join(t.TempDir(), "image")
-	if err := os.Mkdir(image, 0o700); err != nil {
-		t.Fatal(err)
-	}
+	image := t.TempDir()
 	made := start(t, nil, func(c *Config) { c.StateDir = image })
-	id := made.ID()
 	file, err := os.ReadFile(filepath.Join(image, "identity.key"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	var board [3]source.Conditions
-	clone := func(n int, others ...*Node) *Node {
-		return start(t, nil, func(c *Config) {
-			c.StateDir, c.Conditions = t.TempDir(), &board[n]
-			if err := os.WriteFile(filepath.Join(c.StateDir, "identity.key"), file, 0o600); err != nil {
-				t.Fatal(err)
+	for _, c := range []struct {
+		what string
+		// meet starts machines, those that are not said to be fresh from the image.
+		meet func(s *imageSite) []*Node
+	}{
+		{"the second knows the first", func(s *imageSite) []*Node { a := s.clone(); return []*Node{a, s.clone(a)} }},
+		{"the first knows the second", func(s *imageSite) []*Node { return []*Node{s.cloneKnowing(s.port), s.cloneAt(s.port)} }},
+		{"each knows the other", func(s *imageSite) []*Node { a := s.cloneKnowing(s.port); return []*Node{a, s.cloneAt(s.port, a)} }},
+		{"three, one after the other", func(s *imageSite) []*Node { a, b := s.clone(), s.clone(); return []*Node{a, b, s.clone(a, b)} }},
+		{"a fresh one knows both", func(s *imageSite) []*Node { a, b := s.clone(), s.clone(); return []*Node{a, b, s.fresh(a, b)} }},
+		{"both know a fresh one", func(s *imageSite) []*Node { f := s.fresh(); return []*Node{f, s.clone(f), s.clone(f)} }},
+		{"three know a fresh one", func(s *imageSite) []*Node { f := s.fresh(); return []*Node{f, s.clone(f), s.clone(f), s.clone(f)} }},
+		{"each knows a fresh one of two", func(s *imageSite) []*Node {
+			f := s.fresh()
+			g := s.fresh(f)
+			return []*Node{f, g, s.clone(f), s.clone(g)}
+		}},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			s := &imageSite{t: t, file: file, id: made.ID(), port: freePort(t)}
+			all := c.meet(s)
+			await(t, "all are peers", func() bool {
+				for _, n := range all {
+					if len(n.Peers()) != len(all)-1 {
+						return false
+					}
+				}
+				return true
+			})
+			seen := map[string]bool{}
+			for _, n := range all {
+				if seen[n.ID()] {
+					t.Error("two have one identity")
+				}
+				seen[n.ID()] = true
 			}
-		}, others...)
+			if !holds(&s.board, source.PartIdentity) {
+				t.Error("nobody says that an identity was replaced")
+			}
+		})
 	}
-	a := clone(0)
-	if a.ID() != id {
-		t.Fatal("a key that nobody contests is replaced")
+}
+
+// imageSite is a site of machines that were made from one image.
+type imageSite struct {
+	t     *testing.T
+	file  []byte // the identity in the image
+	id    string
+	port  int // a free one
+	board source.Conditions
+}
+
+func (s *imageSite) fresh(others ...*Node) *Node { return start(s.t, nil, nil, others...) }
+
+// clone starts one at a port that it keeps when it takes a new identity.
+func (s *imageSite) clone(others ...*Node) *Node { return s.cloneAt(freePort(s.t), others...) }
+
+func (s *imageSite) cloneAt(port int, others ...*Node) *Node {
+	return start(s.t, nil, s.fromImage(func(c *Config) { c.Listen = []string{fmt.Sprintf("/ip4/127.0.0.1/tcp/%d", port)} }), others...)
+}
+
+// cloneKnowing starts one that knows a port behind which nobody is yet.
+func (s *imageSite) cloneKnowing(port int) *Node {
+	return start(s.t, nil, s.fromImage(func(c *Config) { c.Bootstrap = []string{fmt.Sprintf("/ip4/127.0.0.1/tcp/%d", port)} }))
+}
+
+func (s *imageSite) fromImage(edit func(*Config)) func(*Config) {
+	return func(c *Config) {
+		c.StateDir, c.Conditions = s.t.TempDir(), &s.board
+		if err := os.WriteFile(filepath.Join(c.StateDir, "identity.key"), s.file, 0o600); err != nil {
+			s.t.Fatal(err)
+		}
+		edit(c)
 	}
-	b := clone(1, a)
-	c := clone(2, a, b)
-	await(t, "the three are peers", func() bool {
-		return len(a.Peers()) == 2 && len(b.Peers()) == 2 && len(c.Peers()) == 2
-	})
-	if a.ID() == b.ID() || b.ID() == c.ID() || a.ID() == c.ID() {
-		t.Error("two have one identity")
+}
+
+func freePort(t *testing.T) int {
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
 	}
-	said := false
-	for i := range board {
-		said = said || holds(&board[i], source.PartIdentity)
-	}
-	if !said {
-		t.Error("nobody says that an identity was replaced")
-	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
 }
 
 // TestIdentity: a node starts whatever is in the place of its key, keeps a key that is good, and

@@ -423,6 +423,16 @@ func (b *Book) Postpone(peer string, now time.Time, pause time.Duration) {
 	}
 }
 
+// Addrs returns where a peer is said to be.
+func (b *Book) Addrs(peer string) []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if e := b.entries[peer]; e != nil {
+		return slices.Clone(e.Addrs)
+	}
+	return nil
+}
+
 // FoundBy returns how a connected peer was found.
 func (b *Book) FoundBy(peer string) string {
 	b.mu.Lock()

@@ -101,6 +101,11 @@ func (c *core) found(alive bool, kind string, addrs []string) {
 }
 
 func (c *core) enter(alive bool, list []discovery.Contact) {
+	for _, o := range list {
+		if id, err := peer.Decode(o.Peer); err == nil {
+			c.seenAt(id, o.Addrs)
+		}
+	}
 	if c.book.Found(alive, list...) > 0 || alive {
 		c.wakeDialLoop()
 	}
@@ -188,14 +193,18 @@ func (c *core) reachable(p *Peer) (list []string) {
 	return list
 }
 
-// others returns a list of members for a peer that may not know them.
-func (c *core) others(to peer.ID) []byte {
+// others returns a list of members for a peer that may not know them, and of other machines that have its
+// identity.
+func (c *core) others(to *Peer) []byte {
 	var list []string
+	for _, addr := range to.session.elsewhere.take() {
+		list = append(list, addr+"/p2p/"+to.Key)
+	}
 	for _, p := range shuffled(c.table.all()) {
 		if len(list) >= maxNamed {
 			break
 		}
-		if p.ID == to || !p.Member() || c.gate.bans.Has(p.ID) {
+		if p == to || !p.Member() || c.gate.bans.Has(p.ID) {
 			continue
 		}
 		if addrs := c.reachable(p); len(addrs) > 0 {

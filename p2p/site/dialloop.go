@@ -2,18 +2,13 @@ package site
 
 import (
 	"context"
-	crand "crypto/rand"
-	"errors"
 	"math/rand/v2"
 	"net/netip"
 	"sync"
 	"time"
 
-	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/host"
-	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
-	"github.com/libp2p/go-libp2p/core/sec"
 	ma "github.com/multiformats/go-multiaddr"
 	manet "github.com/multiformats/go-multiaddr/net"
 
@@ -156,6 +151,7 @@ func (d *dialLoop) dial(ctx context.Context, h host.Host, c discovery.Contact) {
 		if id, twin, err = d.identify(ctx, h, addrs); twin && d.onTwin != nil {
 			d.onTwin(c.Addrs[0])
 		}
+		d.seenAt(id, c.Addrs)
 	}
 	if err == nil && id != d.self {
 		err = connect(ctx, h, peer.AddrInfo{ID: id, Addrs: addrs})
@@ -168,55 +164,6 @@ func (d *dialLoop) dial(ctx context.Context, h host.Host, c discovery.Contact) {
 	}
 	d.book.Reached(c, id.String(), time.Now())
 	d.metrics.PeerDials.WithLabelValues("ok").Inc()
-}
-
-const (
-	twinTries = 3
-	twinPause = 300 * time.Millisecond
-)
-
-// identify learns who is at an address. Twin means that it is another machine with this node's
-// identity: a connection to oneself would have come in here meanwhile. Others may come in as well,
-// so that it is tried a few times.
-func (d *dialLoop) identify(ctx context.Context, h host.Host, addrs []ma.Multiaddr) (id peer.ID, twin bool, err error) {
-	for range twinTries {
-		before := d.door.accepted.Load()
-		id, err = whoIs(ctx, h, addrs)
-		if err != nil || id != d.self {
-			return id, false, err
-		}
-		if d.door.accepted.Load() == before {
-			return id, true, nil
-		}
-		if !pause(ctx, rand.N(twinPause)) {
-			break
-		}
-	}
-	return id, false, nil
-}
-
-// whoIs learns the peer ID at an address: a dial to a peer that cannot be there fails with
-// the ID of the one that is.
-func whoIs(ctx context.Context, h host.Host, addrs []ma.Multiaddr) (peer.ID, error) {
-	_, key, err := crypto.GenerateEd25519Key(crand.Reader)
-	if err != nil {
-		return "", err
-	}
-	nobody, err := peer.IDFromPublicKey(key)
-	if err != nil {
-		return "", err
-	}
-	defer h.Peerstore().RemovePeer(nobody)
-	defer h.Peerstore().ClearAddrs(nobody)
-	err = h.Connect(network.WithDialPeerTimeout(ctx, dialTime), peer.AddrInfo{ID: nobody, Addrs: addrs})
-	var mismatch sec.ErrPeerIDMismatch
-	if errors.As(err, &mismatch) {
-		return mismatch.Actual, nil
-	}
-	if err == nil {
-		err = errors.New("connected to nobody")
-	}
-	return "", err
 }
 
 // onLink looks for peers by multicast.

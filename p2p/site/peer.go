@@ -86,6 +86,7 @@ type sessionState struct {
 	admitted  chan struct{} // closed when the peer has proved that it belongs to the site
 	once      sync.Once
 	takesOurs atomic.Bool // the peer takes this node's inventory
+	elsewhere elsewhere   // what the peer is to be told
 }
 
 func (s *sessionState) admit() { s.once.Do(func() { close(s.admitted) }) }

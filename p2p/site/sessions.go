@@ -82,6 +82,7 @@ func (s *sessions) meet(ctx context.Context, h host.Host, conn network.Conn) *Pe
 		return p
 	}
 	s.book.Connected(p.Key)
+	s.seenAt(id, s.book.Addrs(p.Key))
 	s.metrics.Peers.Set(float64(len(s.table.all())))
 	s.log.Debug("peer connected", "peer", id, "found_by", s.book.FoundBy(p.Key))
 	if !s.tasks.Go(func() { s.keep(ctx, h, p) }) {
@@ -203,6 +204,7 @@ func (s *sessions) once(ctx context.Context, h host.Host, p *Peer) error {
 	if err := introduce(in, s.keys, s.self, p.ID, func() { s.table.admit(p) }); err != nil {
 		return err
 	}
+	p.session.elsewhere.again()
 	p.session.takesOurs.Store(true)
 	defer p.session.takesOurs.Store(false)
 
@@ -230,11 +232,11 @@ func (s *sessions) writer(p *Peer, in *streamConn) *sessionWriter {
 		peer: p, conn: in.conn, stream: in, local: s.local, news: &s.news,
 		sent:     func(n int) { s.metrics.InventoryBytes.WithLabelValues("sent").Add(float64(n)) },
 		isolated: s.table.isolated,
-		named:    func() []byte { return s.others(p.ID) },
+		named:    func() []byte { return s.others(p) },
 		name:     s.name,
 		zone:     zoneNews{own: s.ownZone},
 		every: func() time.Duration {
-			if s.table.members() >= s.maxPeers {
+			if s.table.members() >= s.maxPeers || len(p.session.elsewhere.news()) > 0 {
 				return peersOften
 			}
 			return peersEvery
@@ -252,6 +254,7 @@ func (s *sessions) answer(ctx context.Context, h host.Host) {
 		}
 		defer leave()
 		p := s.meet(ctx, h, st.Conn())
+		s.cameFrom(st.Conn())
 		at := addressOf(h, p)
 		err := s.hear(ctx, st, p)
 		switch {

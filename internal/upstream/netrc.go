@@ -1,7 +1,6 @@
 package upstream
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -31,23 +30,24 @@ func (n *netrc) find(host string, other bool) *credential {
 	return n.other
 }
 
-// readNetrc reads a file; "" is an empty one. The errors tell lines, never their text.
+// readNetrc reads a file; "" is an empty one. What it returns can be used whatever the error says, which
+// tells lines, never their text.
 func readNetrc(path string) (*netrc, error) {
 	if path == "" {
 		return &netrc{}, nil
 	}
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, fmt.Errorf("netrc: %w", err)
+		return &netrc{}, fmt.Errorf("netrc: %w", err)
 	}
 	defer f.Close()
 	text, err := io.ReadAll(io.LimitReader(f, maxNetrc+1))
 	if err != nil {
-		return nil, fmt.Errorf("netrc: %w", err)
+		return &netrc{}, fmt.Errorf("netrc: %w", err)
 	}
 	n, err := parseNetrc(string(text))
 	if err != nil {
-		return nil, fmt.Errorf("netrc %s: %w", path, err)
+		return n, fmt.Errorf("netrc %s: %w", path, err)
 	}
 	return n, nil
 }
@@ -56,66 +56,77 @@ var (
 	// netrcWord is a comment, a quoted word, a quotation without an end, or a word.
 	netrcWord = regexp.MustCompile(`^(?:#[^\n]*|"(?:[^"\\\n]|\\[^\n])*"|(")|[^"\s]\S*)`)
 	unquote   = strings.NewReplacer(`\n`, "\n", `\r`, "\r", `\t`, "\t", `\\`, `\`, `\"`, `"`, `\`, "")
-	errQuote  = errors.New("quotation without an end")
 )
 
 // parseNetrc reads "machine NAME login NAME password SECRET" and "default ..." in any
 // layout. Words may be quoted, with \", \\, \n, \r and \t inside; # begins a comment where
-// a word could stand. Of several entries for a host the first counts. account is read
-// and macros are skipped.
-func parseNetrc(text string) (*netrc, error) {
+// a word could stand. Of several entries for a host the first counts. account is read and
+// macros are skipped. As in curl, capitals in keywords make no difference and other words are left
+// out; the error is the first of what was left out, and what was read can be used.
+func parseNetrc(text string) (n *netrc, err error) {
+	n = &netrc{hosts: map[string]*credential{}}
 	if len(text) > maxNetrc {
-		return nil, fmt.Errorf("more than %d bytes", maxNetrc)
+		return n, fmt.Errorf("more than %d bytes", maxNetrc)
 	}
-	n := &netrc{hosts: map[string]*credential{}}
 	var at *credential
 	var key string // whose value comes next
+	text = strings.TrimPrefix(text, "\ufeff")
 	for rest := strings.TrimSpace(text); rest != ""; rest = strings.TrimSpace(rest) {
-		bad := func(what string) error {
-			return fmt.Errorf("line %d: %s", 1+strings.Count(text[:strings.LastIndex(text, rest)], "\n"), what)
+		bad := func(what string) {
+			if err == nil {
+				err = fmt.Errorf("line %d: %s", 1+strings.Count(text[:strings.LastIndex(text, rest)], "\n"), what)
+			}
 		}
 		found := netrcWord.FindStringSubmatch(rest)
+		if found[1] != "" {
+			bad("quotation without an end")
+			return n, err
+		}
 		word := found[0]
-		switch {
-		case found[1] != "":
-			return nil, bad(errQuote.Error())
+		switch keyword := strings.ToLower(word); {
 		case word[0] == '#':
 		case key != "":
 			value := word
 			if word[0] == '"' {
 				value = unquote.Replace(word[1 : len(word)-1])
 			}
-			switch host := strings.ToLower(value); {
+			switch {
 			case key == "machine":
-				at = &credential{}
-				if n.hosts[host] == nil {
-					n.hosts[host] = at
-				}
+				at = n.machine(value)
 			case at == nil:
-				return nil, bad(key + " before any machine")
+				bad(key + " before any machine")
 			case key == "login":
 				at.login = value
 			case key == "password":
 				at.password = value
 			}
 			key = ""
-		case word == "default":
+		case keyword == "default":
 			at = &credential{}
 			if n.other == nil {
 				n.other = at
 			}
-		case word == "macdef": // to the next empty line
+		case keyword == "macdef": // to the next empty line
 			_, rest, _ = strings.Cut(rest, "\n\n")
 			continue
-		case word == "machine", word == "login", word == "password", word == "account":
-			key = word
+		case keyword == "machine", keyword == "login", keyword == "password", keyword == "account":
+			key = keyword
 		default:
-			return nil, bad("not a keyword")
+			bad("not a keyword")
 		}
 		rest = rest[len(word):]
 	}
-	if key != "" {
-		return nil, fmt.Errorf("%s without a value", key)
+	if key != "" && err == nil {
+		err = fmt.Errorf("%s without a value", key)
 	}
-	return n, nil
+	return n, err
+}
+
+// machine returns the credential of an entry that begins, which counts if it is the first one of its host.
+func (n *netrc) machine(host string) *credential {
+	c := &credential{}
+	if host = strings.ToLower(host); n.hosts[host] == nil {
+		n.hosts[host] = c
+	}
+	return c
 }

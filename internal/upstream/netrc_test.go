@@ -11,7 +11,7 @@ func TestParseNetrc(t *testing.T) {
 	for name, c := range map[string]struct {
 		text string
 		host string
-		want string // "login password", "none", or "error"
+		want string // "login password" or "none", with "; error" if there was one
 	}{
 		"one line":          {"machine h login me password secret", "h", "me secret"},
 		"many lines":        {"machine h\n\tlogin me\n\tpassword secret\n", "h", "me secret"},
@@ -28,22 +28,28 @@ func TestParseNetrc(t *testing.T) {
 		"account":           {"machine h login a account x password b", "h", "a b"},
 		"macro":             {"macdef init\ncd /\nmachine no\n\nmachine h login a password b", "h", "a b"},
 		"macro without end": {"machine h password b\nmacdef x\nfoo", "h", " b"},
-		"no value":          {"machine h login", "h", "error"},
-		"no machine":        {"login a password b", "h", "error"},
-		"not a keyword":     {"machine h login me password two secret", "h", "error"},
-		"open quotation":    {`machine h password "secret`, "h", "error"},
-		"across lines":      {"machine h password \"secret\n\"", "h", "error"},
-		"backslash at end":  {`machine h password "secret\`, "h", "error"},
-		"too large":         {strings.Repeat("#\n", maxNetrc), "h", "error"},
+		"capitals":          {"MACHINE h Login a PASSWORD b", "h", "a b"},
+		"byte order mark":   {"\ufeffmachine h password b", "h", " b"},
+		"no value":          {"machine h login", "h", " ; error"},
+		"no machine":        {"login a password b", "h", "none; error"},
+		"not a keyword":     {"machine h login me password two secret", "h", "me two; error"},
+		"other keywords":    {"nonsense\nmachine h protocol https login me password p more", "h", "me p; error"},
+		"open quotation":    {`machine h password "secret`, "h", " ; error"},
+		"then a quotation":  {"machine h login a password b\nmachine g password \"secret", "h", "a b; error"},
+		"across lines":      {"machine h password \"secret\n\"", "h", " ; error"},
+		"backslash at end":  {`machine h password "secret\`, "h", " ; error"},
+		"too large":         {strings.Repeat("#\n", maxNetrc), "h", "none; error"},
 	} {
 		n, err := parseNetrc(c.text)
 		got := "none"
+		if cred := n.find(c.host, true); cred != nil {
+			got = cred.login + " " + cred.password
+		}
 		if err != nil {
-			if got = "error"; strings.Contains(err.Error(), "secret") {
+			got += "; error"
+			if strings.Contains(err.Error(), "secret") {
 				t.Errorf("%s: tells a secret: %v", name, err)
 			}
-		} else if cred := n.find(c.host, true); cred != nil {
-			got = cred.login + " " + cred.password
 		}
 		if got != c.want {
 			t.Errorf("%s: %q (%v), want %q", name, got, err, c.want)
@@ -72,10 +78,7 @@ func FuzzNetrc(f *testing.F) {
 	f.Add("machine h login me password secret\ndefault password x")
 	f.Add("macdef x\n\n# c\n\"q\\\"\"")
 	f.Fuzz(func(t *testing.T, text string) {
-		n, err := parseNetrc(text)
-		if err != nil {
-			return
-		}
+		n, _ := parseNetrc(text)
 		for host, c := range n.hosts {
 			if c == nil || host != strings.ToLower(host) {
 				t.Errorf("%q: %v", host, c)

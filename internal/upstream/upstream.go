@@ -192,7 +192,7 @@ func New(cfg Config) (*Upstreams, error) {
 	s.found, _ = lru.New[place, location](maxLocations) // fails for sizes below 1 only
 	var err error
 	if s.netrc, err = readNetrc(cfg.Netrc); err != nil {
-		return nil, fmt.Errorf("upstream: %w", err)
+		s.log.Warn("not all of the netrc file is used", "err", err)
 	}
 	s.network = newNetwork(&cfg, &s.timeouts, s.log)
 	if cfg.Bucket != nil {

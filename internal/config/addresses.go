@@ -92,7 +92,7 @@ func parseFollow(s string) (string, error) {
 }
 
 // parseUpstream reads the URL of a cache. A name and password in it, and Nix's setting
-// "?priority=N", are internal/upstream's to use.
+// "?priority=N", are internal/upstream's to use. Other settings are for Nix, which may have the same URL.
 func parseUpstream(s string) (string, error) {
 	u, err := url.Parse(strings.TrimSpace(s))
 	if err != nil {
@@ -107,10 +107,16 @@ func parseUpstream(s string) (string, error) {
 	default:
 		return "", wrong("http, https and file work", "%q is not the URL of a cache", s)
 	}
-	for key, v := range u.Query() {
-		if _, err := strconv.Atoi(v[0]); key != "priority" || len(v) > 1 || err != nil {
-			return "", wrong("priority=N is all that may follow a ?", "%q has %s=%s in it", u.Redacted(), key, v[0])
+	priority := u.Query()["priority"]
+	u.RawQuery, u.ForceQuery = "", false
+	if len(priority) > 0 {
+		if _, err := strconv.Atoi(priority[0]); err != nil || len(priority) > 1 {
+			return "", wrong("it looks like ?priority=N", "%q has priority=%s in it", u.Redacted(), strings.Join(priority, " and "))
 		}
+		u.RawQuery = "priority=" + priority[0]
+	}
+	if u.Scheme == "file" {
+		u.Fragment, u.RawFragment = "", "" // as for Nix
 	}
 	if u.Fragment != "" || u.User != nil && u.Scheme == "file" {
 		return "", wrong("it looks like https://cache.nixos.org", "%q has what no cache has", u.Redacted())

@@ -266,7 +266,7 @@ func TestValues(t *testing.T) {
 		"priority":           {"0", "40"},
 		"bucket":             {"", "s3://nix", "s3://nix/a?endpoint=http://[::1]:7070&region=x", " s3://nix "},
 		"follow":             {"channel:nixos-unstable", "https://a/list.xz?keep=3", "file:/list", "path:/run/current-system?include=a*,b&exclude=c"},
-		"upstream":           {"http://a", "https://a.b:8443/base", "http://[::1]:5000", "file:///srv/x", " https://a ", "https://a/b/?priority=10", "https://u@a"},
+		"upstream":           {"http://a", "https://a.b:8443/base", "http://[::1]:5000", "file:///srv/x", " https://a ", "https://a/b/?priority=10", "https://u@a", "https://a?trusted=1&want-mass-query=true", "file:///a?"},
 		"trusted-public-key": {officialKey, key, " " + key},
 		"share-key":          {"a", "cache.example.org-1"},
 		"p2p":                {"true", "false"},
@@ -297,7 +297,7 @@ func TestValues(t *testing.T) {
 		"priority":           {"", "-1", "1.5", "99999999"},
 		"bucket":             {"nix", "https://nix", "s3:///a", "s3://nix?x=1"},
 		"follow":             {"", "nixos-unstable", "channel:", "path:x", "channel:a?keep=0"},
-		"upstream":           {"", "a", "s3://b", "ftp://a", "http://", "https:///x", "https://a?priority=x", "https://a?trusted=1", "https://a?priority=1&priority=2", "file://u@/x", "http://127.0.0.1:7654/?priority=1", "https://a#x", "file://h/x", "file:x", "file:///", "http://127.0.0.1:7654", "https://a:0x1"},
+		"upstream":           {"", "a", "s3://b", "ftp://a", "http://", "https:///x", "https://a?priority=x", "https://a?priority=1&priority=2", "file://u@/x", "http://127.0.0.1:7654/?priority=1", "https://a#x", "file://h/x", "file:x", "file:///", "http://127.0.0.1:7654", "https://a:0x1"},
 		"trusted-public-key": {"x", "x:y", key + " " + officialKey, strings.TrimSuffix(key, "=")},
 		"share-key":          {"a b", key},
 		"p2p":                {"", "yes", "1"},
@@ -344,9 +344,10 @@ func TestValues(t *testing.T) {
 
 func TestUpstreamText(t *testing.T) {
 	for in, want := range map[string]string{
-		"https://a/":                   "https://a",
-		"https://u:p@a/b//?priority=3": "https://u:p@a/b?priority=3",
-		"file:///srv/x/":               "file:///srv/x",
+		"https://a/":                           "https://a",
+		"https://u:p@a/b//?priority=3":         "https://u:p@a/b?priority=3",
+		"file:///a/?compression=xz&priority=3": "file:///a?priority=3", "https://a?trusted=1": "https://a",
+		"file:///srv/x/": "file:///srv/x",
 	} {
 		if got, err := parseUpstream(in); err != nil || got != want {
 			t.Errorf("%s: %s, %v", in, got, err)

@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"net/url"
 	"os"
-	"path"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -18,7 +17,10 @@ import (
 // answers requests as a server would, so that all else is the same.
 type directory string
 
-var errNoDirectory = errors.New("no such directory")
+var (
+	errNoDirectory = errors.New("no such directory")
+	errOutside     = errors.New("the URL in the narinfo leads out of the directory; a link in it may")
+)
 
 // RoundTrip answers with 200 or 206 and the file, or 404. As for Nix, links may lead anywhere: only
 // what a trusted key has signed leaves. A name does not lead out of the directory.
@@ -30,7 +32,11 @@ func (d directory) RoundTrip(req *http.Request) (*http.Response, error) {
 	if stat, err := os.Stat(string(d)); err != nil || !stat.IsDir() {
 		return nil, fmt.Errorf("%w: %s", errNoDirectory, d)
 	}
-	file := regular(d.find(strings.TrimPrefix(req.URL.Path, string(d))))
+	name := d.find(strings.TrimPrefix(req.URL.Path, string(d)))
+	if within, err := filepath.Rel(string(d), name); err != nil || !filepath.IsLocal(within) {
+		return nil, errOutside
+	}
+	file := regular(name)
 	if f, err := file.Open(""); err == nil {
 		_ = f.Close()
 	} else if !errors.Is(err, fs.ErrNotExist) {
@@ -50,7 +56,7 @@ func (d directory) RoundTrip(req *http.Request) (*http.Response, error) {
 // find returns where a file of the directory lies: what a narinfo says as it is, which is how Nix
 // reads it, or as the URL that it is on a server.
 func (d directory) find(text string) string {
-	at := func(name string) string { return filepath.Join(string(d), path.Clean("/"+name)) }
+	at := func(name string) string { return filepath.Join(string(d), name) }
 	if _, err := os.Lstat(at(text)); err != nil {
 		if to, err := url.Parse(text); err == nil {
 			return at(to.Path)

@@ -397,7 +397,7 @@ func TestNewRefuses(t *testing.T) {
 			t.Errorf("%q: %v", text, err)
 		}
 	}
-	if _, err := New(Config{Netrc: "/nowhere/netrc"}); err == nil {
+	if _, err := New(Config{Netrc: "/nowhere/netrc"}); err != nil {
 		t.Error("netrc that is not there")
 	}
 }

@@ -147,15 +147,12 @@ func (m *mirror) narInfoAt(h nix.StoreHash) *url.URL { return m.at(h.String() + 
 // locate resolves the URL line of a narinfo: relative to the cache (RFC 3986), or absolute
 // if permitted says so.
 func (m *mirror) locate(text string) (*url.URL, error) {
+	if m.files != nil {
+		return m.at(strings.TrimLeft(text, "/")), nil // whatever it looks like, it is a name
+	}
 	to, err := url.Parse(text)
 	if err != nil {
 		return nil, fmt.Errorf("URL of the NAR: %w", err)
-	}
-	if m.files != nil {
-		if to.Scheme != "" || to.Host != "" {
-			return nil, fmt.Errorf("URL of the NAR: %w", errScheme)
-		}
-		return m.at(strings.TrimLeft(text, "/")), nil
 	}
 	to = m.base.ResolveReference(to)
 	if err := permitted(m.base, to); err != nil {

@@ -2,10 +2,12 @@ package upstream
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -55,7 +57,7 @@ const (
 	otherFamily  = 50 * time.Millisecond
 	lookupRepeat = time.Second
 	quickServer  = 1500 * time.Millisecond
-	quickTries   = 4
+	quickTries   = 6
 	slowServer   = 12 * time.Second
 	failedFresh  = 10 * time.Second
 )
@@ -157,6 +159,9 @@ func (n *names) lookup(ctx context.Context, name string) ([]netip.Addr, error) {
 	if ip, err := netip.ParseAddr(name); err == nil {
 		return []netip.Addr{ip}, nil
 	}
+	if ip, ok := shortIPv4(name); ok {
+		return []netip.Addr{ip}, nil
+	}
 	if base := strings.ToLower(strings.TrimSuffix(name, ".")); strings.HasSuffix(base, ".localhost") {
 		return []netip.Addr{netip.IPv6Loopback(), netip.AddrFrom4([4]byte{127, 0, 0, 1})}, nil // RFC 6761, 6.3
 	}
@@ -181,6 +186,34 @@ func (n *names) lookup(ctx context.Context, name string) ([]netip.Addr, error) {
 		}
 		return nil, &net.DNSError{Err: "no name server has answered yet", Name: name, IsTimeout: true}
 	}
+}
+
+// shortIPv4 reads an IPv4 address in the forms of inet_aton(3), which curl and so Nix accept: one to
+// four numbers, decimal, octal or hexadecimal, the last of which fills all bytes that are left.
+func shortIPv4(text string) (netip.Addr, bool) {
+	parts := strings.Split(text, ".")
+	if len(parts) > 4 {
+		return netip.Addr{}, false
+	}
+	var value uint64
+	for i, part := range parts {
+		base := 10
+		if digits, ok := strings.CutPrefix(strings.ToLower(part), "0x"); ok {
+			part, base = digits, 16
+		} else if len(part) > 1 && part[0] == '0' {
+			base = 8
+		}
+		bits := 8
+		if i == len(parts)-1 {
+			bits = 8 * (4 - i)
+		}
+		n, err := strconv.ParseUint(part, base, bits)
+		if err != nil {
+			return netip.Addr{}, false
+		}
+		value = value<<bits | n
+	}
+	return netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, uint32(value)))), true
 }
 
 // get returns what is known of a host, else the lookup that runs.

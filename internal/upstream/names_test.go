@@ -349,3 +349,20 @@ func TestInterleave(t *testing.T) {
 		t.Errorf("%v", got)
 	}
 }
+
+// TestShortIPv4: what curl takes for an address is one here.
+func TestShortIPv4(t *testing.T) {
+	for text, want := range map[string]string{
+		"127.1": "127.0.0.1", "127.0.1": "127.0.0.1", "2130706433": "127.0.0.1", "0x7f000001": "127.0.0.1", "0x7f.1": "127.0.0.1",
+		"0177.0.0.01": "127.0.0.1", "10.258": "10.0.1.2", "127.0.0.08": "", "127.256.1": "", "1.2.3.256": "", "4294967296": "", "1.2.3.4.5": "",
+		"": "", ".": "", "127.": "", "0x": "", "+1": "", "1_0": "", "cache": "", "-1": "",
+	} {
+		got := ""
+		if ip, ok := shortIPv4(text); ok {
+			got = ip.String()
+		}
+		if got != want {
+			t.Errorf("%q: %q, want %q", text, got, want)
+		}
+	}
+}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -25,12 +26,16 @@ func pathArgs(arg string, stdin io.Reader) ([]nix.StoreHash, error) {
 	if arg == "-" {
 		return readPaths("standard input", stdin)
 	}
-	path, outputs, some := strings.Cut(arg, "^")
+	path, outputs := arg, ""
+	at := strings.LastIndexAny(arg, "^!") // ! is how older commands write it
+	if at >= 0 {
+		path, outputs = arg[:at], arg[at+1:]
+	}
 	real, err := inStore(path)
 	if err != nil {
 		return nil, pathError(arg, err)
 	}
-	if some && strings.HasSuffix(real, ".drv") {
+	if at >= 0 && strings.HasSuffix(real, ".drv") {
 		hashes, err := outputsOf(real, outputs)
 		if err != nil {
 			return nil, pathError(arg, err)
@@ -76,6 +81,9 @@ func inStore(path string) (string, error) {
 	at, err := filepath.Abs(path)
 	if err != nil {
 		return "", err
+	}
+	if strings.HasPrefix(at, nix.StoreDir+"/") {
+		return at, nil
 	}
 	for range maxLinks {
 		link, target := firstLink(at)
@@ -184,19 +192,35 @@ func readPathFile(name string, stdin io.Reader) ([]nix.StoreHash, error) {
 	return readPaths(name, dec)
 }
 
-// readPaths reads a list of paths, one a line. Empty lines and those that begin with # are left out.
+// scanPaths splits at the ends of lines, and at zero bytes, as find -print0 ends names.
+func scanPaths(data []byte, atEOF bool) (advance int, token []byte, err error) {
+	if i := bytes.IndexAny(data, "\n\x00"); i >= 0 {
+		return i + 1, data[:i], nil
+	}
+	if atEOF && len(data) > 0 {
+		return len(data), data, nil
+	}
+	return 0, nil, nil
+}
+
+// readPaths reads a list of paths: words, as Nix has it. Lines that begin with # are left out.
 func readPaths(name string, r io.Reader) (hashes []nix.StoreHash, err error) {
 	lines := bufio.NewScanner(io.LimitReader(r, maxPathList))
+	lines.Split(scanPaths)
 	for n := 1; lines.Scan(); n++ {
-		line := strings.TrimSpace(lines.Text())
-		if line == "" || line == "-" || strings.HasPrefix(line, "#") {
+		if strings.HasPrefix(strings.TrimSpace(lines.Text()), "#") {
 			continue
 		}
-		more, err := pathArgs(line, nil)
-		if err != nil {
-			return nil, fmt.Errorf("%s:%d: %w", name, n, err)
+		for word := range strings.FieldsSeq(lines.Text()) {
+			if word == "-" {
+				continue
+			}
+			more, err := pathArgs(word, nil)
+			if err != nil {
+				return nil, fmt.Errorf("%s:%d: %w", name, n, err)
+			}
+			hashes = append(hashes, more...)
 		}
-		hashes = append(hashes, more...)
 	}
 	if err := lines.Err(); err != nil {
 		return nil, fmt.Errorf("read %s: %w", name, err)

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/nixtest/realnix"
 )
 
 // TestPathArgs: what Nix's own commands take for a path is taken here.
@@ -39,33 +40,36 @@ func TestPathArgs(t *testing.T) {
 	}
 	link(drv, "no-store.drv") // a derivation is read where it lies
 	for arg, want := range map[string]string{
-		path:                              hash,
-		path + "/bin/hello":               hash,
-		hash + "-hello-2.12":              hash,
-		hash:                              hash,
-		"result":                          hash,
-		"./result":                        hash,
-		dir + "/result":                   hash,
-		"result/bin/hello":                hash,
-		"sub/up":                          hash,
-		"sub/../result":                   hash,
-		"profile":                         hash,
-		"bin":                             hash,
-		path + "^out":                     hash,
-		"result^out":                      hash,
-		"-":                               hash + " " + other,
-		path + ".drv^out":                 "its outputs are not known here",
-		"elsewhere":                       "does not lead into /nix/store",
-		"loop":                            "does not lead into /nix/store",
-		"nowhere":                         "no such file",
-		"":                                "not a store path",
-		"nixpkgs#hello":                   "no such file",
-		nix.StoreDir + "/short":           "does not lead into|no such file",
-		"/nix/store/":                     "not a store path",
-		hash + "-hello-2.12 and more":     "not a store path",
-		"https://cache.nixos.org/" + hash: "not a store path",
+		path:                 hash,
+		path + "/bin/hello":  hash,
+		hash + "-hello-2.12": hash,
+		hash:                 hash,
+		"result":             hash,
+		"./result":           hash,
+		dir + "/result":      hash,
+		"result/bin/hello":   hash,
+		"sub/up":             hash,
+		"sub/../result":      hash,
+		"profile":            hash,
+		"bin":                hash,
+		path + "^out":        hash,
+		"result^out":         hash,
+		"-":                  hash + " " + other,
+		path + ".drv^out":    "its outputs are not known here",
+		"elsewhere":          "does not lead into /nix/store",
+		"loop":               "does not lead into /nix/store",
+		"nowhere":            "no such file",
+		"":                   "not a store path",
+		"nixpkgs#hello":      "no such file",
+		nix.StoreDir + "//" + hash + "-hello-2.12/x": hash,
+		"//nix//store/./" + hash + "-hello-2.12":     hash,
+		path + "!out":                                hash,
+		nix.StoreDir + "/short":                      "it looks like",
+		"/nix/store/":                                "not a store path",
+		hash + "-hello-2.12 and more":                "not a store path",
+		"https://cache.nixos.org/" + hash:            "not a store path",
 	} {
-		got, err := pathArgs(arg, strings.NewReader("# two\n"+path+"\n\n  "+second+"^out  \n"))
+		got, err := pathArgs(arg, strings.NewReader("# two\n"+path+"\r\n\n  "+second+"^out  \n"))
 		var names []string
 		for _, h := range got {
 			names = append(names, h.String())
@@ -114,5 +118,65 @@ func FuzzOutputs(f *testing.F) {
 			t.Fatal(err)
 		}
 		_, _ = outputsOf(drv, names)
+	})
+}
+
+// TestPathsAsNix: what nix path-info takes for a path is the same path here, and what is on standard input as well.
+func TestPathsAsNix(t *testing.T) {
+	eachNix(t, func(t *testing.T, n *realnix.Nix) {
+		c := n.TempClient(t)
+		t.Chdir(c.Dir)
+		write := func(name string) {
+			if err := errors.Join(os.MkdirAll(filepath.Dir(name), 0o755), os.WriteFile(name, []byte(name), 0o644)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		write("one")
+		write("two/file")
+		add := func(name string) string {
+			at, err := c.Visible(filepath.Join(c.Dir, name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			res, err := c.Run(t.Context(), "nix-store", "--add", at)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return strings.TrimSpace(res.Stdout)
+		}
+		one, two := add("one"), add("two")
+		base := filepath.Base(two)
+		links := map[string]string{"result": two, "result-2": "result", "profile": "profile-1-link", "profile-1-link": two, "deep": two + "/file"}
+		for name, target := range links {
+			if err := os.Symlink(target, name); err != nil {
+				t.Fatal(err)
+			}
+		}
+		write("sub/x")
+		here, taken := nix.StoreDir+"/", 0
+		for _, arg := range []string{
+			one, two, two + "/", two + "//", two + "/file", here + "/" + base, "/" + two, "/nix//store/" + base, here + "./" + base, here + "x/../" + base,
+			"./result", "./result-2", "./profile", "./deep", "./sub/../result", "./result/", "result", "result/file",
+			base, strings.SplitN(base, "-", 2)[0], two + "^out", two + "^*", two + "!out", "./result^out",
+			"", " " + two, "./one", "./nowhere", here, "/nix/store", "/etc", here + base[:32], here + "no-path", two + "#x", "path:" + two,
+		} {
+			res, err := c.Run(t.Context(), "nix", "path-info", "--", arg)
+			if err != nil || res.Stdout == "" {
+				continue // not Nix's either
+			}
+			taken++
+			got, err := pathArg(arg, nil)
+			if want, _ := nix.ParseStorePath(strings.TrimSpace(res.Stdout)); err != nil || got != want.Hash() {
+				t.Errorf("%q: Nix %s takes it for %s, and here it is %v, %v", arg, n.Version, want, got, err)
+			}
+		}
+		if taken < 10 {
+			t.Errorf("Nix took %d", taken)
+		}
+		for _, list := range []string{one + "\n" + two, one + "\r\n" + two + "\r\n", one + " " + two, one + "\t" + two + "\n\n", one + "\x00" + two + "\x00", "# two\n" + one + "\n./result"} {
+			if got, err := pathArgs("-", strings.NewReader(list)); err != nil || len(got) != 2 {
+				t.Errorf("%q: %v, %v", list, got, err)
+			}
+		}
 	})
 }

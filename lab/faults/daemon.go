@@ -30,6 +30,9 @@ var (
 	forPeers  = regexp.MustCompile(`msg="peers can connect".* addresses="?\[([^] ]+)`)
 )
 
+// errEnded is that a daemon did not come so far that it listens.
+var errEnded = errors.New("nixp2p ended")
+
 // daemonArgs are the flags of every nixp2p here.
 func daemonArgs(dir string, key string, upstreams ...string) []string {
 	args := []string{
@@ -82,7 +85,7 @@ func startDaemon(ctx context.Context, binary string, args []string, env ...strin
 		case f := <-seen:
 			*f.to = f.text
 		case <-d.log:
-			return nil, errors.Join(fmt.Errorf("nixp2p ended: %s", text), d.cmd.Wait())
+			return nil, errors.Join(fmt.Errorf("%w: %s", errEnded, text), d.cmd.Wait())
 		}
 	}
 	return d, nil

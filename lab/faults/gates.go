@@ -81,8 +81,10 @@ func portOf(l net.Listener) string {
 }
 
 // serve is the cache behind a listener.
-func (g *gates) serve(l net.Listener) string {
-	srv := &http.Server{Handler: g.cache, ErrorLog: log.New(io.Discard, "", 0)}
+func (g *gates) serve(l net.Listener) string { return g.serveWith(l, g.cache) }
+
+func (g *gates) serveWith(l net.Listener, h http.Handler) string {
+	srv := &http.Server{Handler: h, ErrorLog: log.New(io.Discard, "", 0)}
 	g.tasks.Go(func() { _ = srv.Serve(l) })
 	g.ends = append(g.ends, func() { _ = srv.Close() })
 	return portOf(l)
@@ -95,6 +97,40 @@ func (g *gates) plain() string {
 		panic(err)
 	}
 	return g.serve(l)
+}
+
+// six is the cache at ::1.
+func (g *gates) six() string {
+	l, err := net.Listen("tcp6", "[::1]:0")
+	if err != nil {
+		panic(err)
+	}
+	return g.serve(l)
+}
+
+// guarded is the cache for those who say name and password.
+func (g *gates) guarded(name, password string) string {
+	return g.handler(func(w http.ResponseWriter, r *http.Request) {
+		if n, p, ok := r.BasicAuth(); !ok || n != name || p != password {
+			w.Header().Set("WWW-Authenticate", "Basic realm=x")
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		g.cache.ServeHTTP(w, r)
+	})
+}
+
+// answering is a server that has one answer for everything.
+func (g *gates) answering(status int) string {
+	return g.handler(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(status) })
+}
+
+func (g *gates) handler(h http.HandlerFunc) string {
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		panic(err)
+	}
+	return g.serveWith(l, h)
 }
 
 // secure is the cache over HTTPS.
@@ -218,10 +254,7 @@ func (g *gates) proxyAt(l net.Listener, plain, secure, user string) string {
 			g.cache.ServeHTTP(w, r)
 		}
 	})
-	srv := &http.Server{Handler: h, ErrorLog: log.New(io.Discard, "", 0)}
-	g.tasks.Go(func() { _ = srv.Serve(l) })
-	g.ends = append(g.ends, func() { _ = srv.Close() })
-	return portOf(l)
+	return g.serveWith(l, h)
 }
 
 // socks is a SOCKS proxy, 4a or 5 without a password, that leads everything to one port.

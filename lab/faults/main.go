@@ -50,13 +50,18 @@ type options struct {
 	json     bool
 	limit    time.Duration
 	parallel int
+	shard    int // of the ways: every shards-th row from this one on
+	shards   int
 	dir      string // everything temporary
 }
+
+// inShards reports whether this process only starts others.
+func (o *options) inShards() bool { return o.part == partWays && o.shards == 1 && o.parallel > 1 }
 
 func (o *options) does(part string) bool { return o.part == part || o.part == "all" }
 
 func parseFlags() *options {
-	o := &options{only: regexp.MustCompile("")}
+	o := &options{only: regexp.MustCompile(""), shards: 1}
 	flag.StringVar(&o.out, "o", "docs/faults.md", "file to write")
 	flag.StringVar(&o.binary, "nixp2p", "", "the program; built from this module if empty")
 	flag.StringVar(&o.part, "part", "all", "caches (and nixp2p itself), ways (to a cache), peers, attacks, or all; the other parts of the file stay as they are")
@@ -67,6 +72,10 @@ func parseFlags() *options {
 	flag.BoolVar(&o.quick, "quick", false, "the machine's Nix alone, the fast rows, only with nixp2p")
 	flag.BoolVar(&o.json, "json", false, "print JSON and write no file")
 	flag.DurationVar(&o.limit, "limit", time.Minute, "how long one command may take")
+	flag.Func("shard", "I/N: of the ways, every Nth row from I on", func(s string) error {
+		_, err := fmt.Sscanf(s, "%d/%d", &o.shard, &o.shards)
+		return err
+	})
 	flag.IntVar(&o.parallel, "parallel", 4, "commands at a time")
 	flag.Parse()
 	return o
@@ -74,7 +83,7 @@ func parseFlags() *options {
 
 func run(ctx context.Context) error {
 	o := parseFlags()
-	if os.Getenv(insideEnv) == "" {
+	if os.Getenv(insideEnv) == "" && !o.inShards() {
 		if err := reexec(ctx); !errors.Is(err, errNoNamespace) {
 			return err
 		}
@@ -95,7 +104,11 @@ func run(ctx context.Context) error {
 			return fmt.Errorf("build nixp2p: %w", err)
 		}
 	}
-	r, err := measure(ctx, o)
+	measured := measure
+	if o.inShards() {
+		measured = measureShards
+	}
+	r, err := measured(ctx, o)
 	if err != nil {
 		return err
 	}

@@ -3,7 +3,6 @@ package main
 import (
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/pem"
 	"fmt"
 	"io"
 	"net"
@@ -18,13 +17,15 @@ const (
 	ofConnections = "Connections and TLS"
 	ofProxies     = "Proxies"
 	ofAuthorities = "Certificate authorities"
+	ofCredentials = "netrc-file"
+	ofDirectories = "Caches in directories"
 )
 
 func ways() (all []*way) {
 	for _, g := range []struct {
 		name string
 		ways []*way
-	}{{ofNames, nameWays()}, {ofConnections, connectionWays()}, {ofProxies, proxyWays()}, {ofAuthorities, authorityWays()}} {
+	}{{ofNames, nameWays()}, {ofConnections, connectionWays()}, {ofProxies, proxyWays()}, {ofAuthorities, authorityWays()}, {ofCredentials, credentialWays()}, {ofDirectories, directoryWays()}} {
 		for _, y := range g.ways {
 			y.group, y.known = g.name, known()[y.name]
 		}
@@ -36,10 +37,11 @@ func ways() (all []*way) {
 // known says why nixp2p may get less than Nix.
 func known() map[string]string {
 	return map[string]string{
-		"an address in short": "an address has four numbers here",
-		"TLS 1.0":             "not accepted: it has been broken for years",
-		"certificate with the name in its subject only": "not accepted (RFC 9525)",
-		"TCP: the same for 6 s":                         "2 s are waited for a connection, twice",
+		"TLS 1.0": "not accepted: it has been broken for years",
+		"certificate with the name in its subject only":  "not accepted (RFC 9525)",
+		"TCP: the same for 6 s":                          "2 s are waited for a connection, twice",
+		"file: NAR URL: ../X, outside":                   "a name does not lead out of the directory; a link may",
+		"file: ?trusted=1, narinfos without a signature": "nothing unsigned is served",
 	}
 }
 
@@ -188,6 +190,8 @@ func nameWays() []*way {
 		local("a dot behind the name", cacheName+"."),
 		local("capitals in the name", strings.ToUpper(cacheName)),
 		local("an address in short", "127.1"),
+		local("an address as one number", "2130706433"),
+		local("an address in octal and hexadecimal", "0177.0x1"),
 	}
 }
 
@@ -286,128 +290,4 @@ func serverConfig(cert tls.Certificate) *tls.Config {
 // trusting is the environment of those who know the authority.
 func trusting(g *gates, file func(name, text string) string) []string {
 	return []string{"NIX_SSL_CERT_FILE=" + file("ca.pem", g.ca.block("CERTIFICATE"))}
-}
-
-// proxyWays have a cache whose name only the proxy knows, or a proxy that is dead and is not to be used.
-func proxyWays() (all []*way) {
-	none := "# none\n"
-	through := func(name string, https bool, env func(g *gates, plain, secure string) []string) {
-		scheme := map[bool]string{true: "https", false: "http"}[https]
-		var plain, secure string
-		all = append(all, &way{
-			name: name, quick: len(all)%4 == 0, resolv: none,
-			gate: func(g *gates) string {
-				plain, secure = g.plain(), g.secure(serverConfig(g.ca.issue(nil)))
-				return scheme + "://" + cacheName + ":" + map[bool]string{true: secure, false: plain}[https]
-			},
-			env: func(g *gates, file func(name, text string) string) []string {
-				return append(env(g, plain, secure), trusting(g, file)...)
-			},
-		})
-	}
-	for _, p := range []struct {
-		name  string
-		https bool
-	}{
-		{"http_proxy", false}, {"https_proxy", true}, {"HTTPS_PROXY", true}, {"all_proxy", false}, {"all_proxy", true},
-		{"ALL_PROXY", false}, {"ALL_PROXY", true}, {"HTTP_PROXY", false},
-	} {
-		to := map[bool]string{true: "https", false: "http"}[p.https]
-		through(p.name+"=http://HOST:PORT, to "+to, p.https, func(g *gates, plain, secure string) []string {
-			return []string{p.name + "=http://127.0.0.1:" + g.proxy(plain, secure, "")}
-		})
-	}
-	for _, form := range []struct{ name, before, after string }{
-		{"HOST:PORT", "127.0.0.1:", ""}, {"http://HOST:PORT/", "http://127.0.0.1:", "/"}, {"HTTP://HOST:PORT", "HTTP://127.0.0.1:", ""},
-		{"http://localhost:PORT", "http://localhost:", ""}, {"http://[::ffff:127.0.0.1]:PORT", "http://[::ffff:127.0.0.1]:", ""},
-		{"http://USER:PASSWORD@HOST:PORT", "http://me:p%40ss@127.0.0.1:", ""}, {"//HOST:PORT", "//127.0.0.1:", ""},
-		{"http:HOST:PORT", "http:127.0.0.1:", ""}, {"' http://HOST:PORT'", " http://127.0.0.1:", ""},
-	} {
-		through("all_proxy="+form.name, true, func(g *gates, plain, secure string) []string {
-			user := map[bool]string{true: "me:p@ss"}[strings.Contains(form.before, "@")]
-			return []string{"all_proxy=" + form.before + g.proxy(plain, secure, user) + form.after}
-		})
-	}
-	through("all_proxy=https://HOST:PORT", true, func(g *gates, plain, secure string) []string {
-		l, err := tls.Listen("tcp4", "127.0.0.1:0", serverConfig(g.ca.issue(func(c *x509.Certificate) {
-			c.DNSNames, c.IPAddresses = nil, []net.IP{net.IPv4(127, 0, 0, 1)}
-		})))
-		if err != nil {
-			panic(err)
-		}
-		return []string{"all_proxy=https://127.0.0.1:" + g.proxyAt(l, plain, secure, "")}
-	})
-	for _, scheme := range []string{"socks5h", "socks5", "socks4a", "socks4", "socks", "SOCKS5H"} {
-		through("all_proxy="+scheme+"://HOST:PORT", false, func(g *gates, plain, _ string) []string {
-			return []string{"all_proxy=" + scheme + "://127.0.0.1:" + g.socks(plain)}
-		})
-	}
-	through("an empty http_proxy, all_proxy", false, func(g *gates, plain, secure string) []string {
-		return []string{"http_proxy=", "all_proxy=http://127.0.0.1:" + g.proxy(plain, secure, "")}
-	})
-	for _, list := range []string{
-		cacheName, "corp.test", ".corp.test", "*", "CACHE.CORP.TEST", "other.test, corp.test", "other.test corp.test",
-		"127.0.0.1", "*.corp.test", "test.", "orp.test", cacheName + ":80",
-	} {
-		all = append(all, &way{name: "all_proxy is dead, no_proxy=" + list, quick: len(all)%4 == 0, env: func(*gates, func(name, text string) string) []string {
-			return []string{"all_proxy=http://127.0.0.9:9", "no_proxy=" + list}
-		}})
-	}
-	for _, list := range []string{"127.0.0.0/8", "127.0.0.1", "127.0.0.1:PORT"} {
-		all = append(all, &way{
-			name: "all_proxy is dead, no_proxy=" + list + ", cache by address",
-			gate: func(g *gates) string { return "http://127.0.0.1:" + g.plain() },
-			env: func(*gates, func(name, text string) string) []string {
-				return []string{"all_proxy=http://127.0.0.9:9", "no_proxy=" + list}
-			},
-		})
-	}
-	return all
-}
-
-func authorityWays() (all []*way) {
-	add := func(name string, env, conf func(g *gates, file func(name, text string) string) []string) {
-		all = append(all, &way{
-			name: name, quick: len(all)%3 == 0, env: env, conf: conf,
-			gate: func(g *gates) string {
-				return "https://" + cacheName + ":" + g.secure(serverConfig(g.ca.issue(nil)))
-			},
-		})
-	}
-	for _, v := range []string{"NIX_SSL_CERT_FILE", "SSL_CERT_FILE", "CURL_CA_BUNDLE"} {
-		add(v, func(g *gates, file func(name, text string) string) []string {
-			return []string{v + "=" + file("ca.pem", g.ca.block("CERTIFICATE"))}
-		}, nil)
-	}
-	add("ssl-cert-file in nix.conf", nil, func(g *gates, file func(name, text string) string) []string {
-		return []string{"ssl-cert-file = " + file("ca.pem", g.ca.block("CERTIFICATE"))}
-	})
-	add("NIX_SSL_CERT_FILE before SSL_CERT_FILE", func(g *gates, file func(name, text string) string) []string {
-		return []string{"SSL_CERT_FILE=" + file("other.pem", newAuthority().block("CERTIFICATE")), trusting(g, file)[0]}
-	}, nil)
-	add("no file of that name", func(*gates, func(name, text string) string) []string {
-		return []string{"NIX_SSL_CERT_FILE=/nonexistent"}
-	}, nil)
-	for _, form := range []struct {
-		name string
-		text func(a *authority) string
-	}{
-		{"with text before and behind", func(a *authority) string { return "Corp CA\n=======\n" + a.block("CERTIFICATE") + "\nend\n" }},
-		{"with CRLF", func(a *authority) string { return strings.ReplaceAll(a.block("CERTIFICATE"), "\n", "\r\n") }},
-		{"behind others", func(a *authority) string {
-			return newAuthority().block("CERTIFICATE") + newAuthority().block("CERTIFICATE") + a.block("CERTIFICATE")
-		}},
-		{"behind a damaged one", func(a *authority) string {
-			return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte("noise")})) + a.block("CERTIFICATE")
-		}},
-		{"as TRUSTED CERTIFICATE", func(a *authority) string { return a.block("TRUSTED CERTIFICATE") }},
-		{"as X509 CERTIFICATE", func(a *authority) string { return a.block("X509 CERTIFICATE") }},
-		{"with a byte order mark", func(a *authority) string { return "\ufeff" + a.block("CERTIFICATE") }},
-		{"without a line end", func(a *authority) string { return strings.TrimSuffix(a.block("CERTIFICATE"), "\n") }},
-	} {
-		add("the file has the authority "+form.name, func(g *gates, file func(name, text string) string) []string {
-			return []string{"NIX_SSL_CERT_FILE=" + file("ca.pem", form.text(g.ca))}
-		}, nil)
-	}
-	return all
 }

@@ -2,12 +2,20 @@ package main
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
+	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/nixtest"
 	"github.com/nixp2p/nixp2p/internal/nixtest/realnix"
 	"github.com/nixp2p/nixp2p/lab/rig"
 )
@@ -24,6 +32,9 @@ type way struct {
 	resolv string  // resolv.conf; empty: these name servers in their order
 	// gate stands before the cache and returns its URL; nil: http://cacheName:PORT.
 	gate func(g *gates) string
+	// layout changes a cache in a directory and returns its URL, in which DIR is the directory; nil:
+	// the cache is a server.
+	layout func(dir string) (url string, err error)
 	// env are variables for Nix and for nixp2p; conf are lines of nix.conf for both. PORT of the gates
 	// and files are filled in by them.
 	env, conf func(g *gates, file func(name, text string) string) []string
@@ -31,6 +42,7 @@ type way struct {
 
 // wayReport is what one Nix saw.
 type wayReport struct {
+	Nth                int
 	Group, Name, Known string
 	Direct             *outcome // Nix alone
 	Through            *outcome // through nixp2p, which is asked alone
@@ -52,16 +64,17 @@ func (r *wayReport) Worse() string {
 	return ""
 }
 
+// measureWays runs the rows of this shard.
 func measureWays(ctx context.Context, o *options, n *realnix.Nix, conf resolvConf) (all []*wayReport, err error) {
 	w := newWorld(ctx)
 	defer w.close()
 	w.good.SetAll()
 	ca := newAuthority()
-	for _, y := range ways() {
-		if !o.only.MatchString(y.name) || o.quick && !y.quick {
+	for i, y := range ways() {
+		if !o.only.MatchString(y.name) || o.quick && !y.quick || i%o.shards != o.shard {
 			continue
 		}
-		r := &wayReport{Group: y.group, Name: y.name, Known: y.known}
+		r := &wayReport{Nth: i, Group: y.group, Name: y.name, Known: y.known}
 		if r.Direct, err = y.cell(ctx, o, n, w, ca, conf, false); err != nil {
 			return nil, fmt.Errorf("%s: %w", y.name, err)
 		}
@@ -74,6 +87,40 @@ func measureWays(ctx context.Context, o *options, n *realnix.Nix, conf resolvCon
 		}
 		all = append(all, r)
 	}
+	return all, nil
+}
+
+// measureShards runs the rows of the ways in several processes: each has namespaces of its own, as
+// there is one resolv.conf for all that a namespace does.
+func measureShards(ctx context.Context, o *options) (*report, error) {
+	start := time.Now()
+	parts := make([]*report, o.parallel)
+	var g errgroup.Group
+	for i := range parts {
+		g.Go(func() error {
+			cmd := exec.CommandContext(ctx, os.Args[0], append(slices.Clone(os.Args[1:]), "-part", partWays, "-json", "-nixp2p", o.binary, "-shard", fmt.Sprintf("%d/%d", i, o.parallel))...)
+			cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+			cmd.Stderr = os.Stderr
+			out, err := cmd.Output()
+			if err != nil {
+				return fmt.Errorf("shard %d: %w", i, err)
+			}
+			return json.Unmarshal(out, &parts[i])
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	all := parts[0]
+	for _, p := range parts[1:] {
+		for i, n := range p.Nixes {
+			all.Nixes[i].Ways = append(all.Nixes[i].Ways, n.Ways...)
+		}
+	}
+	for _, n := range all.Nixes {
+		slices.SortFunc(n.Ways, func(a, b *wayReport) int { return a.Nth - b.Nth })
+	}
+	all.Took = time.Since(start)
 	return all, nil
 }
 
@@ -98,11 +145,9 @@ func (y *way) cell(ctx context.Context, o *options, n *realnix.Nix, w *world, ca
 	if err != nil {
 		return nil, err
 	}
-	url := "http://" + cacheName + ":"
-	if y.gate == nil {
-		url += g.plain()
-	} else {
-		url = y.gate(g)
+	url, err := y.url(g, w, c, through)
+	if err != nil {
+		return nil, err
 	}
 	env, lines, err := y.settings(g, c, through)
 	if err != nil {
@@ -110,6 +155,9 @@ func (y *way) cell(ctx context.Context, o *options, n *realnix.Nix, w *world, ca
 	}
 	if through {
 		d, err := y.daemon(ctx, o, dir, w.key.Public(), url, env, lines)
+		if errors.Is(err, errEnded) {
+			return &outcome{Said: err.Error()}, nil
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -125,6 +173,28 @@ func (y *way) cell(ctx context.Context, o *options, n *realnix.Nix, w *world, ca
 	c.Substituters = []string{url}
 	k := &worker{world: w}
 	return k.realise(ctx, o, c)
+}
+
+// url is where the cache is.
+func (y *way) url(g *gates, w *world, c *realnix.Client, through bool) (string, error) {
+	switch {
+	case y.layout != nil:
+		dir := filepath.Join(c.Dir, "cache", "bin")
+		nixtest.WriteCache(w, dir, nixtest.UpstreamConfig{Paths: w.paths, Keys: []nixtest.Key{w.key}, Compression: nix.XZ})
+		url, err := y.layout(dir)
+		if err != nil {
+			return "", err
+		}
+		if !through {
+			if dir, err = c.Visible(dir); err != nil {
+				return "", err
+			}
+		}
+		return strings.ReplaceAll(url, "DIR", dir), nil
+	case y.gate != nil:
+		return y.gate(g), nil
+	}
+	return "http://" + cacheName + ":" + g.plain(), nil
 }
 
 // settings returns the variables and the lines of nix.conf, with the names of files as those who read

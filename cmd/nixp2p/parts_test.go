@@ -1,6 +1,7 @@
 package main
 
 import (
+	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -101,7 +102,12 @@ func parts(t *testing.T) []part {
 		{what: "Nix database is noise", args: store, before: func(b *bench) error { return write(database(b), noise) },
 			mended: func(b *bench) error { return os.Remove(database(b)) }, log: "store database cannot be read"},
 		{what: "Nix database of a schema to come", args: store, before: func(b *bench) error {
-			return exec.Command("python3", "-c", "import sqlite3,sys; c=sqlite3.connect(sys.argv[1]); c.execute('create table Paths2(id, p)'); c.commit()", database(b)).Run()
+			db, err := sql.Open("sqlite", database(b)) // the driver that the doctor brings
+			if err != nil {
+				return err
+			}
+			_, err = db.ExecContext(t.Context(), "create table Paths2(id, p)")
+			return errors.Join(err, db.Close())
 		}, log: "store database cannot be read"},
 		{what: "Nix database replaced by a directory", args: store, broken: func(b *bench) error { return os.Mkdir(database(b), 0o700) },
 			mended: func(b *bench) error { return os.Remove(database(b)) }},

@@ -177,8 +177,9 @@ func warns(says string) complaint { return complaint{doctor.Warning, says} }
 func fails(says string) complaint { return complaint{doctor.Failure, says} }
 
 // expect checks that just these checks complain, in these words, and each says what to do. That
-// the node has recorded errors lately is no complaint of its own where it is not asked for.
-func (p *patient) expect(want complaints) {
+// the node has recorded errors lately is no complaint of its own where it is not asked for. It
+// returns what was expected.
+func (p *patient) expect(want complaints) (found []doctor.Finding) {
 	p.t.Helper()
 	r, code := p.visit()
 	got := ills(r)
@@ -190,6 +191,9 @@ func (p *patient) expect(want complaints) {
 		failed = failed || c.level == doctor.Failure
 		says := func(f doctor.Finding) bool {
 			return f.Check == check && (f.Level == doctor.OK) == (c.level == doctor.OK) && strings.Contains(f.Message, c.says)
+		}
+		if i := slices.IndexFunc(r.Findings, says); i >= 0 {
+			found = append(found, r.Findings[i])
 		}
 		if c.level != doctor.OK && got[check] != c.level || !slices.ContainsFunc(r.Findings, says) {
 			p.t.Errorf("no %s of %s that says %q\n%s%s", c.level, check, c.says, say(r), p.node.logText())
@@ -212,6 +216,7 @@ func (p *patient) expect(want complaints) {
 		p.t.Logf("%s %s: %s -> %s", f.Level, f.Check, f.Message, f.Hint)
 	}
 	p.agree(r)
+	return found
 }
 
 // agree checks that the doctor, `status` and the page say what the node says of its parts, in its
@@ -282,6 +287,7 @@ func tree(t *testing.T, dirs ...string) (all []string) {
 func TestDoctorFaults(t *testing.T) {
 	t.Parallel()
 	well := newPatient(t) // shared by the rows whose node stays as it is
+	page := newDoctorPage(t, well)
 	for _, tt := range []struct {
 		name string
 		own  []string // flags of a node of the row's own
@@ -413,7 +419,7 @@ func TestDoctorFaults(t *testing.T) {
 				p = newPatient(t, tt.own...)
 			}
 			tt.make(p)
-			p.expect(tt.want)
+			page.add(tt.name, p, p.expect(tt.want))
 		})
 	}
 }

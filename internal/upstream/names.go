@@ -56,7 +56,7 @@ const (
 	lookupLong   = 40 * time.Second // three servers, twice each
 	otherFamily  = 50 * time.Millisecond
 	lookupRepeat = time.Second
-	quickServer  = 1500 * time.Millisecond
+	quickServer  = 1300 * time.Millisecond
 	quickTries   = 6
 	slowServer   = 12 * time.Second
 	failedFresh  = 10 * time.Second

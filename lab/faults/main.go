@@ -65,7 +65,7 @@ func parseFlags() *options {
 	flag.StringVar(&o.out, "o", "docs/faults.md", "file to write")
 	flag.StringVar(&o.binary, "nixp2p", "", "the program; built from this module if empty")
 	flag.StringVar(&o.part, "part", "all", "caches (and nixp2p itself), ways (to a cache), peers, attacks, or all; the other parts of the file stay as they are")
-	flag.Func("only", "rows whose name this regular expression finds", func(s string) (err error) {
+	flag.Func("only", "rows whose name this regular expression finds; of the ways, the other rows of the file stay as they are", func(s string) (err error) {
 		o.only, err = regexp.Compile(s)
 		return err
 	})

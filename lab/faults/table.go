@@ -60,6 +60,12 @@ func (r *report) write(file string, o *options) error {
 		if !o.does(part.name) || part.name == partWays && !r.Network {
 			continue
 		}
+		if part.name == partWays && o.only.String() != "" {
+			if _, err := rig.ReplaceRows(file, part.name, part.text()); err != nil {
+				return err
+			}
+			continue
+		}
 		if err := rig.WriteSection(file, part.name, part.text()); err != nil {
 			return err
 		}

@@ -37,9 +37,10 @@ func ways() (all []*way) {
 // known says why nixp2p may get less than Nix.
 func known() map[string]string {
 	return map[string]string{
-		"TLS 1.0": "not accepted: it has been broken for years",
+		"TLS 1.0": "not accepted (RFC 8996)",
 		"certificate with the name in its subject only":  "not accepted (RFC 9525)",
 		"TCP: the same for 6 s":                          "2 s are waited for a connection, twice",
+		"file: the directory is named per%41cent":        "the URL is decoded, as by Nix 2.34",
 		"file: NAR URL: ../X, outside":                   "a name does not lead out of the directory; a link may",
 		"file: ?trusted=1, narinfos without a signature": "nothing unsigned is served",
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"strings"
 )
 
 // Documents are written by several commands, each of which owns what is between its marks.
@@ -41,6 +42,37 @@ func WriteSection(file, name, text string) error {
 		with = append(with, '\n')
 	}
 	return os.WriteFile(file, bytes.Join([][]byte{old[:from], with, old[to:]}, nil), 0o644)
+}
+
+// ReplaceRows puts the rows of the tables in text in the place of those with the same first cell in a section, and
+// returns how many there were. Those that the section lacks are left out.
+func ReplaceRows(file, name, text string) (n int, err error) {
+	old, err := os.ReadFile(file)
+	if err != nil {
+		return 0, err
+	}
+	from, to, ok := section(old, name)
+	if !ok {
+		return 0, fmt.Errorf("%s has no section %q", file, name)
+	}
+	first := func(line string) string {
+		cell, _, _ := strings.Cut(strings.TrimPrefix(line, "| "), " | ")
+		return cell
+	}
+	rows := map[string]string{}
+	for line := range strings.Lines(text) {
+		if strings.HasPrefix(line, "| ") && !strings.HasPrefix(line, "| ---") {
+			rows[first(line)] = line
+		}
+	}
+	var with strings.Builder
+	for line := range strings.Lines(string(old[from:to])) {
+		if row, ok := rows[first(line)]; ok && strings.HasPrefix(line, "| ") {
+			line, n = row, n+1
+		}
+		with.WriteString(line)
+	}
+	return n, os.WriteFile(file, bytes.Join([][]byte{old[:from], []byte(with.String()), old[to:]}, nil), 0o644)
 }
 
 // WriteAround writes a file anew, but for the marked sections that other commands put there.

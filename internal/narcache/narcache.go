@@ -100,6 +100,7 @@ type contents struct {
 	proving   map[*entry]*proof
 	used      int64    // bytes of entries, of reservations, and of removed files that are still open
 	idle      int64    // the part of used that could be evicted at once
+	trees     trees    // of used
 	queue     []*entry // committed, not written through
 	closed    bool
 }

@@ -11,10 +11,54 @@ import (
 
 // reserve counts n bytes, after evicting what has to go for them.
 func (dir *directory) reserve(n int64) error {
+	return dir.makeRoom(n, func(s *contents) (limit, idle int64) { return dir.max - s.trees.unused(), s.idle })
+}
+
+// reserveTree is reserve for a tree. What is kept does not go for it, and the room that trees once made
+// stays theirs: whoever asks for deltas again and again does not turn the cache over.
+func (dir *directory) reserveTree(n int64) error {
+	dir.mu.Lock()
+	t := &dir.state.trees
+	fits := t.used+n <= dir.max/treeShare
+	if fits {
+		t.used += n
+	}
+	dir.mu.Unlock()
+	if !fits {
+		return fmt.Errorf("%d bytes beside other trees: %w", n, ErrDoesNotFit)
+	}
+	err := dir.makeRoom(n, func(s *contents) (limit, idle int64) { return dir.max, s.idle - s.policy.kept.bytes })
+	dir.mu.Lock()
+	defer dir.mu.Unlock()
+	if err != nil {
+		t.used -= n
+		return err
+	}
+	t.most = max(t.most, t.used)
+	return nil
+}
+
+// releaseTree undoes reserveTree.
+func (dir *directory) releaseTree(n int64) {
+	dir.mu.Lock()
+	defer dir.mu.Unlock()
+	dir.state.trees.used -= n
+	dir.count(-n)
+}
+
+// trees is the room of NARs that are decoded to be read at any place, in bytes.
+type trees struct{ used, most int64 }
+
+// unused is what is left to other trees.
+func (t trees) unused() int64 { return t.most - min(t.used, t.most) }
+
+// makeRoom counts n bytes, after evicting what has to go for them. With them no more than limit bytes are
+// used, and idle bytes may go.
+func (dir *directory) makeRoom(n int64, room func(s *contents) (limit, idle int64)) error {
 	dir.space.Lock()
 	defer dir.space.Unlock()
 	for {
-		victim, err := dir.take(n)
+		victim, err := dir.take(n, room)
 		if victim == nil {
 			return err
 		}
@@ -26,14 +70,16 @@ func (dir *directory) reserve(n int64) error {
 
 // take counts n bytes if they fit. If evicting would make them fit, it returns what is evicted
 // first; the caller destroys it.
-func (dir *directory) take(n int64) (victim *entry, err error) {
+func (dir *directory) take(n int64, room func(s *contents) (limit, idle int64)) (victim *entry, err error) {
 	dir.mu.Lock()
 	defer dir.mu.Unlock()
-	switch s := &dir.state; {
-	case s.used+n <= dir.max:
+	s := &dir.state
+	limit, idle := room(s)
+	switch {
+	case s.used+n <= limit:
 		dir.count(n)
 		return nil, nil
-	case s.used-s.idle+n > dir.max: // what cannot fit costs nobody its place
+	case s.used-max(idle, 0)+n > limit: // what cannot fit costs nobody its place
 		return nil, fmt.Errorf("%d bytes: %w", n, ErrDoesNotFit)
 	default:
 		return s.evict(), nil

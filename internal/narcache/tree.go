@@ -16,7 +16,7 @@ import (
 	"github.com/nixp2p/nixp2p/verify"
 )
 
-// treeShare is the part of the cache that a NAR may take which is decoded to be read at any place.
+// treeShare is the part of the cache that NARs may take together which are decoded to be read at any place.
 const treeShare = 8
 
 // tree is a raw NAR in a file.
@@ -33,8 +33,8 @@ func (t *tree) Close() (err error) {
 }
 
 // Tree opens a raw NAR for whoever reads it at any place. If there are only files of it, one is decoded into a
-// file without a name, for which others are evicted as for a download, and which is gone with the tree. The
-// error wraps fs.ErrNotExist if the NAR is not here or was damaged.
+// file without a name, which is gone with the tree. Others may be evicted for it: see reserveTree. The error
+// wraps fs.ErrNotExist if the NAR is not here or was damaged.
 func (c *Cache) Tree(ctx context.Context, info *verify.Info) (source.Tree, error) {
 	t, err := c.tree(ctx, info)
 	if errors.Is(err, errDropped) {
@@ -78,7 +78,7 @@ func newTree(f *os.File, size int64, end func() error) (*tree, error) {
 func (c *Cache) unpack(ctx context.Context, info *verify.Info) (*tree, error) {
 	size := info.NarSize()
 	switch {
-	case size > c.max/treeShare:
+	case cost(size) > c.max/treeShare:
 		return nil, fmt.Errorf("%d bytes: %w", size, ErrDoesNotFit)
 	case c.health.degraded() || c.place.Load() == nil:
 		return nil, ErrDegraded
@@ -88,15 +88,13 @@ func (c *Cache) unpack(ctx context.Context, info *verify.Info) (*tree, error) {
 		return nil, err
 	}
 	defer u.Body.Close()
-	if err := c.reserve(cost(size)); err != nil {
+	if err := c.reserveTree(cost(size)); err != nil {
 		return nil, err
 	}
 	f, err := c.nameless(size)
 	end := func() error {
 		err := f.Close()
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		c.count(-cost(size))
+		c.releaseTree(cost(size))
 		return err
 	}
 	if err != nil {

@@ -3,6 +3,7 @@ package narcache
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -82,5 +83,81 @@ func TestTreeRefused(t *testing.T) {
 	}
 	if c.Usage() != before {
 		t.Errorf("%d bytes are counted, not %d", c.Usage(), before)
+	}
+}
+
+// TestTreesEvict: trees never take the place of what is kept, and of everything else once as much as they
+// may have together: whoever asks for deltas again and again does not turn the cache over.
+func TestTreesEvict(t *testing.T) {
+	const size = 16 * mib
+	kept := map[nix.NarHash]bool{}
+	c := open(t, Config{Dir: t.TempDir(), Size: size, Kept: func(h nix.NarHash) bool { return kept[h] }})
+	var packed []nar
+	for i := range 4 {
+		n := fileNAR(t, fmt.Sprintf("packed-%d", i), mib, nix.Zstd)
+		kept[n.info.NarHash()] = true
+		put(t, c, n)
+		packed = append(packed, n)
+	}
+	fill := func() (left int) {
+		for i := range 40 {
+			n := rawNAR(t, fmt.Sprintf("other-%d-%d", i, left), size/32)
+			if c.Usage()+cost(int64(len(n.raw))) > c.max-c.state.trees.unused() {
+				break
+			}
+			put(t, c, n)
+		}
+		return len(c.Entries())
+	}
+	full := fill()
+	for range 20 {
+		for _, n := range packed {
+			tree, err := c.Tree(t.Context(), n.info)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := tree.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if now := fill(); full-now > size/treeShare/(size/32) {
+			t.Fatalf("%d files went for trees of %d bytes each", full-now, mib)
+		}
+	}
+	for h := range kept {
+		if len(c.Forms(h)) == 0 {
+			t.Error("a kept file went")
+		}
+	}
+	var open []source.Tree
+	for _, n := range packed { // three do not fit at once
+		if tree, err := c.Tree(t.Context(), n.info); err == nil {
+			open = append(open, tree)
+		} else if !errors.Is(err, ErrDoesNotFit) {
+			t.Error(err)
+		}
+	}
+	if len(open) != 1 {
+		t.Errorf("%d trees of %d bytes at once in a cache of %d", len(open), mib, size)
+	}
+	for _, tree := range open {
+		_ = tree.Close()
+	}
+	for h := range kept {
+		delete(kept, h)
+	}
+	for _, e := range c.Entries() { // everything is kept
+		h, _ := nix.ParseNarHash(e.NarHash)
+		kept[h] = true
+	}
+	c.KeptChanged()
+	c.state.trees.most = 0
+	for i := 0; c.Usage()+cost(size/64) <= c.max; i++ {
+		n := rawNAR(t, fmt.Sprintf("more-%d", i), size/64-4096)
+		kept[n.info.NarHash()] = true
+		put(t, c, n)
+	}
+	if _, err := c.Tree(t.Context(), packed[0].info); !errors.Is(err, ErrDoesNotFit) {
+		t.Errorf("a cache full of kept files: %v", err)
 	}
 }

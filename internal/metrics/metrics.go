@@ -38,6 +38,9 @@ type Metrics struct {
 	DHTLookups        *prometheus.CounterVec // result
 	VerifyFailures    *prometheus.CounterVec // source, reason
 	CacheBytes        prometheus.Gauge
+	CacheDeltaBytes   prometheus.Gauge
+	CacheDeltaSaved   prometheus.Gauge
+	CacheRestored     prometheus.Counter
 	CacheDegraded     prometheus.Gauge
 	StorePathsShared  prometheus.Gauge
 	StoreQuarantined  prometheus.Gauge
@@ -83,6 +86,9 @@ func New() *Metrics {
 	m.DHTLookups = b.counters("dht_lookups_total", "Lookups of NARs in the DHT: found, none, dropped (too many at a time).", "result")
 	m.VerifyFailures = b.counters("verify_failures_total", "Wrong narinfos and NARs refused, by source and reason.", "source", "reason")
 	m.CacheBytes = b.gauge("cache_bytes", "Bytes on disk of the NAR cache, downloads in progress included.")
+	m.CacheDeltaBytes = b.gauge("cache_delta_bytes", "Bytes of older versions in the NAR cache that are stored as what differs from a newer one.")
+	m.CacheDeltaSaved = b.gauge("cache_delta_saved_bytes", "Bytes that these took before less those that they take.")
+	m.CacheRestored = b.counter("cache_restored_total", "NARs that were made of a delta in the NAR cache because somebody asked for them.")
 	m.CacheDegraded = b.gauge("cache_degraded", "1 while the NAR cache cannot write and everything streams through.")
 	m.StorePathsShared = b.gauge("store_paths_shared", "Paths of this machine's store that may be shown to others.")
 	m.StoreQuarantined = b.gauge("store_quarantined", "Paths of this machine's store whose bytes do not match their hash.")

@@ -20,6 +20,25 @@ func TestConformance(t *testing.T) {
 			return sourcetest.Subject{NARs: c, Forms: c.Forms}
 		})
 	})
+	t.Run("delta", func(t *testing.T) {
+		sourcetest.Run(t, func(t *testing.T, f *sourcetest.Fixture) sourcetest.Subject {
+			c := open(t, Config{Dir: t.TempDir()})
+			for _, p := range f.Paths {
+				n := nar{p.Info(t, f.Key), nix.Raw, p.NAR, p.NAR}
+				put(t, c, n)
+				if len(p.NAR) < 4096 { // too small for a delta
+					continue
+				}
+				newer := p
+				newer.Contents = append([]byte("newer"), p.Contents...)
+				newer.NAR = nixtest.FileNAR(newer.Contents)
+				base := nar{newer.Info(t, f.Key), nix.Raw, newer.NAR, newer.NAR}
+				put(t, c, base)
+				pack(t, c, n, base)
+			}
+			return sourcetest.Subject{NARs: c, Forms: c.Forms}
+		})
+	})
 	t.Run("file", func(t *testing.T) {
 		sourcetest.Run(t, func(t *testing.T, f *sourcetest.Fixture) sourcetest.Subject {
 			c := open(t, Config{Dir: t.TempDir()})

@@ -55,22 +55,27 @@ func containerRoom(narSize int64) int64 { return narSize/1024 + 64<<10 }
 // There is one download of a form at a time, and a second one if the first is hidden from peers:
 // the first that is committed is kept, and the other is then dropped by its own Commit.
 func (c *Cache) Create(info *verify.Info, form nix.Form, size int64) (_ *Download, err error) {
+	n := info.NarSize()
+	if form.IsRaw() && size != n || size > n+containerRoom(n) {
+		return nil, fmt.Errorf("narcache: %s: %s of %d bytes, for a NAR of %d", info.NarHash(), form, size, n)
+	}
+	return c.create(key{info.NarHash(), form}, size)
+}
+
+func (c *Cache) create(k key, size int64) (_ *Download, err error) {
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("narcache: %s: %w", info.NarHash(), err)
+			err = fmt.Errorf("narcache: %s: %w", k.nar, err)
 		}
 	}()
-	n := info.NarSize()
 	switch {
-	case form.IsRaw() && size != n, size > n+containerRoom(n):
-		return nil, fmt.Errorf("%s of %d bytes, for a NAR of %d", form, size, n)
 	case size <= 0 || size > c.max:
 		return nil, fmt.Errorf("%d bytes: %w", size, ErrDoesNotFit)
 	case c.health.degraded() || c.place.Load() == nil:
 		return nil, ErrDegraded
 	}
 	d := &Download{
-		c: c, key: key{info.NarHash(), form}, size: size, users: 1,
+		c: c, key: k, size: size, users: 1,
 		tmp: tmpDir + "/" + strconv.FormatUint(c.nextTmp.Add(1), 10),
 	}
 	if err := c.announce(d); err != nil {
@@ -321,7 +326,9 @@ func (d *Download) commit() (kept bool, err error) {
 		return false, nil
 	}
 	s.add(d.entry)
-	s.queue = append(s.queue, d.entry)
+	if !d.entry.copied { // else it goes again soon
+		s.queue = append(s.queue, d.entry)
+	}
 	return true, nil
 }
 

@@ -23,8 +23,9 @@ type Report struct {
 // Item is a NAR that is here as a whole.
 type Item struct {
 	NarHash  string    `json:"nar_hash"`            // "sha256:…"
-	Form     string    `json:"form"`                // "raw", "xz" or "zstd"
-	FileHash string    `json:"file_hash,omitempty"` // "sha256:…", not of raw
+	Form     string    `json:"form"`                // "raw", "xz", "zstd" or "delta"
+	FileHash string    `json:"file_hash,omitempty"` // "sha256:…", of xz and zstd
+	Base     string    `json:"base,omitempty"`      // NarHash of what a delta is coded against
 	Size     int64     `json:"size"`                // bytes
 	LastUse  time.Time `json:"last_use"`            // to about ten minutes, over a restart
 	// Name is that of a package with this NAR. The cache does not know it: who has narinfos fills
@@ -36,7 +37,10 @@ type Item struct {
 func (e *entry) item(kept bool) Item {
 	i := Item{NarHash: e.nar.String(), Form: nix.Raw.String(), Size: e.size, LastUse: time.Unix(e.used, 0).UTC()}
 	i.Kept = kept
-	if !e.form.IsRaw() {
+	switch {
+	case e.packed():
+		i.Form, i.Base = string(packed), e.baseNar().String()
+	case !e.form.IsRaw():
 		i.Form, i.FileHash = string(e.form.Compression), e.form.File.String()
 	}
 	return i
@@ -67,19 +71,24 @@ const usedLately = 7 * 24 * time.Hour
 // and lately. It returns how many files went.
 func (c *Cache) Collect(nars []nix.NarHash) (removed int) {
 	before := time.Now().Add(-usedLately).Unix()
-	var gone []*entry
-	c.mu.Lock()
-	for _, nar := range nars {
-		for e := c.state.index[nar]; e != nil; e = e.sibling {
-			if e.refs == 0 && !c.state.policy.keeps(e) && (e.hits < frequentHits || e.used < before) {
-				gone = append(gone, e)
+	goes := func(e *entry) bool {
+		return e.refs == 0 && !c.state.policy.keeps(e) && (e.hits < frequentHits || e.used < before) && len(e.members) == 0
+	}
+	for range 2 { // deltas, and then what they were made of
+		var gone []*entry
+		c.mu.Lock()
+		for _, nar := range nars {
+			for e := c.state.index[nar]; e != nil; e = e.sibling {
+				if goes(e) {
+					gone = append(gone, e)
+				}
 			}
 		}
-	}
-	c.mu.Unlock()
-	for _, e := range gone {
-		if c.drop(e) {
-			removed++
+		c.mu.Unlock()
+		for _, e := range gone {
+			if c.dropIf(e, goes) {
+				removed++
+			}
 		}
 	}
 	return removed

@@ -33,25 +33,40 @@ var errDropped = errors.New("was damaged")
 // not the NAR is dropped, and the error is a *verify.InvalidError. The error wraps fs.ErrNotExist
 // if there is none.
 func (c *Cache) NAR(ctx context.Context, info *verify.Info, form nix.Form, off int64) (*verify.Unverified, error) {
+	n := claimOf(info)
 	for {
-		e := c.choose(info.NarHash(), form)
+		e := c.choose(n.nar, form)
 		if e == nil {
-			return nil, fmt.Errorf("narcache: %s: %w", info.NarHash(), fs.ErrNotExist)
+			return nil, fmt.Errorf("narcache: %s: %w", n.nar, fs.ErrNotExist)
 		}
-		u, err := c.serve(ctx, e, info, form, off)
+		u, err := c.serve(ctx, e, n, form, off)
 		switch {
 		case err == nil:
+			c.use(e)
 			return u, nil
 		case errors.Is(err, errDropped):
 			continue // perhaps there is another
 		default:
-			return nil, fmt.Errorf("narcache: %s: %w", info.NarHash(), err)
+			return nil, fmt.Errorf("narcache: %s: %w", n.nar, err)
 		}
 	}
 }
 
+// claim is what a NAR has to be: a narinfo says so, or the record of a delta that is made of it.
+type claim struct {
+	nar  nix.NarHash
+	size int64  // of the NAR in bytes
+	path string // "" if it is not known
+}
+
+func claimOf(info *verify.Info) claim {
+	return claim{info.NarHash(), info.NarSize(), info.StorePath().String()}
+}
+
+func (n claim) digest() verify.Digest { return verify.Digest{Size: n.size, Hash: n.nar} }
+
 // choose returns the entry to serve form from: itself, or for raw the file that is decoded
-// fastest, of those that are proven if there are any.
+// fastest, of those that are proven if there are any, and a delta if there is nothing else.
 func (dir *directory) choose(nar nix.NarHash, form nix.Form) *entry {
 	dir.mu.Lock()
 	defer dir.mu.Unlock()
@@ -60,24 +75,28 @@ func (dir *directory) choose(nar nix.NarHash, form nix.Form) *entry {
 	}
 	var best *entry
 	for e := dir.state.index[nar]; e != nil; e = e.sibling {
-		if best == nil || e.decoded && !best.decoded || e.decoded == best.decoded && e.form.Compression == nix.Zstd {
+		if best == nil || best.packed() || !e.packed() && (e.decoded && !best.decoded || e.decoded == best.decoded && e.form.Compression == nix.Zstd) {
 			best = e
 		}
 	}
 	return best
 }
 
-func (c *Cache) serve(ctx context.Context, e *entry, info *verify.Info, form nix.Form, off int64) (*verify.Unverified, error) {
+// serve opens e, which is no use of it yet.
+func (c *Cache) serve(ctx context.Context, e *entry, n claim, form nix.Form, off int64) (*verify.Unverified, error) {
+	if e.packed() {
+		return restored(ctx, c, e, n, off)
+	}
 	decode := e.form != form
 	size := e.size
 	if decode || form.IsRaw() {
-		size = info.NarSize()
+		size = n.size
 	}
 	if off < 0 || off > size || !decode && size != e.size {
 		return nil, fmt.Errorf("byte %d of %d, has %d", off, size, e.size)
 	}
 	// Whoever reads raw compares it with NarHash: the file need not be decoded before.
-	if err := c.ensure(ctx, e, info, !decode); err != nil {
+	if err := c.ensure(ctx, e, n, !decode); err != nil {
 		return nil, err
 	}
 	f, err := c.openEntry(e)
@@ -85,7 +104,6 @@ func (c *Cache) serve(ctx context.Context, e *entry, info *verify.Info, form nix
 		return nil, err
 	}
 	body := &entryReader{c: c, e: e, f: f}
-	c.use(e)
 	if !decode {
 		body.at = off
 		return &verify.Unverified{Body: body, Size: size}, nil
@@ -166,21 +184,25 @@ func (dir *directory) blame(e *entry, storePath string, err error) {
 // Invalid reports that what NAR returned for this form was wrong, and drops it. With a nil err it
 // is dropped without being counted.
 func (c *Cache) Invalid(info *verify.Info, form nix.Form, err error) {
+	c.invalid(claimOf(info), form, err)
+}
+
+func (dir *directory) invalid(n claim, form nix.Form, err error) {
 	var wrong []*entry
-	c.mu.Lock()
-	if e := c.state.find(key{info.NarHash(), form}); e != nil {
+	dir.mu.Lock()
+	if e := dir.state.find(key{n.nar, form}); e != nil {
 		wrong = append(wrong, e)
 	} else if form.IsRaw() { // then it was decoded from one of these
-		for e := c.state.index[info.NarHash()]; e != nil; e = e.sibling {
+		for e := dir.state.index[n.nar]; e != nil; e = e.sibling {
 			wrong = append(wrong, e)
 		}
 	}
-	c.mu.Unlock()
+	dir.mu.Unlock()
 	for _, e := range wrong {
 		if err != nil {
-			c.blame(e, info.StorePath().String(), err)
+			dir.blame(e, n.path, err)
 		} else {
-			c.drop(e)
+			dir.drop(e)
 		}
 	}
 }

@@ -4,13 +4,15 @@
 // and again. A file gets its name when it was written through, and is hashed again before it is
 // first offered after a start. A compressed file is named by its hash, which proves nothing: it
 // was decoded once to the signed NAR before anybody but the download's own readers gets it. If the
-// disk fails, the cache refuses; answers stay right.
+// disk fails, the cache refuses; answers stay right. An older version of a NAR may be kept as a delta of a newer
+// one: see Deltas.
 package narcache
 
 import (
 	"errors"
 	"log/slog"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -55,8 +57,9 @@ type Config struct {
 // Cache is NARs on disk and downloads in progress. It is safe for concurrent use.
 type Cache struct {
 	*directory
-	work    chan struct{} // capacity workers: the queue has something
-	nextTmp atomic.Uint64
+	work     chan struct{} // capacity workers: the queue has something
+	restores chan struct{} // has one for each NAR that is being restored
+	nextTmp  atomic.Uint64
 }
 
 // directory is the files: where they are, what they cost, and what goes when room is needed. It
@@ -102,6 +105,7 @@ type contents struct {
 	idle      int64    // the part of used that could be evicted at once
 	trees     trees    // of used
 	queue     []*entry // committed, not written through
+	deltas    Deltas
 	closed    bool
 }
 
@@ -139,7 +143,7 @@ func Open(cfg Config) (*Cache, error) {
 	}
 	dir.health.cfg, dir.health.rest = &dir.cfg, backoff.Delay{First: degradedFor, Most: degradedFor}
 	dir.state.policy = newPolicy(dir.max, cfg.Kept)
-	c := &Cache{directory: dir, work: make(chan struct{}, workers)}
+	c := &Cache{directory: dir, work: make(chan struct{}, workers), restores: make(chan struct{}, maxRestores)}
 	if err := dir.start(); err != nil {
 		return c, dir.health.failed("open", err)
 	}
@@ -154,16 +158,24 @@ func (c *Cache) Usage() int64 {
 	return c.state.used
 }
 
-// Sizes returns the forms in which a NAR is here as a whole with their sizes, raw first. Whether
-// they are right is known once NAR was asked for them.
+// Sizes returns the forms in which a NAR is here as a whole with their sizes, raw first: raw is what a delta
+// is restored to. Whether they are right is known once NAR was asked for them.
 func (c *Cache) Sizes(nar nix.NarHash) (list []source.Sized) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	raw := int64(0)
 	for e := c.state.index[nar]; e != nil; e = e.sibling {
-		list = append(list, source.Sized{Form: e.form, Size: e.size})
-		if last := len(list) - 1; e.form.IsRaw() {
-			list[0], list[last] = list[last], list[0]
+		switch {
+		case e.form.IsRaw():
+			raw = e.size
+		case e.packed():
+			raw = e.narSize
+		default:
+			list = append(list, source.Sized{Form: e.form, Size: e.size})
 		}
+	}
+	if raw > 0 {
+		list = slices.Insert(list, 0, source.Sized{Form: nix.Raw, Size: raw})
 	}
 	return list
 }
@@ -190,16 +202,20 @@ func (s *contents) find(k key) *entry {
 func (s *contents) add(e *entry) {
 	e.sibling = s.index[e.nar]
 	s.index[e.nar] = e
+	e.copied = !e.packed() && s.delta(e.nar) != nil
 	s.policy.add(e)
 	if e.refs == 0 {
 		s.idle += cost(e.size)
 	}
 }
 
-// acquire keeps e from being evicted until release. The caller holds mu.
+// acquire keeps e from being evicted until release, and its base as well. The caller holds mu.
 func (s *contents) acquire(e *entry) {
 	if e.refs == 0 && !e.gone {
 		s.idle -= cost(e.size)
+	}
+	if e.refs == 0 && e.base != nil {
+		s.acquire(e.base)
 	}
 	e.refs++
 }
@@ -209,15 +225,17 @@ func (s *contents) acquire(e *entry) {
 func (dir *directory) release(e *entry) {
 	dir.mu.Lock()
 	defer dir.mu.Unlock()
-	e.refs--
-	if e.refs > 0 {
-		return
-	}
-	switch {
-	case !e.gone:
-		dir.state.idle += cost(e.size)
-	case e.unlinked:
-		dir.count(-cost(e.size))
+	for ; e != nil; e = e.base {
+		e.refs--
+		if e.refs > 0 {
+			return
+		}
+		switch {
+		case !e.gone:
+			dir.state.idle += cost(e.size)
+		case e.unlinked:
+			dir.count(-cost(e.size))
+		}
 	}
 }
 
@@ -240,6 +258,9 @@ func (s *contents) detach(e *entry) bool {
 		at.sibling = e.sibling
 	} else if s.index[e.nar] = e.sibling; e.sibling == nil {
 		delete(s.index, e.nar)
+	}
+	if e.packed() {
+		s.leave(e)
 	}
 	return true
 }
@@ -283,15 +304,26 @@ func (dir *directory) settled(e *entry) string {
 	return dir.fileOf(e)
 }
 
-// drop removes e, for a reason other than room. It returns false if e was removed before.
+// drop removes e, for a reason other than room, and what cannot be made without it. It returns false if
+// e was removed before.
 func (dir *directory) drop(e *entry) bool {
+	return dir.dropIf(e, func(*entry) bool { return true })
+}
+
+// dropIf is drop if ok says so, which is called with mu held.
+func (dir *directory) dropIf(e *entry, ok func(*entry) bool) bool {
 	dir.mu.Lock()
-	mine := dir.state.detach(e)
+	mine := ok(e) && dir.state.detach(e)
+	members := slices.Clone(e.members)
 	dir.mu.Unlock()
-	if mine {
-		_ = dir.destroy(e) // reported as a failure of the disk
+	if !mine {
+		return false
 	}
-	return mine
+	_ = dir.destroy(e) // reported as a failure of the disk
+	for _, m := range members {
+		dir.drop(m)
+	}
+	return true
 }
 
 // count adds n to the bytes in use. The caller holds mu.
@@ -299,5 +331,7 @@ func (dir *directory) count(n int64) {
 	dir.state.used += n
 	if m := dir.cfg.Metrics; m != nil {
 		m.CacheBytes.Set(float64(dir.state.used))
+		m.CacheDeltaBytes.Set(float64(dir.state.deltas.Bytes))
+		m.CacheDeltaSaved.Set(float64(dir.state.deltas.Was - dir.state.deltas.Bytes))
 	}
 }

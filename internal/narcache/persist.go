@@ -128,23 +128,26 @@ func (dir *directory) rename(e *entry, synced bool) error {
 	return nil
 }
 
-// dropDuplicates drops entries that were not used for a while and that the store has too.
+// dropDuplicates drops entries that were not used for a while and that are here as a delta, too, or in
+// the store. What others are made of stays.
 func (c *Cache) dropDuplicates(ctx context.Context) {
-	if c.cfg.InStore == nil {
-		return
-	}
 	before := time.Now().Add(-duplicateAfter).Unix()
+	is := func(e *entry) bool { return e.refs == 0 && e.used <= before && len(e.members) == 0 }
+	isCopy := func(e *entry) bool { return is(e) && e.copied }
 	var unused []*entry
 	c.mu.Lock()
 	for e := range c.state.policy.all() {
-		if e.refs == 0 && e.used <= before {
+		if is(e) {
 			unused = append(unused, e)
 		}
 	}
 	c.mu.Unlock()
 	for _, e := range unused {
-		if ctx.Err() == nil && c.cfg.InStore(e.nar) && c.drop(e) {
-			c.cfg.Log.Debug("dropped a NAR that the store has", "nar", e.nar.String())
+		if ctx.Err() != nil {
+			return
+		}
+		if c.dropIf(e, isCopy) || c.cfg.InStore != nil && c.cfg.InStore(e.nar) && c.dropIf(e, is) {
+			c.cfg.Log.Debug("dropped a NAR that is here twice", "nar", e.nar.String(), "form", e.form.String())
 		}
 	}
 }

@@ -31,7 +31,12 @@ type entry struct {
 	ended    time.Time
 
 	sibling *entry // another form of the same NAR
+	star
+	spot
+}
 
+// spot is the place of an entry among those that may be evicted.
+type spot struct {
 	in *queue
 	at *list.Element // in it
 }
@@ -82,12 +87,12 @@ const (
 // policy decides what is evicted: 2Q, counted in bytes. What came once waits in recent; what is
 // used again moves to frequent, which has three quarters of the room at most and gives its last
 // back to recent. Victims come from recent, so that a scan through many NARs leaves frequent alone.
-// What somebody said is to be kept waits in kept, and goes last.
+// What somebody said is to be kept waits in kept, and goes last. What is here as a delta, too, goes first.
 type policy struct {
-	recent, frequent, kept queue
-	frequentMax            int64
-	evicted                *simplelru.LRU[nix.NarHash, struct{}]
-	isKept                 func(nix.NarHash) bool // nil: none
+	copies, recent, frequent, kept queue
+	frequentMax                    int64
+	evicted                        *simplelru.LRU[nix.NarHash, struct{}]
+	isKept                         func(nix.NarHash) bool // nil: none
 }
 
 func newPolicy(max int64, isKept func(nix.NarHash) bool) policy {
@@ -95,11 +100,25 @@ func newPolicy(max int64, isKept func(nix.NarHash) bool) policy {
 	return policy{frequentMax: max / 4 * 3, evicted: g, isKept: isKept}
 }
 
-func (p *policy) keeps(e *entry) bool { return p.isKept != nil && p.isKept(e.nar) }
+// keeps reports whether e is to be kept, or something that is made of it.
+func (p *policy) keeps(e *entry) bool {
+	return p.isKept != nil && (p.isKept(e.nar) || slices.ContainsFunc(e.members, func(m *entry) bool { return p.isKept(m.nar) }))
+}
+
+// fixed returns the queue in which e waits however it is used, nil if there is none.
+func (p *policy) fixed(e *entry) *queue {
+	switch {
+	case e.copied:
+		return &p.copies
+	case p.keeps(e):
+		return &p.kept
+	}
+	return nil
+}
 
 func (p *policy) add(e *entry) {
-	if p.keeps(e) {
-		p.kept.push(e)
+	if q := p.fixed(e); q != nil {
+		q.push(e)
 		return
 	}
 	if p.evicted.Remove(e.nar) {
@@ -110,12 +129,16 @@ func (p *policy) add(e *entry) {
 	p.recent.push(e)
 }
 
+// use notes a use of e, which is one of its base, too: that goes after e.
 func (p *policy) use(e *entry) {
+	if e.base != nil && !e.base.gone {
+		p.use(e.base)
+	}
 	e.hits++
 	e.in.remove(e)
-	switch {
-	case p.keeps(e):
-		p.kept.push(e)
+	switch q := p.fixed(e); {
+	case q != nil:
+		q.push(e)
 	case e.hits >= frequentHits:
 		p.addFrequent(e)
 	default:
@@ -126,16 +149,28 @@ func (p *policy) use(e *entry) {
 // sort moves entries to where they belong after what is kept has changed.
 func (p *policy) sort() {
 	for _, e := range slices.Collect(p.all()) {
-		switch keep := p.keeps(e); {
-		case keep == (e.in == &p.kept):
-		case keep:
-			e.in.remove(e)
-			p.kept.push(e)
-		default:
-			p.kept.remove(e)
-			p.recent.push(e)
-		}
+		p.place(e)
 	}
+}
+
+// place moves e to where it belongs after that has changed.
+func (p *policy) place(e *entry) {
+	switch q := p.fixed(e); {
+	case q == e.in:
+	case q != nil:
+		e.in.remove(e)
+		q.push(e)
+	case e.in == &p.kept || e.in == &p.copies:
+		e.in.remove(e)
+		p.recent.push(e)
+	}
+}
+
+// takePlace gives e, which is new, the place of an older entry.
+func (p *policy) takePlace(e, of *entry) {
+	e.hits, e.used, e.stamped = of.hits, of.used, of.stamped
+	e.spot = spot{of.in, of.in.InsertBefore(e, of.at)}
+	e.in.bytes += cost(e.size)
 }
 
 func (p *policy) addFrequent(e *entry) {
@@ -148,12 +183,26 @@ func (p *policy) addFrequent(e *entry) {
 	}
 }
 
-// all returns the entries in the order in which they would be evicted.
+// all returns the entries in the order in which they would be evicted: what is made of a base before it.
 func (p *policy) all() iter.Seq[*entry] {
 	return func(yield func(*entry) bool) {
-		for _, q := range [...]*queue{&p.recent, &p.frequent, &p.kept} {
+		early := map[*entry]bool{} // deltas that came with their base
+		for _, q := range [...]*queue{&p.copies, &p.recent, &p.frequent, &p.kept} {
 			for at := q.Back(); at != nil; at = at.Prev() {
-				if !yield(at.Value.(*entry)) {
+				e := at.Value.(*entry)
+				for _, m := range e.members {
+					if !early[m] && !yield(m) {
+						return
+					}
+					early[m] = true
+				}
+				if e.base != nil && early[e] {
+					continue
+				}
+				if e.base != nil {
+					early[e] = true
+				}
+				if !yield(e) {
 					return
 				}
 			}

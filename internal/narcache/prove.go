@@ -40,7 +40,7 @@ func (c *Cache) Prove(ctx context.Context, info *verify.Info, form nix.Form) err
 	c.mu.Unlock()
 	err := errDropped
 	if e != nil {
-		err = c.ensure(ctx, e, info, true)
+		err = c.ensure(ctx, e, claimOf(info), true)
 	}
 	if errors.Is(err, errDropped) {
 		return fmt.Errorf("narcache: %s: %w", info.NarHash(), fs.ErrNotExist)
@@ -50,7 +50,7 @@ func (c *Cache) Prove(ctx context.Context, info *verify.Info, form nix.Form) err
 
 // ensure checks e, unless that was done: that its bytes are those that its form names, and with
 // decode that they are the NAR.
-func (c *Cache) ensure(ctx context.Context, e *entry, info *verify.Info, decode bool) error {
+func (c *Cache) ensure(ctx context.Context, e *entry, n claim, decode bool) error {
 	decode = decode && !e.form.IsRaw()
 	for {
 		c.mu.Lock()
@@ -66,7 +66,7 @@ func (c *Cache) ensure(ctx context.Context, e *entry, info *verify.Info, decode 
 			p := &proof{done: make(chan struct{}), decode: decode && !e.decoded}
 			c.state.proving[e] = p
 			c.mu.Unlock()
-			return c.runProof(ctx, p, e, info, intact)
+			return c.runProof(ctx, p, e, n, intact)
 		}
 		c.mu.Unlock()
 		select {
@@ -81,10 +81,10 @@ func (c *Cache) ensure(ctx context.Context, e *entry, info *verify.Info, decode 
 }
 
 // runProof checks e for all who wait for p.
-func (c *Cache) runProof(ctx context.Context, p *proof, e *entry, info *verify.Info, intact bool) error {
-	p.err = c.check(ctx, e, info, p.decode, intact)
+func (c *Cache) runProof(ctx context.Context, p *proof, e *entry, n claim, intact bool) error {
+	p.err = c.check(ctx, e, n, p.decode, intact)
 	if source.Invalid(p.err) != nil {
-		c.blame(e, info.StorePath().String(), p.err)
+		c.blame(e, n.path, p.err)
 	}
 	c.mu.Lock()
 	delete(c.state.proving, e)
@@ -105,7 +105,7 @@ func (c *Cache) runProof(ctx context.Context, p *proof, e *entry, info *verify.I
 // check reads e once: it hashes the file unless it is intact, and decodes it if asked to. The
 // error is a *verify.InvalidError if a file that is intact does not decode to the NAR; errDropped
 // if it is damaged; else nothing is known.
-func (c *Cache) check(ctx context.Context, e *entry, info *verify.Info, decode, intact bool) error {
+func (c *Cache) check(ctx context.Context, e *entry, n claim, decode, intact bool) error {
 	f, err := c.openEntry(e)
 	if err != nil {
 		return err
@@ -123,7 +123,7 @@ func (c *Cache) check(ctx context.Context, e *entry, info *verify.Info, decode, 
 	}
 	var wrong error
 	if decode {
-		wrong = decodes(src, e, info)
+		wrong = decodes(src, e, n)
 	}
 	if !intact {
 		_ = copyTo(io.Discard, src) // what decoding left
@@ -137,15 +137,15 @@ func (c *Cache) check(ctx context.Context, e *entry, info *verify.Info, decode, 
 		return wrong
 	}
 	if err := file.Check(); err != nil { // the disk changed it, whatever it decodes to
-		c.blame(e, info.StorePath().String(), err)
+		c.blame(e, n.path, err)
 		return errDropped
 	}
 	return wrong
 }
 
 // decodes returns why a file is not the NAR, a *verify.InvalidError.
-func decodes(src io.Reader, e *entry, info *verify.Info) error {
-	nar := verify.NewProof(info.Digest(nix.Raw, 0))
+func decodes(src io.Reader, e *entry, n claim) error {
+	nar := verify.NewProof(n.digest())
 	dec, err := compress.NewReader(e.form.Compression, src)
 	if err == nil {
 		err = cmp.Or(copyTo(nar, dec), dec.Close())

@@ -11,7 +11,9 @@ import (
 
 // reserve counts n bytes, after evicting what has to go for them.
 func (dir *directory) reserve(n int64) error {
-	return dir.makeRoom(n, func(s *contents) (limit, idle int64) { return dir.max - s.trees.unused(), s.idle })
+	return dir.makeRoom(n, func(s *contents) (limit, idle int64) {
+		return dir.max - min(s.trees.unused(), dir.max/treeShare), s.idle
+	})
 }
 
 // reserveTree is reserve for a tree. What is kept does not go for it, and the room that trees once made
@@ -90,8 +92,10 @@ func (dir *directory) take(n int64, room func(s *contents) (limit, idle int64)) 
 // it after releasing mu.
 func (s *contents) evict() *entry {
 	e := s.policy.victim()
+	if !e.copied {
+		s.policy.evicted.Add(e.nar, struct{}{})
+	}
 	s.detach(e)
-	s.policy.evicted.Add(e.nar, struct{}{})
 	return e
 }
 

@@ -419,7 +419,8 @@ func FuzzName(f *testing.F) {
 	raw := record{key: key{nar: nix.NarHash{1}}, size: 1}
 	xz := record{key: key{nix.NarHash{1}, nix.Form{Compression: nix.XZ, File: nix.FileHash{2}}}, size: 12345}
 	zstd := record{key: key{nix.NarHash{1}, nix.Form{Compression: nix.Zstd, File: nix.FileHash{3}}}, size: 1 << 62, decoded: true}
-	for _, r := range []record{raw, xz, zstd} {
+	ofBase := record{key: key{nix.NarHash{1}, nix.Form{Compression: packed, File: nix.FileHash{4}}}, size: 5, packing: packing{6, 7, 8}}
+	for _, r := range []record{raw, xz, zstd, ofBase} {
 		f.Add(filepath.Base(r.name()))
 		if got, err := parseName(filepath.Base(r.name())); err != nil || got != r {
 			f.Errorf("%+v became %+v, %v", r, got, err)

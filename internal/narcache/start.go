@@ -105,6 +105,29 @@ func (dir *directory) read(p *place) error {
 		dir.state.add(e)
 		dir.count(cost(e.size))
 	}
+	return dir.joinAll(p, found)
+}
+
+// joinAll binds deltas to their bases. Without its base, a delta is nothing. The caller holds mu.
+func (dir *directory) joinAll(p *place, found []*entry) error {
+	s := &dir.state
+	for _, e := range found {
+		if !e.packed() || s.find(e.key) != e {
+			continue
+		}
+		if base := s.whole(e.baseNar()); base != nil && !base.gone {
+			s.join(e, base)
+			continue
+		}
+		dir.cfg.Log.Warn("a delta of the cache has no base and is removed", "file", e.file)
+		s.detach(e)
+		delete(s.removing, e.key)
+		if err := p.Remove(e.file); err != nil {
+			return err
+		}
+		dir.count(-cost(e.size))
+	}
+	dir.count(0) // shows the deltas
 	return nil
 }
 

@@ -36,32 +36,44 @@ func (t *tree) Close() (err error) {
 // file without a name, which is gone with the tree. Others may be evicted for it: see reserveTree. The error
 // wraps fs.ErrNotExist if the NAR is not here or was damaged.
 func (c *Cache) Tree(ctx context.Context, info *verify.Info) (source.Tree, error) {
-	t, err := c.tree(ctx, info)
+	n := claimOf(info)
+	e := c.choose(n.nar, nix.Raw)
+	t, err := c.tree(ctx, e, n)
 	if errors.Is(err, errDropped) {
 		err = fs.ErrNotExist
 	}
 	if err != nil {
-		return nil, fmt.Errorf("narcache: tree of %s: %w", info.NarHash(), err)
+		return nil, fmt.Errorf("narcache: tree of %s: %w", n.nar, err)
 	}
+	c.use(e)
 	return t, nil
 }
 
-func (c *Cache) tree(ctx context.Context, info *verify.Info) (*tree, error) {
-	e := c.choose(info.NarHash(), nix.Raw)
+// tree opens what e, which may be nil, holds or is decoded to. That is no use of it yet.
+func (c *Cache) tree(ctx context.Context, e *entry, n claim) (*tree, error) {
+	if e != nil && e.packed() {
+		u, err := restored(ctx, c, e, n, 0)
+		if err != nil && !errors.Is(err, errDropped) {
+			return nil, err
+		}
+		if err == nil {
+			defer u.Body.Close()
+		}
+		e = c.choose(n.nar, nix.Raw)
+	}
 	switch {
-	case e == nil:
+	case e == nil, e.packed():
 		return nil, fs.ErrNotExist
 	case !e.form.IsRaw():
-		return c.unpack(ctx, info)
+		return c.unpack(ctx, e, n)
 	}
-	if err := c.ensure(ctx, e, info, false); err != nil {
+	if err := c.ensure(ctx, e, n, false); err != nil {
 		return nil, err
 	}
 	f, err := c.openEntry(e)
 	if err != nil {
 		return nil, err
 	}
-	c.use(e)
 	return newTree(f, e.size, (&entryReader{c: c, e: e, f: f}).Close)
 }
 
@@ -74,16 +86,16 @@ func newTree(f *os.File, size int64, end func() error) (*tree, error) {
 	return &tree{Tree: t, close: end}, nil
 }
 
-// unpack decodes the raw NAR into a file without a name, and checks it.
-func (c *Cache) unpack(ctx context.Context, info *verify.Info) (*tree, error) {
-	size := info.NarSize()
+// unpack decodes the raw NAR in e into a file without a name, and checks it.
+func (c *Cache) unpack(ctx context.Context, e *entry, n claim) (*tree, error) {
+	size := n.size
 	switch {
 	case cost(size) > c.max/treeShare:
 		return nil, fmt.Errorf("%d bytes: %w", size, ErrDoesNotFit)
 	case c.health.degraded() || c.place.Load() == nil:
 		return nil, ErrDegraded
 	}
-	u, err := c.NAR(ctx, info, nix.Raw, 0)
+	u, err := c.serve(ctx, e, n, nix.Raw, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -101,7 +113,7 @@ func (c *Cache) unpack(ctx context.Context, info *verify.Info) (*tree, error) {
 		_ = end() // of nothing
 		return nil, c.health.failed("create", err)
 	}
-	proof := verify.NewProof(info.Digest(nix.Raw, size))
+	proof := verify.NewProof(n.digest())
 	w := &diskWriter{f: f}
 	if _, err = io.Copy(io.MultiWriter(proof, w), withContext(ctx, u.Body)); err == nil {
 		err = proof.Check()
@@ -110,7 +122,7 @@ func (c *Cache) unpack(ctx context.Context, info *verify.Info) (*tree, error) {
 	case w.err != nil:
 		err = c.health.failed("write", w.err)
 	case source.Invalid(err) != nil:
-		c.Invalid(info, nix.Raw, err)
+		c.blame(e, n.path, err)
 	}
 	if err != nil {
 		return nil, errors.Join(err, end())

@@ -27,6 +27,11 @@ var scenarios = []scenario{
 	{"8 cold", 8, 25e6, 1.01, nil, nil},
 	{"16 cold", 16, 25e6, 1.01, nil, nil},
 	{"32 cold", 32, 25e6, 1.02, nil, nil},
+	{"40 cold, of a NAR 12 are remembered", 40, 25e6, 1.06, func(w *world) {
+		for _, h := range w.nodes {
+			h.coord.perNAR = 12
+		}
+	}, nil},
 	{"32, each connected to 8", 32, 25e6, 1.25, func(w *world) { w.partial(8); w.second() }, nil},
 	{"16, three fetchers die", 16, 25e6, 1.15, nil, func(w *world, i int, _ time.Duration) {
 		if i == 2 || i == 4 || i == 6 {

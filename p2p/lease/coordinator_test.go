@@ -380,12 +380,13 @@ func TestFull(t *testing.T) {
 // TestFullNAR: the members of one NAR are bounded, and its fetcher stays.
 func TestFullNAR(t *testing.T) {
 	d := newDesk(t)
+	d.perNAR = 100
 	d.want(d.ask("root", 0), "fetch")
-	for i := range 2 * maxPerNAR {
+	for _, node := range nodes(2 * d.perNAR) {
 		d.pass(time.Millisecond)
-		d.ask(nodes(2 * maxPerNAR)[i], 0)
+		d.ask(node, 0)
 	}
-	if _, m := d.Len(); m != maxPerNAR {
+	if _, m := d.Len(); m != d.perNAR {
 		t.Errorf("%d members", m)
 	}
 	if d.entries[d.nar].member("root") == nil {

@@ -27,6 +27,7 @@ type member struct {
 	seen             time.Time
 	until            time.Time // end of its lease; zero: it has none
 	source           NodeID    // it follows
+	sent             int       // nodes that were sent to it first and are not members
 }
 
 func (m *member) note(r Request, now time.Time) {
@@ -111,7 +112,7 @@ func (e *entry) sources(m *member, r Request, now time.Time) []Source {
 			continue
 		}
 		if root, depth := c.root(by, now); c.serves(r, root) {
-			all = append(all, candidate{c, depth, followers[c.node]})
+			all = append(all, candidate{c, depth, followers[c.node] + c.sent})
 		}
 	}
 	slices.SortStableFunc(all, func(a, b candidate) int {
@@ -215,18 +216,20 @@ func yieldsTo(nar nix.NarHash, node NodeID, form source.Sized, bytes int64, to S
 		(to.Bytes-bytes >= overtake || Outranks(nar, to.Node, node))
 }
 
-// leastUseful returns the member that was heard of longest ago, of the machine that has most of
-// the members; those that fetch or have all come last.
-func (e *entry) leastUseful(now time.Time) *member {
+// leastUseful returns the member that gives way to a newcomer on a machine: of the machine that has most
+// of the members, the one that was heard of longest ago; those that fetch or have all come last. There is
+// none if no machine has more than the newcomer's would have.
+func (e *entry) leastUseful(newcomer machine.ID, now time.Time) (out *member, ok bool) {
 	count := map[machine.ID]int{}
 	for _, m := range e.members {
 		count[m.machine]++
 	}
-	return slices.MinFunc(e.members, func(a, b *member) int {
+	out = slices.MinFunc(e.members, func(a, b *member) int {
 		return cmp.Or(
 			cmp.Compare(count[b.machine], count[a.machine]),
 			first(!a.leased(now) && !a.whole(), !b.leased(now) && !b.whole()),
 			a.seen.Compare(b.seen),
 		)
 	})
+	return out, count[out.machine] > count[newcomer]+1
 }

@@ -100,6 +100,9 @@ func (j *job) readable() int64 {
 
 // served sees to it that somebody fetches each NAR that somebody who lives still wants.
 func (w *world) served(fetches []*job) {
+	if w.most >= time.Hour {
+		return // nothing is too long, and looking costs much in a large site
+	}
 	for _, j := range fetches {
 		w.fetched[j.nar] = w.now
 	}

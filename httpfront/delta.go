@@ -5,7 +5,6 @@ import (
 	"io/fs"
 	"net/http"
 	"net/netip"
-	"strconv"
 	"strings"
 	"time"
 
@@ -85,15 +84,6 @@ func accepts(values []string, coding string) bool {
 	return false
 }
 
-// plainTime returns about how long the client would get size bytes, 0 if it does not say.
-func plainTime(r *http.Request, size int64) time.Duration {
-	rate, err := strconv.ParseInt(r.Header.Get(update.RateHeader), 10, 64)
-	if err != nil || rate <= 0 {
-		return 0
-	}
-	return time.Duration(min(float64(size)/float64(rate), time.Hour.Seconds()) * float64(time.Second))
-}
-
 // openDelta returns a delta of info's NAR, nil if there is none for this client now. Size is that of the answer
 // without a delta in bytes.
 func (h *Handler) openDelta(ctx context.Context, r *http.Request, info *verify.Info, bases []nix.NarHash, size int64) *update.Delta {
@@ -105,7 +95,7 @@ func (h *Handler) openDelta(ctx context.Context, r *http.Request, info *verify.I
 		at = netip.AddrPort{} // a socket of the file system
 	}
 	return h.cfg.Encoder.Open(ctx, update.Ask{
-		To: machine.Of(at.Addr()).Prefix(), Info: info, Bases: bases, Plain: plainTime(r, size),
+		To: machine.Of(at.Addr()).Prefix(), Info: info, Bases: bases, Plain: update.PlainTime(r.Header, size),
 	})
 }
 

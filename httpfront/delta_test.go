@@ -43,7 +43,7 @@ func newVersions(t testing.TB) *versions {
 		f.nars[nameOf(*p)] = &fakeNAR{info: info, data: p.NAR, ranges: true, stop: -1}
 	}
 	v.nars = f.nars
-	v.Handler = newHandler(t, f, func(c *Config) { c.Encoder, c.Private = update.NewEncoder(v.trees, v.m, nil), true })
+	v.Handler = newHandler(t, f, func(c *Config) { c.Encoder, c.Private = update.NewEncoder(v.trees, nil, v.m, nil), true })
 	return v
 }
 

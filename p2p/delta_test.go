@@ -30,7 +30,7 @@ func deltaNode(t *testing.T, edit func(*Config), others []*Node, paths ...nixtes
 	trees := &sourcetest.Trees{Fake: s.Fake}
 	m := metrics.New()
 	n := start(t, share.New(share.Config{Store: s, ShareKeys: []string{key.Name}}), func(c *Config) {
-		c.Bases, c.Encoder, c.Metrics = update.NewBases(trees, []string{key.Name}, m), update.NewEncoder(trees, m, nil), m
+		c.Bases, c.Encoder, c.Metrics = update.NewBases(trees, []string{key.Name}, m), update.NewEncoder(trees, nil, m, nil), m
 		if edit != nil {
 			edit(c)
 		}

@@ -204,7 +204,11 @@ func (n *node) joinSite(m *metrics.Metrics, events source.Events, log *slog.Logg
 	}
 	n.holder = share.New(c)
 	if n.cfg.Delta {
-		n.encoder = update.NewEncoder(n.holder, m, log)
+		var scratch func() (update.Scratch, error)
+		if n.cache != nil {
+			scratch = func() (update.Scratch, error) { return narcache.NewScratch(n.cache) }
+		}
+		n.encoder = update.NewEncoder(n.holder, scratch, m, log)
 	}
 	if !n.cfg.P2P {
 		return nil
@@ -334,6 +338,7 @@ func (n *node) run(ctx context.Context, log *slog.Logger) error {
 
 // close closes what newNode opened. The state comes last: the others still write to it.
 func (n *node) close() error {
+	n.encoder.Close()
 	var errs []error
 	if n.cache != nil {
 		errs = append(errs, n.cache.Close())

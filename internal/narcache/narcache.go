@@ -60,6 +60,7 @@ type Cache struct {
 	work     chan struct{} // capacity workers: the queue has something
 	restores chan struct{} // has one for each NAR that is being restored
 	nextTmp  atomic.Uint64
+	scratch  atomic.Int64 // bytes reserved for Scratches
 }
 
 // directory is the files: where they are, what they cost, and what goes when room is needed. It

@@ -15,6 +15,7 @@ import (
 	"github.com/nixp2p/nixp2p/internal/metrics"
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/internal/source"
+	"github.com/nixp2p/nixp2p/internal/taskgroup"
 	"github.com/nixp2p/nixp2p/verify"
 )
 
@@ -26,16 +27,31 @@ const sizeFactor = 4
 type Encoder struct {
 	versions source.Versions
 	slots    *slots
+	codings  codings
+	group    taskgroup.Group // makes codings
 	metrics  *metrics.Metrics
 	log      *slog.Logger
 }
 
-// NewEncoder returns an Encoder. If log is nil, nothing is logged.
-func NewEncoder(versions source.Versions, m *metrics.Metrics, log *slog.Logger) *Encoder {
+// NewEncoder returns an Encoder. Scratch makes a file for a delta that several machines get; if it is nil or fails, each
+// has it made anew. If log is nil, nothing is logged. The caller closes it.
+func NewEncoder(versions source.Versions, scratch func() (Scratch, error), m *metrics.Metrics, log *slog.Logger) *Encoder {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Encoder{versions: versions, slots: newSlots(), metrics: m, log: log}
+	return &Encoder{
+		versions: versions, slots: newSlots(), codings: codings{scratch: scratch, list: map[pair]*coding{}}, metrics: m, log: log,
+	}
+}
+
+// Close drops the deltas that are kept. Nothing is sent any more.
+func (e *Encoder) Close() {
+	if e == nil {
+		return
+	}
+	e.codings.stop()
+	e.group.Close()
+	e.codings.close()
 }
 
 // Ask is who asks for a NAR as a delta.
@@ -53,9 +69,16 @@ type Ask struct {
 type Delta struct {
 	Base nix.NarHash
 
-	e            *Encoder
-	to           netip.Prefix
-	info, old    *verify.Info
+	e         *Encoder
+	to        netip.Prefix
+	info, old *verify.Info
+
+	shared *coding // nil: it is made for this receiver alone, with the following
+	making
+}
+
+// making is what a delta is made with.
+type making struct {
 	base, target source.Tree // nil: not open yet
 	release      func(time.Duration)
 	spent        time.Duration
@@ -73,6 +96,16 @@ func (e *Encoder) Open(ctx context.Context, a Ask) *Delta {
 		e.noBase(a, err)
 		return nil
 	}
+	if k, isNew := e.codings.join(pair{d.Base, a.Info.NarHash()}); k != nil {
+		if d.shared = k; isNew {
+			if err := e.begin(ctx, k, a, d); err != nil {
+				e.codings.ended(k, delta.Stats{}, err)
+				_ = d.Close() // it has no error
+				return nil
+			}
+		}
+		return d
+	}
 	ok := false
 	if d.release, ok = e.slots.wait(ctx, a.To, a.Info.NarSize(), patience(a.Plain)); !ok {
 		e.metrics.Delta.WithLabelValues("no_slot").Inc()
@@ -87,6 +120,27 @@ func (e *Encoder) Open(ctx context.Context, a Ask) *Delta {
 		return nil
 	}
 	return d
+}
+
+// begin has a coding made, if an encoder is free or may soon be.
+func (e *Encoder) begin(ctx context.Context, k *coding, a Ask, d *Delta) error {
+	most := patience(a.Plain)
+	release, later := e.slots.take(a.To, a.Info.NarSize())
+	if release == nil && (later == nil || most == 0) {
+		e.metrics.Delta.WithLabelValues("no_slot").Inc()
+		return errNoSlot
+	}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx)) // others may wait for it as well
+	e.codings.tell(k, func() { k.cancel = cancel })
+	maker := &Delta{Base: d.Base, e: e, to: a.To, info: d.info, old: d.old, making: making{release: release}}
+	if !e.group.Go(func() { defer cancel(); maker.make(ctx, k, most) }) {
+		cancel()
+		if release != nil {
+			release(0)
+		}
+		return errClosed
+	}
+	return nil
 }
 
 func (e *Encoder) noBase(a Ask, err error) {
@@ -116,7 +170,7 @@ func (e *Encoder) choose(ctx context.Context, a Ask) (d *Delta, packed bool, err
 		case nar == a.Info.NarHash(), old.NarSize() < size/sizeFactor, old.NarSize()/sizeFactor > size:
 		case !pays(a.Plain, unpacking(form, size)+unpacking(oldForm, old.NarSize())):
 		default:
-			d := &Delta{Base: nar, e: e, to: a.To, info: info, old: old, release: func(time.Duration) {}}
+			d := &Delta{Base: nar, e: e, to: a.To, info: info, old: old, making: making{release: func(time.Duration) {}}}
 			return d, form != nix.None || oldForm != nix.None, nil
 		}
 	}
@@ -133,16 +187,13 @@ func (d *Delta) open(ctx context.Context) (err error) {
 
 // Send writes the delta to w, and tells read how many bytes of the NAR have been read. The NAR is hashed
 // meanwhile: the delta is ended only if it is right.
-func (d *Delta) Send(ctx context.Context, w io.Writer, read func(n int)) error {
-	runtime.LockOSThread() // whose time is counted
-	defer runtime.UnlockOSThread()
-	start := threadTime()
-	stats, err := d.encode(ctx, w, read)
-	if invalid := source.Invalid(err); invalid != nil {
-		d.e.versions.Invalid(d.info, nix.Raw, invalid)
+func (d *Delta) Send(ctx context.Context, w io.Writer, read func(n int)) (err error) {
+	var stats delta.Stats
+	if d.shared != nil {
+		stats, err = d.e.codings.follow(ctx, d.shared, w, read)
+	} else {
+		stats, err = d.encode(ctx, w, read)
 	}
-	d.spent = threadTime() - start
-	d.e.metrics.DeltaCPUSeconds.Add(d.spent.Seconds())
 	result := "sent"
 	switch {
 	case err != nil:
@@ -155,18 +206,32 @@ func (d *Delta) Send(ctx context.Context, w io.Writer, read func(n int)) error {
 	return err
 }
 
-func (d *Delta) encode(ctx context.Context, w io.Writer, read func(n int)) (delta.Stats, error) {
+// encode makes the delta.
+func (d *Delta) encode(ctx context.Context, w io.Writer, read func(n int)) (stats delta.Stats, err error) {
+	runtime.LockOSThread() // whose time is counted
+	defer runtime.UnlockOSThread()
+	start := threadTime()
 	if d.target == nil {
-		if err := whileAwake(w, func() error { return d.open(ctx) }); err != nil {
-			return delta.Stats{}, err
-		}
+		err = whileAwake(w, func() error { return d.open(ctx) })
 	}
-	target := &hashed{Tree: d.target, proof: verify.NewProof(d.info.Digest(nix.Raw, d.target.Size())), read: read}
-	return delta.Encode(ctx, w, d.base, target)
+	if err == nil {
+		target := &hashed{Tree: d.target, proof: verify.NewProof(d.info.Digest(nix.Raw, d.target.Size())), read: read}
+		stats, err = delta.Encode(ctx, w, d.base, target)
+	}
+	if invalid := source.Invalid(err); invalid != nil {
+		d.e.versions.Invalid(d.info, nix.Raw, invalid)
+	}
+	d.spent = threadTime() - start
+	d.e.metrics.DeltaCPUSeconds.Add(d.spent.Seconds())
+	return stats, err
 }
 
 // Close gives the encoder back, and base and target to the garbage collector.
 func (d *Delta) Close() (err error) {
+	if d.shared != nil {
+		d.e.codings.leave(d.shared)
+		return nil
+	}
 	d.release(d.spent)
 	for _, t := range []source.Tree{d.base, d.target} {
 		if t != nil {

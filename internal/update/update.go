@@ -9,7 +9,10 @@ package update
 
 import (
 	"encoding/base64"
+	"net/http"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/nixp2p/nixp2p/internal/delta"
 	"github.com/nixp2p/nixp2p/internal/nix"
@@ -43,6 +46,22 @@ const (
 	// work arrives sooner than the NAR without a delta.
 	RateHeader = "Nixp2p-Rate"
 )
+
+// SetRate notes the rate of a link in bytes a second in a request that names bases.
+func SetRate(h http.Header, rate float64) {
+	if rate >= 1 {
+		h.Set(RateHeader, strconv.FormatInt(int64(rate), 10))
+	}
+}
+
+// PlainTime returns about how long the client would get size bytes without a delta, 0 if it does not say.
+func PlainTime(h http.Header, size int64) time.Duration {
+	rate, err := strconv.ParseInt(h.Get(RateHeader), 10, 64)
+	if err != nil || rate <= 0 {
+		return 0
+	}
+	return time.Duration(min(float64(size)/float64(rate), time.Hour.Seconds()) * float64(time.Second))
+}
 
 // FormatDictionaries returns the value of DictionaryHeader.
 func FormatDictionaries(bases []nix.NarHash) string {

@@ -50,7 +50,7 @@ func newUpdates(t *testing.T, edit func(*updates)) *updates {
 		edit(u)
 	}
 	files := nixtest.NewUpstream(t, nixtest.UpstreamConfig{Paths: []nixtest.Path{u.now}, Keys: []nixtest.Key{key}, Compression: cmp.Or(u.compression, nix.None)})
-	encoder := update.NewEncoder(u.there, metrics.New(), nil)
+	encoder := update.NewEncoder(u.there, nil, metrics.New(), nil)
 	info := u.now.Info(t, key)
 	mirror := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/nix-cache-info" {

@@ -255,7 +255,7 @@ func (u *Upstreams) once(ctx context.Context, m *mirror, q *request) (*http.Resp
 	if len(q.bases) > 0 && !m.foreign(at) {
 		req.Header.Set("Accept-Encoding", update.Coding)
 		req.Header.Set(update.DictionaryHeader, update.FormatDictionaries(q.bases))
-		req.Header.Set(update.RateHeader, strconv.FormatInt(int64(max(q.rate, 1)), 10))
+		update.SetRate(req.Header, max(q.rate, 1))
 	}
 	if m.bucket == nil && m.mayBeNode(at) {
 		via := u.via

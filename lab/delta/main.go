@@ -44,6 +44,7 @@ func run(ctx context.Context) error {
 	dir := flag.String("dir", "", "directory for packages and NARs")
 	only := flag.String("only", "", "measure only packages whose name contains this")
 	methods := flag.String("methods", strings.Join(allMethods, ","), "what to measure")
+	to := flag.String("closure", "", "make a closure of the packages in two versions in this directory, for lab/site -update, and measure nothing")
 	measure := flag.String("measure", "", "used by the program itself")
 	flag.Parse()
 	if *measure != "" {
@@ -54,6 +55,13 @@ func run(ctx context.Context) error {
 		os.Exit(2)
 	}
 	b := &builder{dir: *dir}
+	if *to != "" {
+		abs, err := filepath.Abs(*to)
+		if err != nil {
+			return err
+		}
+		return (&closure{dir: abs}).make(ctx, b)
+	}
 	r := newReport(strings.Split(*methods, ","))
 	for line := range strings.Lines(pairsTSV) {
 		f := strings.Split(strings.TrimSpace(line), "\t")

@@ -4,6 +4,7 @@ package rig
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -45,6 +46,8 @@ type Host struct {
 	Begun  time.Time       // of the node
 	Env    []string        // NAME=VALUE, for the node
 
+	Upstream string // URL; that of the site's cache if empty
+
 	site *Site
 	http *http.Client
 }
@@ -82,13 +85,13 @@ func (h *Host) Fill(ctx context.Context, root string) error {
 // Start starts the node with what its flags are by default, but for its directories, the
 // upstream and the keys of the corpus.
 func (h *Host) Start(flags ...string) error {
-	key := h.site.Corpus.PublicKey
+	key, upstream := h.site.Corpus.PublicKey, cmp.Or(h.Upstream, h.site.Cache.URL)
 	name, _, _ := strings.Cut(key, ":")
 	argv := append([]string{"env"}, h.Env...)
 	argv = append(argv,
 		Binary(h.site.Dir), "serve", "--config", os.DevNull,
 		"--state-dir", filepath.Join(h.Dir, "state"), "--cache-dir", filepath.Join(h.Dir, "cache"), "--store-root", h.Client.Root,
-		"--upstream", h.site.Cache.URL, "--trusted-public-key", key, "--share-key", name,
+		"--upstream", upstream, "--trusted-public-key", key, "--share-key", name,
 	)
 	p, err := StartIn(h.NS, h.logFile(), append(argv, flags...)...)
 	h.Node, h.Begun = p, time.Now()
@@ -145,6 +148,7 @@ type Status struct {
 	StorePathsShared int64 `json:"store_paths_shared"`
 	Peers            int
 	Bytes            struct{ Store, Cache, Peer, Upstream int64 }
+	Deltas           struct{ NARs int64 }
 }
 
 // PeerStatus is an element of /api/v1/peers.

@@ -69,6 +69,8 @@ type options struct {
 	performance string
 	binary      string
 	nix         string
+	update      string
+	delta       string
 	json        bool
 	list        bool
 	verbose     bool
@@ -85,6 +87,8 @@ func parseFlags() *options {
 	flag.StringVar(&o.results, "results", "", "JSON file that keeps the last result of each scenario over several runs")
 	flag.StringVar(&o.binary, "nixp2p", "", "the program; built from this module if empty")
 	flag.StringVar(&o.nix, "nix", "", "Nix of the hosts: a version for which there is a tree, such as 2.34; the machine's own if empty")
+	flag.StringVar(&o.update, "update", "", "directory that lab/delta -closure made, for the scenarios of updates")
+	flag.StringVar(&o.delta, "delta", "", "write what was measured of updates into this file, docs/delta.md")
 	flag.BoolVar(&o.json, "json", false, "print the results as JSON")
 	flag.BoolVar(&o.list, "list", false, "list the scenarios")
 	flag.BoolVar(&o.verbose, "v", false, "print logs of the nodes of scenarios that fail")
@@ -254,6 +258,9 @@ func publish(o *options, r *result) error {
 	}
 	if o.performance != "" {
 		errs = append(errs, rig.WriteSection(o.performance, "peers", peersMarkdown(list)))
+	}
+	if o.delta != "" {
+		errs = append(errs, rig.WriteSection(o.delta, "updates", updateMarkdown(list)))
 	}
 	return errors.Join(errs...)
 }

@@ -38,6 +38,7 @@ func scenarios() []*scenario {
 			what: "what is private cannot be got, seen, or timed, and is not asked for on the LAN"},
 	}
 	list = append(list, mirrors()...)
+	list = append(list, updates()...)
 	list = append(list, faultScenarios()...)
 	return append(list, measurements()...)
 }

@@ -21,6 +21,7 @@ type world struct {
 	nix    *realnix.Nix
 	corpus *realnix.Corpus
 	other  *realnix.Corpus // small, signed by another key
+	update versions        // nil if there is no -update
 }
 
 // corpora are the closures that scenarios use.
@@ -30,7 +31,7 @@ func corpora() []realnix.Params {
 
 func newWorld(ctx context.Context, o *options) (*world, error) {
 	w := &world{o: o, dir: rig.Inside()}
-	if err := rig.Settle(w.dir, "10g"); err != nil {
+	if err := rig.Settle(w.dir, "16g"); err != nil {
 		return nil, err
 	}
 	own, err := realnix.LookPath(ctx)
@@ -57,19 +58,23 @@ func newWorld(ctx context.Context, o *options) (*world, error) {
 		got = append(got, c)
 	}
 	w.corpus, w.other = got[0], got[1]
-	return w, nil
+	if o.update != "" {
+		w.update, err = openVersions(o.update)
+	}
+	return w, err
 }
 
 // scenario is one story.
 type scenario struct {
-	name  string
-	what  string
-	hosts int
-	fixed bool // -hosts does not change the number
-	extra bool // not one of "all"
-	limit time.Duration
-	env   []string // settings of netlab.sh
-	run   func(ctx context.Context, st *stage) error
+	name   string
+	what   string
+	hosts  int
+	fixed  bool // -hosts does not change the number
+	extra  bool // not one of "all"
+	limit  time.Duration
+	env    []string // settings of netlab.sh
+	update bool     // plays with world.update
+	run    func(ctx context.Context, st *stage) error
 }
 
 // stage is a LAN on which a scenario is played.
@@ -128,13 +133,19 @@ func (w *world) begin(ctx context.Context, s *scenario, r *result) (*stage, erro
 		return nil, err
 	}
 	var err error
+	if s.update {
+		if w.update.now == nil {
+			return st, errNoUpdate
+		}
+		st.corpus = w.update.now
+	}
 	if st.lan, err = rig.NewLAN(ctx, labName, w.dir, r.Hosts, s.env...); err != nil {
 		return st, err
 	}
-	if st.cache, err = rig.NewCache(st.lan, w.corpus.Caches["xz"]); err != nil {
+	if st.cache, err = rig.NewCache(st.lan, st.corpus.Caches["xz"]); err != nil {
 		return st, err
 	}
-	site := &rig.Site{Dir: w.dir, Files: st.dir, LAN: st.lan, Cache: st.cache, Nix: w.nix, Corpus: w.corpus}
+	site := &rig.Site{Dir: w.dir, Files: st.dir, LAN: st.lan, Cache: st.cache, Nix: w.nix, Corpus: st.corpus}
 	for k := 1; k <= r.Hosts; k++ {
 		h, err := site.NewHost(k)
 		if err != nil {

@@ -31,7 +31,7 @@ const (
 	assumedRate = 125e6
 
 	// A window of the rate: shorter ones measure buffers.
-	windowBytes = 4 << 20
+	windowBytes = 1 << 20
 	windowTime  = 200 * time.Millisecond
 
 	// slowRate is where zstd level 1 pays: 500 Mbit/s.

@@ -25,6 +25,7 @@ import (
 	"github.com/nixp2p/nixp2p/internal/source"
 	"github.com/nixp2p/nixp2p/internal/taskgroup"
 	"github.com/nixp2p/nixp2p/internal/update"
+	"github.com/nixp2p/nixp2p/p2p/balance"
 	"github.com/nixp2p/nixp2p/p2p/inventory"
 	"github.com/nixp2p/nixp2p/p2p/lease"
 	"github.com/nixp2p/nixp2p/p2p/machine"
@@ -104,6 +105,7 @@ type Client struct {
 	liars       *backoff.Set[machine.ID]
 	noDelta     *backoff.Set[peer.ID] // peers that are not asked for deltas
 	wrongDeltas *backoff.Set[peer.ID] // peers that have sent a wrong one
+	all         balance.Meter         // of what comes from peers together
 }
 
 // asked is a peer and a NAR.

@@ -12,6 +12,7 @@ import (
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/internal/source"
 	"github.com/nixp2p/nixp2p/internal/update"
+	"github.com/nixp2p/nixp2p/p2p/balance"
 	"github.com/nixp2p/nixp2p/p2p/inventory"
 	"github.com/nixp2p/nixp2p/p2p/site"
 	"github.com/nixp2p/nixp2p/p2p/wire"
@@ -30,7 +31,7 @@ const (
 // one. The caller closes them, and calls free, once, when no delta is decoded any more.
 func (c *Client) propose(ctx context.Context, p *site.Peer, info *verify.Info) (bases update.Proposal, free func()) {
 	none := func() {}
-	if c.cfg.Bases == nil || info.NarSize() < update.Least || !p.Meter().Slower(update.MaxRate) || c.noDelta.Has(p.ID) {
+	if c.cfg.Bases == nil || info.NarSize() < update.Least || !c.meter(p).Slower(update.MaxRate) || c.noDelta.Has(p.ID) {
 		return nil, none
 	}
 	if !c.decoders.TryAcquire(deltaDecoders) {
@@ -42,6 +43,15 @@ func (c *Client) propose(ctx context.Context, p *site.Peer, info *verify.Info) (
 		return nil, none
 	}
 	return bases, free
+}
+
+// meter returns what is known of the link to a peer: before anything was measured of it, what came from all peers
+// together, which the link of this machine is no faster than.
+func (c *Client) meter(p *site.Peer) *balance.Meter {
+	if m := p.Meter(); m.Rate() > 0 {
+		return m
+	}
+	return &c.all
 }
 
 // listedBy returns whether a peer's inventory lists a base.

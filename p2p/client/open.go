@@ -343,6 +343,7 @@ func (s *session) openOne(ctx context.Context, p *site.Peer, form nix.Form, off 
 	}
 	if len(bases) > 0 {
 		header.Set(wire.BaseHeader, wire.FormatBases(bases.Names()))
+		update.SetRate(header, s.c.meter(p).Rate())
 	}
 	release := func() {}
 	zip := form.IsRaw() && st.size-off >= largeNAR && p.Meter().Compress() && s.c.decoders.TryAcquire(1)

@@ -500,7 +500,7 @@ func TestSlowDelta(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				body := newSlow(make([]byte, 100_000), 1, test.pause, nil)
-				w := newWireReader(nil, &site.Peer{}, body, metrics.New(), true)
+				w := (&Client{cfg: Config{Metrics: metrics.New()}}).newWireReader(&site.Peer{}, body, true)
 				made, began := int64(0), time.Now()
 				w.made = func() int64 { return made }
 				for test.within > 0 || time.Since(began) < time.Hour {

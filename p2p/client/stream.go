@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/nixp2p/nixp2p/internal/compress"
-	"github.com/nixp2p/nixp2p/internal/metrics"
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/internal/runclock"
 	"github.com/nixp2p/nixp2p/internal/update"
@@ -69,7 +68,7 @@ type stream struct {
 // begin starts with the body of an answer.
 func (st *stream) begin(body io.ReadCloser, off int64, coded bool) {
 	st.left = st.size - off
-	st.wire = newWireReader(st.s.c.cfg.Clock, st.p, body, st.s.c.cfg.Metrics, st.partial)
+	st.wire = st.s.c.newWireReader(st.p, body, st.partial)
 	st.wire.crosses = !near(st.s.zone, st.p)
 	st.plain = st.wire
 	if coded {
@@ -84,7 +83,7 @@ func (st *stream) begin(body io.ReadCloser, off int64, coded bool) {
 // beginDelta starts with the body of an answer that is a delta.
 func (st *stream) beginDelta(body io.ReadCloser, base update.Base) {
 	st.left = st.size
-	st.wire = newWireReader(st.s.c.cfg.Clock, st.p, body, st.s.c.cfg.Metrics, true) // the peer takes time to make it
+	st.wire = st.s.c.newWireReader(st.p, body, true) // the peer takes time to make it
 	st.wire.crosses, st.wire.most = !near(st.s.zone, st.p), mostCoded(st.size)
 	st.wire.made = func() int64 { return st.size - st.left } // the decoder reads in Read
 	d := st.s.c.cfg.Bases.NewBody(st.wire, base, st.size)
@@ -100,8 +99,8 @@ func (st *stream) started() {
 // wireReader counts and times what comes from a peer.
 type wireReader struct {
 	p       *site.Peer
+	c       *Client
 	body    io.ReadCloser
-	metrics *metrics.Metrics
 	partial bool
 	crosses bool  // the peer is in another zone
 	most    int64 // bytes that may come, 0: any number
@@ -122,8 +121,9 @@ type wireReader struct {
 // not go on forever.
 func mostCoded(n int64) int64 { return n + n/8 + 64<<10 }
 
-func newWireReader(clock *runclock.Clock, p *site.Peer, body io.ReadCloser, m *metrics.Metrics, partial bool) *wireReader {
-	w := &wireReader{p: p, body: body, metrics: m, partial: partial, clock: clock, began: clock.Now()}
+func (c *Client) newWireReader(p *site.Peer, body io.ReadCloser, partial bool) *wireReader {
+	clock := c.cfg.Clock
+	w := &wireReader{p: p, c: c, body: body, partial: partial, clock: clock, began: clock.Now()}
 	w.stall = time.AfterFunc(time.Hour, w.checkStall)
 	w.stall.Stop()
 	return w
@@ -156,21 +156,23 @@ func (w *wireReader) checkStall() {
 func (w *wireReader) Read(b []byte) (int, error) {
 	start := w.clock.Now()
 	w.since.Store(max(int64(start.Sub(w.began)), 1))
-	w.p.Meter().Waiting()
+	if !w.partial { // how fast the peer gets it says nothing of the link
+		w.p.Meter().Waiting()
+		w.c.all.Waiting()
+	}
 	w.stall.Reset(w.patience())
 	n, err := w.body.Read(b)
 	w.since.Store(0)
 	w.stall.Stop()
-	if w.partial { // how fast the peer gets it says nothing of the link
-		w.p.Meter().Got(0)
-	} else {
+	if !w.partial {
 		w.p.Meter().Got(n)
+		w.c.all.Got(n)
 	}
 	w.total += int64(n)
 	w.p.Received.Add(int64(n))
-	w.metrics.PeerReceivedBytes.Add(float64(n))
+	w.c.cfg.Metrics.PeerReceivedBytes.Add(float64(n))
 	if w.crosses {
-		w.metrics.OtherZoneBytes.Add(float64(n))
+		w.c.cfg.Metrics.OtherZoneBytes.Add(float64(n))
 	}
 	switch {
 	case err != nil && w.stalled.Load():

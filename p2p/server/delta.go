@@ -20,6 +20,7 @@ func (s *Server) delta(req *http.Request, p *site.Peer, n *share.NAR, off int64)
 	}
 	return s.cfg.Encoder.Open(req.Context(), update.Ask{
 		To: p.Machine.Prefix(), Info: n.Info, Bases: wire.ParseBases(req.Header.Get(wire.BaseHeader)),
+		Plain: update.PlainTime(req.Header, n.Size),
 	})
 }
 

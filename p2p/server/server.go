@@ -231,9 +231,16 @@ func (s *Server) answerNAR(w http.ResponseWriter, req *http.Request, p *site.Pee
 	}
 	ctx, cancel := context.WithCancel(req.Context())
 	defer cancel()
+	d := s.delta(req, p, n, off)
+	if d != nil {
+		defer d.Close() // only read
+	}
 	up := &upload{
 		s: s, w: w, control: http.NewResponseController(w), to: p, nar: n, hash: ask.Nar,
 		kind: kindOf(left, n.Partial()), left: left, size: left, cancel: cancel,
+	}
+	if d != nil {
+		up.kind = small // it has few bytes
 	}
 	up.started, up.began = time.Now(), s.cfg.Clock.Now()
 	defer s.cfg.Clock.Watch()()
@@ -261,9 +268,8 @@ func (s *Server) answerNAR(w http.ResponseWriter, req *http.Request, p *site.Pee
 		return
 	}
 	defer done()
-	if d := s.delta(req, p, n, off); d != nil {
+	if d != nil {
 		whole = up.sendDelta(ctx, d) == nil
-		_ = d.Close() // only read
 	} else {
 		whole = up.send(ctx, status, off, req.Header.Get("Accept-Encoding") == string(nix.Zstd)) == nil
 	}

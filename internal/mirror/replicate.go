@@ -54,7 +54,7 @@ const (
 	// roundFor is how long what was listed is worked off before peers are asked again what is newer.
 	roundFor = 2 * time.Minute
 	// Of a machine that failed maxFailures times in a row nothing is copied for restFirst, doubling up
-	// to restMost. What could not be had is not tried again for failedFirst, doubling up to failedMost:
+	// to restMost until something was copied from it. What could not be had is not tried again for failedFirst, doubling up to failedMost:
 	// it may have been late, or listed before the inventory that says so came.
 	maxFailures             = 8
 	restFirst, restMost     = 20 * time.Second, 24 * time.Hour
@@ -371,6 +371,9 @@ func (r *Replicator) note(ctx context.Context, w wanted, err error) {
 	r.state.CopiedBytes += w.Size
 	if c := r.machines[w.from.Machine]; c != nil {
 		c.failures = 0
+	}
+	if !r.rest.Has(w.from.Machine) { // else this copy was begun before
+		r.rest.Remove(w.from.Machine)
 	}
 }
 

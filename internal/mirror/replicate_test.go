@@ -239,6 +239,40 @@ func TestLiar(t *testing.T) {
 	})
 }
 
+// TestForgiven: a machine that failed again and again and then gives what it lists is left alone no longer than
+// any other the next time.
+func TestForgiven(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newOffice(t)
+		s := o.join("laptop", named("bad", 400)...)
+		fails := func(fails bool) {
+			o.mu.Lock()
+			defer o.mu.Unlock()
+			s.lies = fails
+		}
+		fails(true)
+		r := o.replicates(10 * time.Minute)
+		left := func() time.Duration { until, _ := r.rest.Until("laptop"); return time.Until(until) }
+		if left() < restFirst {
+			t.Fatalf("after failing for long it is left alone for %v", left())
+		}
+		wait := left() + time.Second
+		fails(false)
+		ctx, cancel := context.WithTimeout(t.Context(), wait+10*time.Minute)
+		defer cancel()
+		_ = r.Run(ctx)
+		if len(o.order) == 0 {
+			t.Fatal("nothing was copied when it worked again")
+		}
+		for range maxFailures {
+			r.blame("laptop")
+		}
+		if left() != restFirst {
+			t.Errorf("left alone for %v, want %v", left(), restFirst)
+		}
+	})
+}
+
 // TestTwins: paths that have the same NAR are all shared in the end, and the NAR is copied once.
 func TestTwins(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

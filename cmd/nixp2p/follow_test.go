@@ -45,7 +45,11 @@ func newChannel(t *testing.T, n, size int, flags ...string) *channel {
 	for r := range 3 {
 		c.releases = append(c.releases, all[r*(n/5):r*(n/5)+n])
 	}
-	c.up = nixtest.NewUpstream(t, nixtest.UpstreamConfig{Paths: all, Keys: []nixtest.Key{key}, Compression: nix.Zstd})
+	compression := nix.Zstd
+	if n > 10_000 { // an encoder for each takes minutes
+		compression = nix.None
+	}
+	c.up = nixtest.NewUpstream(t, nixtest.UpstreamConfig{Paths: all, Keys: []nixtest.Key{key}, Compression: compression})
 	s := httptest.NewServer(c)
 	t.Cleanup(s.Close)
 	c.d = &process{t: t, dir: t.TempDir(), args: append([]string{
@@ -101,7 +105,7 @@ func (c *channel) whole(name string) bool {
 func (c *channel) await(name string) {
 	c.t.Helper()
 	c.look()
-	for limit := time.Now().Add(10 * time.Minute); !c.whole(name); <-time.After(20 * time.Millisecond) {
+	for limit := time.Now().Add(20 * time.Minute); !c.whole(name); <-time.After(100 * time.Millisecond) {
 		if time.Now().After(limit) {
 			c.t.Fatalf("%s: %+v\n%s", name, c.status(), c.d.logText())
 		}

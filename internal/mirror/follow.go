@@ -65,7 +65,7 @@ const (
 	// retryAfter is how long after a failure a list is looked at again.
 	retryAfter = 5 * time.Minute
 	// askers and fetchers are how many narinfos and NARs are asked for at once.
-	askers, fetchers = 16, 4
+	askers, fetchers = 16, 8
 	// spare is the part of the cache that what is kept leaves to everything else.
 	spare = 10 // one in ten
 	// yieldFor is the longest that one path waits while clients do.
@@ -179,6 +179,11 @@ func (f *Follower) keep() {
 		}
 	}
 	f.kept = kept
+	for _, t := range f.tracks {
+		for _, g := range t.generations {
+			g.count(kept)
+		}
+	}
 	f.mu.Unlock()
 	if f.cfg.KeptChanged != nil {
 		f.cfg.KeptChanged()

@@ -17,6 +17,23 @@ import (
 type generation struct {
 	head
 	paths []entry // those of the list in its order, then what they refer to
+	tally         // as of the last Follower.keep
+}
+
+// tally is what is counted of the paths of a generation, so that to show it costs nothing.
+type tally struct {
+	bytes int64 // of those that are known
+	kept  int
+}
+
+func (g *generation) count(kept map[nix.NarHash]struct{}) {
+	g.tally = tally{}
+	for _, e := range g.paths {
+		g.bytes += e.size
+		if _, ok := kept[e.nar]; ok {
+			g.kept++
+		}
+	}
 }
 
 // head is what a generation is.

@@ -48,14 +48,9 @@ func (f *Follower) Status() []Status {
 		}
 		f.mu.RLock()
 		for _, g := range t.generations {
-			x := Generation{Found: g.Found, From: g.From, Paths: len(g.paths), Complete: g.Complete}
-			for _, e := range g.paths {
-				x.Bytes += e.size
-				if _, ok := f.kept[e.nar]; ok {
-					x.Kept++
-				}
-			}
-			s.Generations = append(s.Generations, x)
+			s.Generations = append(s.Generations, Generation{
+				Found: g.Found, From: g.From, Paths: len(g.paths), Bytes: g.bytes, Kept: g.kept, Complete: g.Complete,
+			})
 		}
 		f.mu.RUnlock()
 		all = append(all, s)

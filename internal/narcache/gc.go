@@ -57,6 +57,14 @@ func (c *Cache) Entries() []Item {
 	return all
 }
 
+// Len returns how many files are here as a whole.
+func (c *Cache) Len() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p := &c.state.policy
+	return p.recent.Len() + p.frequent.Len() + p.kept.Len()
+}
+
 // KeptChanged says that Config.Kept answers differently than before.
 func (c *Cache) KeptChanged() {
 	c.mu.Lock()

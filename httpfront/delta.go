@@ -21,8 +21,9 @@ import (
 // which a CDN may keep. If there is no delta, the form comes that was asked for.
 
 var (
-	// deltaVary: whether a NAR is coded depends on these.
-	deltaVary = []string{"Accept-Encoding, " + update.DictionaryHeader}
+	// deltaVary: a NAR may be coded if bases are named. Whether it is depends on Accept-Encoding as well, but that
+	// differs from Nix to Nix, each of which would be kept apart, and what is coded is not kept.
+	deltaVary = []string{update.DictionaryHeader}
 	// notKept: there are caches that ignore Vary, and a Nix that got a delta would fail.
 	notKept = []string{"no-store, no-transform"}
 	// keptForYears: the URL of a delta names both NARs.
@@ -106,7 +107,7 @@ func (h *Handler) serveDelta(w http.ResponseWriter, r *http.Request, base nix.Na
 	if err := h.sendDeltaURL(ctx, w, r, base, name, scope); err != nil {
 		h.settle(ctx, scope, began)
 		h.reset(w, time.Now())
-		h.refuse(w, r, err)
+		h.refuse(w, r, scope|source.LocalOnly, err)
 	}
 }
 

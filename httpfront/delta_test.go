@@ -137,11 +137,14 @@ func TestDeltaURL(t *testing.T) {
 		"private NAR":   "/" + deltaURL(nameOf(v.home), v.old.NarHash()),
 		"unknown NAR":   "/" + deltaURL(nix.NARName{Store: v.now.Hash(), Nar: nix.NarHash{1}}, v.old.NarHash()),
 		"a file":        good + ".xz",
-		"a slash more":  strings.Replace(good, "/delta/", "/delta//", 1),
 		"no base named": "/delta/" + nameOf(v.now).String(),
 	} {
 		w := answer(v, from(http.MethodGet, path, "192.0.2.1:7"))
-		if w.Code != http.StatusNotFound || w.Header().Get("Cache-Control") != noStore[0] || w.Body.Len() > 0 {
+		keep := noStore // for want of an encoder, perhaps
+		if parsePath(path).kind == nothing {
+			keep = forMinute
+		}
+		if w.Code != http.StatusNotFound || w.Header().Get("Cache-Control") != keep[0] || w.Body.Len() > 0 {
 			t.Errorf("%s: status %d, %v", name, w.Code, w.Header())
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net/http"
+	"path"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -38,6 +39,7 @@ type Config struct {
 	// in the time that clients on other machines wait for a 404.
 	Private  bool
 	Names    []string // host names of the substituter besides localhost and its addresses
+	Public   []string // further ones, by which a proxy on this machine asks for clients on others
 	Priority int      // in nix-cache-info
 	ID       string   // of this daemon: the name in Via headers
 	// Encoder makes deltas for nodes that have this one as upstream. If nil, there are none.
@@ -88,7 +90,7 @@ func New(cfg Config) (*Handler, error) {
 	}
 	info := nix.CacheInfo{StoreDir: nix.StoreDir, WantMassQuery: true, Priority: cfg.Priority}
 	h := &Handler{
-		cfg: cfg, log: cfg.Log, check: origin.Check{Names: cfg.Names},
+		cfg: cfg, log: cfg.Log, check: origin.Check{Names: cfg.Names, Public: cfg.Public},
 		cacheInfo: info.Text(), via: "nixp2p/" + cfg.ID,
 	}
 	h.info, h.nar = h.resolve, h.open
@@ -125,7 +127,11 @@ var (
 	plainType     = []string{"text/plain"}
 	noLength      = []string{"0"}
 	// noStore: what is missing now may be there in a moment.
-	noStore    = []string{"no-store"}
+	noStore = []string{"no-store"}
+	// forMinute: as long as this node itself remembers that there is none. forHour: what a narinfo says stays
+	// true, but there may be a better form of the NAR.
+	forMinute  = []string{"max-age=60"}
+	forHour    = []string{"max-age=3600"}
 	deltaOffer = []string{"1"}
 	// forYears: the URL of a NAR names its bytes.
 	forYears = []string{"max-age=31536000, immutable"}
@@ -141,6 +147,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if err := h.check.Refuse(r); err != nil {
 		h.log.Debug("answered 404 to a web page", "url", r.URL.Path, "host", r.Host, "err", err)
+		w.Header()["Cache-Control"] = noStore // a proxy must not answer others with it
 		http.Error(w, "this is a cache for Nix, not for web pages", http.StatusNotFound)
 		return
 	}
@@ -161,9 +168,11 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if h.cfg.Encoder != nil {
 			w.Header()[update.OfferHeader] = deltaOffer
 		}
-		h.text(w, r, h.cacheInfo)
+		_, scope := h.scope(r)
+		h.text(w, r, scope, h.cacheInfo)
 	default:
-		notFound(w)
+		_, scope := h.scope(r)
+		h.refuse(w, r, scope, fs.ErrNotExist)
 	}
 }
 
@@ -220,14 +229,20 @@ const (
 	theCacheInfo
 )
 
-// parsePath reads a decoded path.
-func parsePath(path string) target {
-	// Nix before 2.32 puts two slashes where the substituter's URL ends in one too many.
-	name := strings.TrimLeft(path, "/")
-	if name == path {
+// parsePath reads a decoded path. Slashes and dots that lead nowhere are left out, as other servers do: Nix
+// before 2.32 puts two slashes where the substituter's URL ends in one too many.
+func parsePath(name string) target {
+	if strings.Contains(name, "//") || strings.Contains(name, "/.") {
+		name = path.Clean(name)
+	}
+	name, ok := strings.CutPrefix(name, "/")
+	if !ok {
 		return target{}
 	}
-	path = name
+	return parseName(name)
+}
+
+func parseName(path string) target {
 	if path == "nix-cache-info" {
 		return target{kind: theCacheInfo}
 	}
@@ -256,11 +271,11 @@ func (h *Handler) serveNarinfo(w http.ResponseWriter, r *http.Request, hash nix.
 	text, info, err := h.info(ctx, hash, scope)
 	if err != nil || !h.mayShow(scope, info) {
 		h.settle(ctx, scope, began)
-		h.refuse(w, r, err)
+		h.refuse(w, r, scope, err)
 		return
 	}
 	w.Header()["Content-Type"] = narinfoType
-	h.text(w, r, text)
+	h.text(w, r, scope, text)
 }
 
 // counted is the length of a body up to which the server sets Content-Length itself, which is
@@ -268,9 +283,12 @@ func (h *Handler) serveNarinfo(w http.ResponseWriter, r *http.Request, hash nix.
 const counted = 2 << 10
 
 // text answers with a short body.
-func (h *Handler) text(w http.ResponseWriter, r *http.Request, text []byte) {
+func (h *Handler) text(w http.ResponseWriter, r *http.Request, scope source.Scope, text []byte) {
 	tag := textTag(text)
 	w.Header()["Etag"] = []string{tag}
+	if scope.Public() {
+		w.Header()["Cache-Control"] = forHour
+	}
 	if status := precondition(r, tag); status != 0 {
 		w.WriteHeader(status)
 		return
@@ -284,19 +302,25 @@ func (h *Handler) text(w http.ResponseWriter, r *http.Request, text []byte) {
 }
 
 // refuse is the one place that turns errors into a status. It is always 404: Nix then asks
-// the next substituter without a pause, and counts no failure.
-func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, err error) {
-	if err != nil && !errors.Is(err, fs.ErrNotExist) && r.Context().Err() == nil {
+// the next substituter without a pause, and counts no failure. A proxy may keep for others that there
+// is none, but nothing that depends on who asked and how, or on the moment.
+func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, scope source.Scope, err error) {
+	absent := err == nil || errors.Is(err, fs.ErrNotExist) && !errors.Is(err, resolve.ErrUnavailable)
+	if !absent && r.Context().Err() == nil {
 		h.log.Debug("answered 404: no source", "url", r.URL.Path, "err", err)
 	}
-	notFound(w)
+	keep := noStore
+	if absent && scope.Public() && !scope.Local() && r.Header["Range"] == nil {
+		keep = forMinute
+	}
+	notFound(w, keep)
 }
 
-func notFound(w http.ResponseWriter) {
+func notFound(w http.ResponseWriter, keep []string) {
 	header := w.Header()
 	header["Content-Type"] = plainType
 	header["Content-Length"] = noLength
-	header["Cache-Control"] = noStore
+	header["Cache-Control"] = keep
 	w.WriteHeader(http.StatusNotFound)
 }
 
@@ -304,7 +328,7 @@ func notFound(w http.ResponseWriter) {
 // this daemon is in the chain already, the question must not leave this machine again.
 func (h *Handler) scope(r *http.Request) (context.Context, source.Scope) {
 	scope := source.All
-	if !origin.SameMachine(r) {
+	if !h.check.Own(r) {
 		scope |= source.PublicOnly
 	}
 	via := r.Header["Via"]

@@ -25,6 +25,7 @@ import (
 	"github.com/nixp2p/nixp2p/internal/metrics"
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/internal/nixtest"
+	"github.com/nixp2p/nixp2p/internal/resolve"
 	"github.com/nixp2p/nixp2p/internal/source"
 	"github.com/nixp2p/nixp2p/internal/transfer"
 	"github.com/nixp2p/nixp2p/verify"
@@ -206,12 +207,15 @@ func TestPaths(t *testing.T) {
 		{"//nix-cache-info", 200, cacheInfoType[0]}, // as Nix asks a URL that ends in a slash too many
 		{"//" + hash + ".narinfo", 200, narinfoType[0]},
 		{"/" + nar, 200, narType[0]},
+		{"/./" + hash + ".narinfo", 200, narinfoType[0]}, // as other servers do
+		{"/x/../" + hash + ".narinfo", 200, narinfoType[0]},
+		{"/%2e/" + hash + ".narinfo", 200, narinfoType[0]},
+		{"/nar//" + helloName.String(), 200, narType[0]},
+		{"/nar/../" + hash + ".narinfo", 200, narinfoType[0]},
 
 		{"/", 404, ""},
 		{"/nix-cache-info/", 404, ""},
 		{"/Nix-Cache-Info", 404, ""},
-		{"/./" + hash + ".narinfo", 404, ""},
-		{"/x/../" + hash + ".narinfo", 404, ""},
 		{"/" + hash + ".narinfo%00", 404, ""},
 		{"/%00" + hash + ".narinfo", 404, ""},
 		{"/" + hash + ".narinfo/", 404, ""},
@@ -223,8 +227,6 @@ func TestPaths(t *testing.T) {
 		{"/.narinfo", 404, ""},
 		{"/" + hash, 404, ""},
 		{"/nar/", 404, ""},
-		{"/nar//" + helloName.String(), 404, ""},
-		{"/nar/../" + hash + ".narinfo", 404, ""},
 		{nar + ".xz", 404, ""},
 		{"/nar/" + hello.NarHash().Nix32() + ".nar", 404, ""},
 		{"/nar/" + secret.Hash().String() + "-" + hello.NarHash().Nix32() + ".nar", 404, ""},
@@ -458,11 +460,11 @@ func TestValidators(t *testing.T) {
 			t.Errorf("If-Range %s: %d", value, w.Code)
 		}
 	}
-	// What is missing, or not for this client, has no validator and is kept by nobody.
+	// What is missing, or not for this client, has no validator and is kept for a moment.
 	for _, path := range []string{"/" + secretName.URL(), "/" + strings.Repeat("0", 32) + ".narinfo", "/nothing"} {
 		r := from(http.MethodGet, path, "192.0.2.1:99")
 		r.Header.Set("If-None-Match", "*")
-		if w := answer(h, r); w.Code != 404 || w.Header().Get("ETag") != "" || w.Header().Get("Cache-Control") != "no-store" {
+		if w := answer(h, r); w.Code != 404 || w.Header().Get("ETag") != "" || w.Header().Get("Cache-Control") != "max-age=60" {
 			t.Errorf("%s: %d, %v", path, w.Code, w.Header())
 		}
 	}
@@ -593,6 +595,78 @@ func TestElsewhere(t *testing.T) {
 	}
 	if n := f.nars[secretName]; n.opened.Load() != n.closed.Load() {
 		t.Errorf("%d NARs opened, %d closed", n.opened.Load(), n.closed.Load())
+	}
+}
+
+// TestProxied: whoever a proxy on this machine asks for is on another machine: it says so, or it passes on the
+// name by which they know this node.
+func TestProxied(t *testing.T) {
+	f := newFake(t)
+	h := newHandler(t, f, func(c *Config) { c.Public = []string{"cache.example.org"} })
+	for name, c := range map[string]struct {
+		edit func(r *http.Request)
+		own  bool
+	}{
+		"Nix of this machine":    {func(*http.Request) {}, true},
+		"the public name":        {func(r *http.Request) { r.Host = "Cache.Example.Org:443" }, false},
+		"X-Forwarded-For":        {func(r *http.Request) { r.Header.Set("X-Forwarded-For", "192.0.2.1") }, false},
+		"X-Real-IP":              {func(r *http.Request) { r.Header.Set("X-Real-IP", "192.0.2.1") }, false},
+		"Forwarded":              {func(r *http.Request) { r.Header.Set("Forwarded", "for=192.0.2.1") }, false},
+		"a node on this machine": {func(r *http.Request) { r.Header.Set("Via", "nixp2p/other") }, true},
+	} {
+		for _, client := range []string{"", "@"} { // also through a socket of the file system
+			absent := from(http.MethodGet, "/"+strings.Repeat("0", 32)+".narinfo", client)
+			c.edit(absent)
+			none := answer(h, absent)
+			for _, path := range []string{"/" + secret.Hash().String() + ".narinfo", "/" + secretName.URL()} {
+				r := from(http.MethodGet, path, client)
+				c.edit(r)
+				w := answer(h, r)
+				if c.own != (w.Code == http.StatusOK) {
+					t.Errorf("%s: %s: status %d", name, path, w.Code)
+				}
+				if !c.own {
+					same(t, name+": "+path, w, none)
+				}
+			}
+			r := from(http.MethodGet, "/"+hello.Hash().String()+".narinfo", client)
+			c.edit(r)
+			if w := answer(h, r); w.Code != http.StatusOK || (w.Header().Get("Cache-Control") == "") != c.own {
+				t.Errorf("%s: what is public: status %d, %v", name, w.Code, w.Header())
+			}
+		}
+	}
+}
+
+// TestKeptMisses: a proxy keeps for a moment that there is none, and nothing that depends on who asked, how,
+// or when: one client must not be able to spoil a path for others.
+func TestKeptMisses(t *testing.T) {
+	f := newFake(t)
+	h := newHandler(t, f)
+	none := "/" + strings.Repeat("0", 32) + ".narinfo"
+	for name, c := range map[string]struct {
+		path, key, value, client, want string
+	}{
+		"absent":          {none, "", "", "192.0.2.1:1", "max-age=60"},
+		"no such file":    {"/log/x.drv", "", "", "192.0.2.1:1", "max-age=60"},
+		"of this machine": {none, "", "", "", "no-store"},
+		"a browser":       {"/" + hello.Hash().String() + ".narinfo", "User-Agent", "Mozilla/5.0", "192.0.2.1:1", "no-store"},
+		"asked in a ring": {none, "Via", h.via, "192.0.2.1:1", "no-store"},
+		"a range":         {none, "Range", "bytes=5-", "192.0.2.1:1", "no-store"},
+	} {
+		r := from(http.MethodGet, c.path, c.client)
+		if c.key != "" {
+			r.Header.Set(c.key, c.value)
+		}
+		if w := answer(h, r); w.Code != http.StatusNotFound || w.Header().Get("Cache-Control") != c.want {
+			t.Errorf("%s: %d, %v", name, w.Code, w.Header())
+		}
+	}
+	h.info = func(context.Context, nix.StoreHash, source.Scope) ([]byte, *verify.Info, error) {
+		return nil, nil, fmt.Errorf("%w: %w", resolve.ErrUnavailable, fs.ErrNotExist)
+	}
+	if w := answer(h, from(http.MethodGet, none, "192.0.2.1:1")); w.Header().Get("Cache-Control") != "no-store" {
+		t.Errorf("nobody could say: %v", w.Header())
 	}
 }
 

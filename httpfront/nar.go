@@ -42,7 +42,7 @@ func (h *Handler) serveNAR(w http.ResponseWriter, r *http.Request, name nix.NARN
 	if err != nil {
 		h.settle(ctx, scope, began)
 		h.reset(w, time.Now())
-		h.refuse(w, r, err)
+		h.refuse(w, r, scope, err)
 	}
 }
 

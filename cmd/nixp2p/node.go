@@ -140,7 +140,7 @@ func newNode(cfg *config.Config, m *metrics.Metrics, id string, conditions *sour
 		return nil, err
 	}
 	front, err := httpfront.New(httpfront.Config{
-		Resolver: n.resolver, Transfer: n.transfer, Metrics: m, Share: cfg.ShareKeys, Names: hostNames(cfg.Listen, cfg.ServerNames),
+		Resolver: n.resolver, Transfer: n.transfer, Metrics: m, Share: cfg.ShareKeys, Names: hostNames(cfg.Listen), Public: cfg.ServerNames,
 		// A trusted key that is not a share key signs private paths.
 		Private:  slices.ContainsFunc(cfg.Keys.Names(), func(k string) bool { return !slices.Contains(cfg.ShareKeys, k) }),
 		Priority: cfg.Priority, Encoder: n.encoder, ID: id, Log: log,
@@ -163,7 +163,7 @@ func (n *node) openCaches(m *metrics.Metrics, id string, events source.Events, l
 	}
 	uc := upstream.Config{
 		URLs: n.cfg.Upstreams, Keys: n.cfg.Keys, ID: id, Version: version(), Netrc: access.netrc, CAFile: access.caFile,
-		Bases: n.bases, Events: events, Conditions: n.conditions, Log: log, Metrics: m,
+		Bases: n.bases, Events: events, Clock: n.clock, Conditions: n.conditions, Log: log, Metrics: m,
 	}
 	if n.cfg.Bucket != "" {
 		at, err := bucket.Parse(n.cfg.Bucket, os.Getenv)
@@ -267,9 +267,8 @@ func (n *node) wire(m *metrics.Metrics, events source.Events, log *slog.Logger) 
 }
 
 // hostNames returns the names under which clients may address the substituter: that of the
-// address it listens on, this machine's own, and configured ones.
-func hostNames(listen string, configured []string) []string {
-	names := slices.Clone(configured)
+// address it listens on, and this machine's own.
+func hostNames(listen string) (names []string) {
 	if host, _, err := net.SplitHostPort(listen); err == nil && host != "" {
 		names = append(names, host)
 	}

@@ -210,7 +210,7 @@ func (s *server) awaitNode(r *http.Request) {
 
 // answerNothing makes the front answer nix-cache-info and 404 until there is more.
 func (s *server) answerNothing(priority int, id string, m *metrics.Metrics) error {
-	h, err := httpfront.New(httpfront.Config{Metrics: m, Names: hostNames(s.cfg.Listen, s.cfg.ServerNames), Priority: priority, ID: id})
+	h, err := httpfront.New(httpfront.Config{Metrics: m, Names: hostNames(s.cfg.Listen), Public: s.cfg.ServerNames, Priority: priority, ID: id})
 	if err != nil {
 		return err
 	}

@@ -64,7 +64,7 @@ var options = []option{
 		access:  one(func(c *Config) *string { return &c.AdminListen }, parseAddr),
 	}, {
 		name: "server-name", arg: "NAME", kind: list, defText: none,
-		meaning: "host names in URLs of this node, besides its addresses and `localhost`; requests with another name in `Host` are refused",
+		meaning: "host names in URLs of this node, besides its addresses and `localhost`: whoever uses them gets what other machines get, also through a proxy on this one; requests with another name in `Host` are refused",
 		access:  many(func(c *Config) *[]string { return &c.ServerNames }, parseServerName),
 	}, {
 		name: "state-dir", arg: "DIR", defFor: dir("STATE_DIRECTORY", "/var/lib/nixp2p", "XDG_STATE_HOME", ".local/state", "state-dir"),

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 )
 
@@ -18,6 +19,8 @@ type Check struct {
 	// Names are the host names of the listener besides localhost and its addresses, each
 	// perhaps with a port, which is ignored.
 	Names []string
+	// Public are further names: those by which a proxy on this machine asks for clients on others.
+	Public []string
 	// Pages is set if people look at the listener with a browser: a link to "/" may be followed
 	// from anywhere, and a browser that says nothing about a request's origin is answered.
 	Pages bool
@@ -91,10 +94,8 @@ func (c *Check) hostAllowed(r *http.Request) bool {
 	if host == "" || strings.EqualFold(host, "localhost") { // no browser leaves it out
 		return true
 	}
-	for _, name := range c.Names {
-		if strings.EqualFold(host, hostOf(name)) {
-			return true
-		}
+	if named(host, c.Names) || named(host, c.Public) {
+		return true
 	}
 	ip, err := netip.ParseAddr(host)
 	if err != nil {
@@ -103,6 +104,25 @@ func (c *Check) hostAllowed(r *http.Request) bool {
 	ip = ip.Unmap().WithZone("")
 	local, ok := localAddr(r)
 	return ip.IsLoopback() || ok && ip == local
+}
+
+// named reports whether a host, without a port, is one of the names.
+func named(host string, names []string) bool {
+	return slices.ContainsFunc(names, func(name string) bool { return strings.EqualFold(host, hostOf(name)) })
+}
+
+// Own reports whether a program on this machine sent r for itself. A proxy on this machine sends what
+// others asked it: it says so, or it passes on a name that they used.
+func (c *Check) Own(r *http.Request) bool {
+	if !SameMachine(r) || named(hostOf(r.Host), c.Public) {
+		return false
+	}
+	for _, key := range []string{"Forwarded", "X-Forwarded-For", "X-Real-Ip"} {
+		if r.Header[key] != nil {
+			return false
+		}
+	}
+	return true
 }
 
 // SameMachine reports whether the client is on this machine: it came by a socket of the file

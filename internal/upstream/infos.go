@@ -87,6 +87,8 @@ func (u *Upstreams) ask(ctx context.Context, m *mirror, h nix.StoreHash, b *budg
 		return nil, err
 	}
 	began := time.Now()
+	defer u.measured(m)()
+	begun := u.now(m)
 	var last error
 	var sent, failures atomic.Int32
 	stop := func(err error) bool {
@@ -113,7 +115,7 @@ func (u *Upstreams) ask(ctx context.Context, m *mirror, h nix.StoreHash, b *budg
 		r.Err = last // the deadline says less than what came before it
 	}
 	if m.bucket != nil && ctx.Err() == nil { // else another cache was faster, which says little
-		m.noteSpeed(time.Since(began))
+		m.noteSpeed(u.now(m).Sub(begun))
 	}
 	answered := r.Err == nil || source.Absent(r.Err) || source.Invalid(r.Err) != nil
 	m.limiter.release(time.Since(began), answered)

@@ -59,6 +59,7 @@ type request struct {
 	cancel context.CancelCauseFunc
 	timer  *runclock.Timer // cancels it if the headers do not come
 	sent   atomic.Int64    // when the connection was there, Unix nanoseconds; 0 before
+	begun  atomic.Int64    // the same by shared.now
 }
 
 // budget counts the HTTP requests that each cache may still get for one question.
@@ -121,8 +122,13 @@ func (u *Upstreams) send(ctx context.Context, m *mirror, q *request) (*reply, er
 			q.timer.Reset(q.within)
 			return
 		}
+		if left := q.within - time.Duration(u.now(m).UnixNano()-q.begun.Load()); m.bucket != nil && left > 0 && q.sent.Load() > 0 {
+			q.timer.Reset(left)
+			return
+		}
 		cancel(errStalled)
 	})
+	defer u.measured(m)()
 	q.timer.Reset(beforeHeaders(&u.timeouts, m, q))
 	m.wait(q, q.kind != kindNAR)
 	resp, err := u.follow(own, m, q)
@@ -286,10 +292,12 @@ func (u *Upstreams) once(ctx context.Context, m *mirror, q *request) (*http.Resp
 	attempts := 0
 	ctx = httptrace.WithClientTrace(context.WithValue(ctx, hopKey{}, h), &httptrace.ClientTrace{
 		GotConn: func(httptrace.GotConnInfo) {
+			q.begun.Store(u.now(m).UnixNano())
 			q.sent.Store(time.Now().UnixNano())
 			q.timer.Reset(q.within)
 			// The transport repeats a request by itself when a used connection breaks.
 			if attempts++; attempts > 1 && q.budget.spend(m) != nil {
+				q.begun.Store(0)
 				q.timer.Reset(0)
 			}
 		},

@@ -89,6 +89,22 @@ func newSigned(s *shared, c *Signed) (*mirror, error) {
 	return m, nil
 }
 
+// measured has the clock on which m is waited for measured until end is called.
+func (s *shared) measured(m *mirror) (end func()) {
+	if m.bucket == nil {
+		return func() {}
+	}
+	return s.clock.Watch()
+}
+
+// now returns the time by which m is waited for: of a bucket on the clock of this process.
+func (s *shared) now(m *mirror) time.Time {
+	if m.bucket == nil {
+		return time.Now()
+	}
+	return s.clock.Now()
+}
+
 // optional reports whether m is a bucket beside other caches.
 func (m *mirror) optional(u *Upstreams) bool { return m.bucket != nil && len(u.mirrors) > 1 }
 

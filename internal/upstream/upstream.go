@@ -30,6 +30,7 @@ import (
 
 	"github.com/nixp2p/nixp2p/internal/backoff"
 	"github.com/nixp2p/nixp2p/internal/metrics"
+	"github.com/nixp2p/nixp2p/internal/runclock"
 	"github.com/nixp2p/nixp2p/internal/source"
 	"github.com/nixp2p/nixp2p/internal/update"
 	"github.com/nixp2p/nixp2p/verify"
@@ -66,6 +67,9 @@ type Config struct {
 	CAFile string
 	// Events gets caches that go down and come back, and invalid narinfos.
 	Events source.Events
+	// Clock is that of the process, for how long a bucket is waited for: on a busy machine its answers are
+	// read late. Nil is the ordinary one.
+	Clock *runclock.Clock
 	// Conditions gets caches that refuse our credentials, or whose paths are refused here. Nil
 	// drops them.
 	Conditions *source.Conditions
@@ -136,6 +140,7 @@ type shared struct {
 	logged   *backoff.Set[logKey]
 	timeouts timeouts
 	greeting
+	clock      *runclock.Clock
 	events     source.Events
 	conditions *source.Conditions
 	log        *slog.Logger
@@ -174,7 +179,7 @@ func New(cfg Config) (*Upstreams, error) {
 		keys: cfg.Keys, logged: backoff.NewSet[logKey](1 << 10),
 		seen:     seen{backoff.NewSet[sent](maxSenders), backoff.NewSet[sent](maxSenders), backoff.NewSet[sent](maxSenders)},
 		greeting: greeting{"nixp2p/" + cfg.ID, "nixp2p/" + cfg.Version}, timeouts: cfg.timeouts,
-		deltas: newDeltas(cfg.Bases),
+		deltas: newDeltas(cfg.Bases), clock: cfg.Clock,
 		events: cfg.Events, conditions: cfg.Conditions, log: cfg.Log, metrics: cfg.Metrics,
 	}
 	if s.timeouts == (timeouts{}) {

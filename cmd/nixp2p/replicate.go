@@ -10,15 +10,13 @@ import (
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/internal/resolve"
 	"github.com/nixp2p/nixp2p/internal/source"
-	"github.com/nixp2p/nixp2p/internal/transfer"
 )
 
-// replication copies what peers share. It finds and fetches with parts of its own that know no
-// upstream, so that nothing is copied from elsewhere.
+// replication copies what peers share. It finds paths with a resolver of its own that knows no upstream, so that
+// nothing is asked elsewhere.
 type replication struct {
 	n          *node
 	resolver   *resolve.Resolver
-	transfer   *transfer.Server
 	replicator *mirror.Replicator
 }
 
@@ -30,11 +28,6 @@ func (n *node) replicate(m *metrics.Metrics, events source.Events, log *slog.Log
 	r := &replication{n: n}
 	if r.resolver, err = resolve.New(resolve.Config{
 		Store: n.store, Disk: n.infos, Cache: n.cache, Peers: n.peers, Share: n.cfg.ShareKeys, Clock: n.clock, Events: events, Metrics: m, Log: log,
-	}); err != nil {
-		return err
-	}
-	if r.transfer, err = transfer.New(transfer.Config{
-		Resolver: r.resolver, Store: n.store, Cache: n.cache, Peers: n.peers, Clock: n.clock, Events: events, Metrics: m, Log: log,
 	}); err != nil {
 		return err
 	}
@@ -54,7 +47,11 @@ func (r *replication) has(p source.SharedPath) bool {
 // fetch brings a path from peers into the cache. It is shared when all of it was verified, and so it
 // is if the cache has its NAR as that of another path.
 func (r *replication) fetch(ctx context.Context, h nix.StoreHash, dry bool) (mirror.Fetched, error) {
-	p, err := r.transfer.Prefetch(ctx, h, dry)
+	a, err := r.resolver.Ahead(ctx, h)
+	if err != nil {
+		return mirror.Fetched{}, err
+	}
+	p, err := r.n.transfer.Copy(ctx, a, dry)
 	if err == nil && (!dry || p.Local == source.Cache) {
 		r.n.holder.Known(p.Info)
 	}
@@ -66,7 +63,7 @@ func (r *replication) parts() []func(context.Context) error {
 	if r == nil {
 		return nil
 	}
-	return []func(context.Context) error{r.resolver.Run, r.transfer.Run, r.replicator.Run}
+	return []func(context.Context) error{r.resolver.Run, r.replicator.Run}
 }
 
 // addReplication adds what is copied from peers.

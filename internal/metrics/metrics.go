@@ -14,6 +14,7 @@ type Metrics struct {
 	Registry *prometheus.Registry
 
 	NarinfoRequests   *prometheus.CounterVec // source, result
+	AheadRequests     *prometheus.CounterVec // source, result
 	NarRequests       *prometheus.CounterVec // result
 	NarBytes          *prometheus.CounterVec // source
 	NarUnpacked       *prometheus.CounterVec // source
@@ -62,6 +63,7 @@ func New() *Metrics {
 	m := &Metrics{Registry: r}
 	b := builder{r}
 	m.NarinfoRequests = b.counters("narinfo_requests_total", "Narinfo requests by where the answer came from and what it was.", "source", "result")
+	m.AheadRequests = b.counters("ahead_requests_total", "Look-ups of narinfos that no client asked for, as narinfo_requests_total: of followed lists, of what peers share, and of nixp2p prefetch.", "source", "result")
 	m.NarRequests = b.counters("nar_requests_total", "NAR requests by how they ended: sent, cut after the first byte, left by the client.", "result")
 	m.NarBytes = b.counters("nar_bytes_total", "NAR bytes sent to Nix, by source: as sent, packed or not.", "source")
 	m.NarUnpacked = b.counters("nar_unpacked_bytes_total", "The same NARs as they are unpacked, by source: comparable between sources.", "source")

@@ -56,6 +56,9 @@ func (t *track) marshal(g *generation) []byte {
 	return g.marshal()
 }
 
+// exploreAtOnce bounds the narinfos that are held at a time.
+const exploreAtOnce = 1024
+
 // explore asks for the narinfos of a generation that are not known, and adds what they refer to.
 // It returns how many paths no source has, and the first error of those that could not say.
 func (t *track) explore(ctx context.Context, g *generation) (absent int, first error) {
@@ -65,7 +68,7 @@ func (t *track) explore(ctx context.Context, g *generation) (absent int, first e
 		seen[e.hash] = true
 	}
 	for begin := 0; begin < len(g.paths) && ctx.Err() == nil; {
-		end := len(g.paths)
+		end := min(begin+exploreAtOnce, len(g.paths))
 		found := make([]Fetched, end-begin)
 		errs := each(ctx, f.asks, end-begin, func(i int) (err error) {
 			if e := &g.paths[begin+i]; !e.known() {
@@ -97,17 +100,17 @@ func (t *track) explore(ctx context.Context, g *generation) (absent int, first e
 	return absent, first
 }
 
-// survey says what is missing of a generation, and returns it.
-func (t *track) survey(g *generation, absent int) (want []entry) {
+// survey says what is missing of a generation, and returns where in it that is.
+func (t *track) survey(g *generation, absent int) (want []int32) {
 	f := t.f
 	var missing amount
 	f.mu.RLock()
 	paths := g.paths
 	f.mu.RUnlock()
-	for _, e := range paths {
+	for i, e := range paths {
 		if e.known() && f.Kept(e.nar) && !f.cfg.Have(e.nar) {
 			missing.add(e.size)
-			want = append(want, e)
+			want = append(want, int32(i))
 		}
 	}
 	t.note(func(p *progress) { p.missing, p.absent = missing, absent })
@@ -116,10 +119,10 @@ func (t *track) survey(g *generation, absent int) (want []entry) {
 }
 
 // fetchAll fetches what is wanted and returns the first error of those that failed.
-func (t *track) fetchAll(ctx context.Context, g *generation, want []entry) (first error) {
+func (t *track) fetchAll(ctx context.Context, g *generation, want []int32) (first error) {
 	f := t.f
 	errs := each(ctx, f.fetch, len(want), func(i int) error {
-		e := want[i]
+		e := g.paths[want[i]]
 		yield(ctx, f.cfg.Busy)
 		if !f.cfg.Have(e.nar) { // it may be that of another path
 			if _, err := f.cfg.Fetch(ctx, e.hash, false); err != nil {
@@ -136,7 +139,7 @@ func (t *track) fetchAll(ctx context.Context, g *generation, want []entry) (firs
 	for i, err := range errs {
 		if err != nil && ctx.Err() == nil && first == nil {
 			first = err
-			f.cfg.Log.Warn("a path of a list could not be fetched; it is tried again", "list", t.list.Name, "store_hash", want[i].hash.String(), "err", err)
+			f.cfg.Log.Warn("a path of a list could not be fetched; it is tried again", "list", t.list.Name, "store_hash", g.paths[want[i]].hash.String(), "err", err)
 			t.note(func(p *progress) { p.failed = err })
 		}
 	}

@@ -315,7 +315,10 @@ func (d *Download) commit() (kept bool, err error) {
 	// The reference is d's, for as long as its file is open.
 	d.entry = &entry{
 		record: record{key: d.key, size: d.size}, file: d.tmp, refs: 1,
-		intact: true, used: now.Unix(), stamped: now.Unix(), download: d, ended: now,
+		intact: true, used: now.Unix(), stamped: now.Unix(),
+	}
+	if !d.entry.proven() {
+		d.entry.download, d.entry.ended = d, now
 	}
 	d.state = committed
 	d.wakeLocked()

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"time"
 
 	"github.com/nixp2p/nixp2p/internal/compress"
 	"github.com/nixp2p/nixp2p/internal/nix"
@@ -91,6 +92,7 @@ func (c *Cache) runProof(ctx context.Context, p *proof, e *entry, n claim, intac
 	if p.err == nil {
 		e.intact = true
 		e.decoded = e.decoded || p.decode
+		e.followed(time.Now()) // is over then
 	}
 	c.mu.Unlock()
 	close(p.done)

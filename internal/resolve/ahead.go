@@ -40,7 +40,7 @@ func (r *Resolver) lookAhead(ctx context.Context) {
 		case h := <-r.ahead:
 			if !r.memory.has(h) && !r.misses.Has(h) && !r.down(source.All) {
 				// The answer is in memory then. Whoever asks later gets an error of their own.
-				_, _ = r.find(ctx, h, source.All)
+				_, _ = r.find(ctx, question{h, source.All}, r.memory.add)
 			}
 		}
 	}

@@ -13,6 +13,7 @@ import (
 // counters are those that are needed per request, looked up once.
 type counters struct {
 	requests              *prometheus.CounterVec // source, result
+	ahead                 *prometheus.CounterVec // the same, of Resolver.Ahead
 	memoryHit, memoryMiss prometheus.Counter
 }
 
@@ -20,13 +21,14 @@ func newCounters(m *metrics.Metrics) counters {
 	memory := source.Memory.String()
 	return counters{
 		requests:   m.NarinfoRequests,
+		ahead:      m.AheadRequests,
 		memoryHit:  m.NarinfoRequests.WithLabelValues(memory, "hit"),
 		memoryMiss: m.NarinfoRequests.WithLabelValues(memory, "miss"),
 	}
 }
 
-// found counts the answer to a narinfo request that the memory did not have.
-func (c *counters) found(k *cached, err error) {
+// countAnswer counts the answer to a question that the memory did not have.
+func countAnswer(c *prometheus.CounterVec, k *cached, err error) {
 	role, result := source.None, "miss"
 	switch {
 	case err == nil:
@@ -34,5 +36,5 @@ func (c *counters) found(k *cached, err error) {
 	case errors.Is(err, context.DeadlineExceeded):
 		result = "timeout"
 	}
-	c.requests.WithLabelValues(role.String(), result).Inc()
+	c.WithLabelValues(role.String(), result).Inc()
 }

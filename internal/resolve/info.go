@@ -30,14 +30,28 @@ func (r *Resolver) Info(ctx context.Context, h nix.StoreHash, scope source.Scope
 		r.count.memoryMiss.Inc()
 		return nil, err
 	default:
-		k, err = r.find(ctx, h, scope)
-		r.count.found(k, err)
+		k, err = r.find(ctx, question{h, scope}, r.memory.add)
+		countAnswer(r.count.requests, k, err)
 		if err != nil {
 			return nil, err
 		}
 	}
 	if scope == source.All { // others cause no request of this machine's own
 		r.prefetchReferences(k)
+	}
+	return &k.Answer, nil
+}
+
+// Ahead is Info for what no client has asked for: what a followed list has, or peers share. It is counted apart,
+// and takes the place of nothing in memory.
+func (r *Resolver) Ahead(ctx context.Context, h nix.StoreHash) (*Answer, error) {
+	k, err := r.recall(h, source.All)
+	if k == nil && err == nil {
+		k, err = r.find(ctx, question{h, source.All}, func(nix.StoreHash, *cached) {})
+		countAnswer(r.count.ahead, k, err)
+	}
+	if err != nil {
+		return nil, err
 	}
 	return &k.Answer, nil
 }
@@ -64,8 +78,10 @@ func (r *Resolver) missesOf(scope source.Scope) interface {
 	return r.misses
 }
 
-// find asks the sources, and shares the work with others who ask the same.
-func (r *Resolver) find(ctx context.Context, h nix.StoreHash, scope source.Scope) (*cached, error) {
+// find asks the sources, and shares the work with others who ask the same. The answer is remembered by
+// remember, that of whoever asked first.
+func (r *Resolver) find(ctx context.Context, q question, remember func(nix.StoreHash, *cached)) (*cached, error) {
+	h, scope := q.hash, q.scope
 	limit := infoDeadline
 	if !scope.Local() && r.down(scope) || r.cfg.Upstream == nil {
 		limit = downDeadline
@@ -76,12 +92,12 @@ func (r *Resolver) find(ctx context.Context, h nix.StoreHash, scope source.Scope
 	own := func(ctx context.Context) (context.Context, context.CancelFunc) { return r.deadline(ctx, limit) }
 	ctx, cancel := own(ctx)
 	defer cancel()
-	return r.flights.do(ctx, question{h, scope}, own, func(ctx context.Context, fl *flight) (*cached, error) {
+	return r.flights.do(ctx, q, own, func(ctx context.Context, fl *flight) (*cached, error) {
 		// Another flight may have ended between the caller's look at the memory and this one's start.
 		if k, err := r.recall(h, scope); k != nil || err != nil {
 			return k, err
 		}
-		l := &lookup{r: r, fl: fl, question: question{h, scope}}
+		l := &lookup{r: r, fl: fl, question: q, keep: remember}
 		if k := l.local(ctx); k != nil {
 			return k, nil
 		}
@@ -124,6 +140,7 @@ type lookup struct {
 	r  *Resolver
 	fl *flight
 	question
+	keep func(nix.StoreHash, *cached) // remembers the answer in memory
 
 	mu       sync.Mutex
 	errs     []error      // of sources that could not answer or answered wrong
@@ -279,7 +296,7 @@ func (l *lookup) accept(role source.Role, info *verify.Info) *cached {
 	l.fl.remember(func() {
 		// What this machine's own clients are given may be better than what is public.
 		if !l.scope.Public() || !l.r.memory.has(l.hash) {
-			l.r.memory.add(l.hash, k)
+			l.keep(l.hash, k)
 		}
 		if role == source.Upstream && l.r.cfg.Disk != nil {
 			l.r.cfg.Disk.Put(info)

@@ -17,7 +17,7 @@ import (
 func (r *Resolver) ForNAR(ctx context.Context, name nix.NARName, scope source.Scope) (*verify.Info, error) {
 	k, err := r.recall(name.Store, scope)
 	if k == nil && err == nil {
-		k, err = r.find(ctx, name.Store, scope)
+		k, err = r.find(ctx, question{name.Store, scope}, r.memory.add)
 	}
 	if err != nil {
 		return nil, err

@@ -19,7 +19,7 @@ type attempt struct {
 	budget
 	first  *leg
 	cancel context.CancelCauseFunc // of the first leg
-	before *stage                  // what was followed when it began
+	old    *stage                  // what was followed when it began
 	ticks  sync.WaitGroup          // ticks that act
 
 	mu     sync.Mutex
@@ -37,6 +37,8 @@ type budget struct {
 	spread time.Duration // added to it
 	waited time.Duration // before the attempt began
 	began  time.Time     // on the clock of the process
+	before int64         // bytes that came while nobody waited: they prove nothing
+	idle   bool          // nobody waits
 }
 
 // parallel is the second leg.
@@ -59,7 +61,7 @@ func (d *download) together(ctx context.Context) error {
 func (d *download) alone(ctx context.Context) error {
 	d.noDelta = true
 	err := d.attempt(ctx, nil, d.up, false)
-	if err == nil || source.Invalid(err) != nil || ctx.Err() != nil {
+	if err == nil || source.Invalid(err) != nil || ctx.Err() != nil || d.idle { // it is begun again another time
 		return err
 	}
 	session := d.beginSession(ctx, true)
@@ -76,7 +78,7 @@ func (d *download) beginSession(ctx context.Context, whole bool) source.Session 
 		return nil
 	}
 	session := peers.Begin(ctx, source.Want{
-		Info: d.info, Forms: d.forms, Whole: whole, Coordinate: d.s.cfg.Coordinate && d.up != nil && !whole,
+		Info: d.info, Forms: d.forms, Whole: whole, Coordinate: d.s.cfg.Coordinate && d.up != nil && !whole && !d.idle,
 		Delta: !d.private && !whole, // what is kept on disk can be hidden until it is verified
 	})
 	d.askedPeers = d.askedPeers || session != nil
@@ -89,13 +91,13 @@ func (d *download) upstreamUsable() bool { return d.up != nil && !d.up.Down() }
 func (d *download) attempt(ctx context.Context, session source.Session, up source.Upstreams, whole bool) error {
 	fctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	a := &attempt{d: d, session: session, cancel: cancel, before: d.current(), free: session == nil || up == nil}
+	a := &attempt{d: d, session: session, cancel: cancel, old: d.current(), free: session == nil || up == nil}
 	a.clock = clock{nar: d.info.NarSize(), file: d.upstreamSize()}
 	a.spread = rand.N(spreadMost)
 	if session != nil { // also without an upstream: streams of peers run out of time on this clock
 		defer d.s.cfg.Clock.Watch()()
 	}
-	a.waited, a.began = time.Since(d.asked), d.s.cfg.Clock.Now()
+	a.waited, a.began, a.idle = time.Since(d.asked), d.s.cfg.Clock.Now(), d.unwanted()
 	a.first = &leg{a: a, session: session, up: up, whole: whole}
 	a.startClock(ctx)
 	first := a.first.run(fctx)
@@ -154,7 +156,7 @@ func (a *attempt) finish(ctx context.Context, first error) error {
 // needed reports whether responses follow the second leg that cannot go on with the first.
 func (a *attempt) needed() bool {
 	st := a.d.current()
-	return st != nil && st != a.before && st != a.first.stage && st.form != a.first.stage.form
+	return st != nil && st != a.old && st != a.first.stage && st.form != a.first.stage.form
 }
 
 // outcome is what the session is told: first is the verdict on the first leg, whole that on
@@ -183,10 +185,17 @@ func (a *attempt) startClock(ctx context.Context) {
 }
 
 // left returns what is left of the budget. Time in which this process was kept from running is
-// not the fault of peers, and upstream would not have been read in it either.
+// not the fault of peers, and upstream would not have been read in it either. The budget begins when somebody
+// waits.
 func (a *attempt) left() time.Duration {
 	l := a.first
-	p := progress{got: l.got.Load(), size: l.size.Load(), trusted: l.trusted(), sharers: a.session.Sharers()}
+	if a.d.unwanted() {
+		return copyTick
+	}
+	if a.idle {
+		a.idle, a.waited, a.began, a.before = false, 0, a.d.s.cfg.Clock.Now(), l.got.Load()
+	}
+	p := progress{got: l.got.Load() - a.before, size: l.size.Load(), trusted: l.trusted(), sharers: a.session.Sharers()}
 	return a.spread + a.clock.left(a.waited+a.d.s.cfg.Clock.Now().Sub(a.began), l.up.Pace(), p)
 }
 
@@ -196,6 +205,9 @@ const spreadMost = 400 * time.Millisecond
 
 // downTick is how often it is looked whether upstreams that are down have come back.
 const downTick = time.Second
+
+// copyTick is how often it is looked whether somebody waits for what nobody did.
+const copyTick = 100 * time.Millisecond
 
 // tick opens upstream if the budget is used up.
 func (a *attempt) tick(ctx context.Context) {

@@ -21,6 +21,7 @@ type order struct {
 	forms []source.Sized // that are of use, the best one first
 	up    source.Upstreams
 	asked time.Time
+	idle  bool // nobody waits: only peers are asked until somebody does
 	options
 }
 
@@ -64,6 +65,7 @@ type following struct {
 	left      int  // how often all have left
 	cancelled bool // but has not ended yet
 	ended     bool
+	wanted    atomic.Bool // though it began idle, somebody waits; read without the lock
 }
 
 // stage is one stream of a download that is followed.
@@ -85,6 +87,9 @@ func (d *download) current() *stage {
 	defer d.mu.Unlock()
 	return d.stage
 }
+
+// unwanted reports whether nobody waits for it.
+func (d *download) unwanted() bool { return d.idle && !d.wanted.Load() }
 
 // publish makes st the stage that is followed. Those who follow another one of the same form go
 // on with it.
@@ -173,7 +178,7 @@ func (d *download) newSink(form nix.Form, size int64, role source.Role, trusted 
 		return nil, nil, errors.Join(errNoRoom, err)
 	}
 	st.spool = file
-	if d.s.cfg.OnDownload != nil {
+	if d.s.cfg.OnDownload != nil && !d.idle {
 		d.s.cfg.OnDownload(d.info)
 	}
 	sp := &spool{Download: file, d: d, sums: verify.NewBlockSums(d.info.Digest(form, size))}
@@ -259,6 +264,9 @@ func (s *Server) join(ctx context.Context, o order) (d *download, began bool, er
 		s.downloads.running[nar] = d
 	}
 	d.followers++
+	if !o.idle {
+		d.wanted.Store(true)
+	}
 	return d, began, nil
 }
 
@@ -365,11 +373,16 @@ func (d *download) end(err error) {
 	d.beginOnce.Do(func() { close(d.begun) })
 }
 
-// active reports whether there are any.
+// active reports whether there are any that somebody waits for.
 func (all *downloads) active() bool {
 	all.mu.Lock()
 	defer all.mu.Unlock()
-	return len(all.running) > 0
+	for _, d := range all.running {
+		if !d.unwanted() {
+			return true
+		}
+	}
+	return false
 }
 
 // close ends all downloads and lets none begin.

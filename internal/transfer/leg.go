@@ -86,7 +86,7 @@ func (l *leg) next(ctx context.Context) (*supply, error) {
 			if s := l.openUpstream(ctx, nil); s != nil {
 				return s, nil
 			}
-		case l.session != nil && !l.peersAgain:
+		case l.session != nil && !l.peersAgain && !l.a.d.idle:
 			l.peersAgain, l.peersOut = true, false
 			l.a.resumePeers() // without a budget: there is nothing else
 		default:
@@ -154,7 +154,7 @@ func (l *leg) readFirst(s *supply) error {
 // returns nil if there is none.
 func (l *leg) openUpstream(ctx context.Context, over <-chan struct{}) *supply {
 	l.upstreamOut = true // unless it works
-	if l.up == nil {
+	if l.up == nil || l.a.d.unwanted() {
 		return nil
 	}
 	if l.up.Down() {

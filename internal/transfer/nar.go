@@ -26,6 +26,8 @@ type Query struct {
 	// Client is the address of a client on another machine, zero for one on this machine. A NAR
 	// counts as saved once for each.
 	Client netip.Addr
+
+	idle bool // nobody waits: only peers are asked
 }
 
 // NAR is the answer to a NAR request: where it will come from is chosen, nothing is sent. The
@@ -217,7 +219,7 @@ func (n *NAR) headSize(ctx context.Context, form nix.Form) (int64, error) {
 // and the raw NAR.
 func (n *NAR) order(ctx context.Context) (order, error) {
 	r := n.s.cfg.Resolver
-	o := order{info: n.info, up: r.Upstreams(n.q.Scope), options: n.options, asked: n.asked}
+	o := order{info: n.info, up: r.Upstreams(n.q.Scope), options: n.options, asked: n.asked, idle: n.q.idle}
 	if want := n.name.Form; !want.IsRaw() && n.usable(want) && (n.fixed || !r.Distrusted(want)) {
 		if named := r.FromUpstream(ctx, n.name, n.q.Scope); named != nil {
 			o.info = named
@@ -272,6 +274,9 @@ func (n *NAR) follows(ctx context.Context, d *download, began bool) error {
 		n.s.leave(d, 0)
 		if errors.Is(d.err, errNoRoom) && !d.private {
 			n.private = true
+			return errPlanAgain
+		}
+		if d.idle && !n.q.idle { // upstreams were not asked
 			return errPlanAgain
 		}
 		return d.err

@@ -59,7 +59,8 @@ func (n *NAR) Send(ctx context.Context, w io.Writer, from, count int64) error {
 // all attempts by itself. It returns why there is nothing.
 func (n *NAR) again(ctx context.Context, out *section, err error, attempt int) error {
 	private := n.d != nil && n.d.private
-	useful := n.local != nil || errors.Is(err, errSinkFailed) || private && (!out.began() || source.Invalid(err) != nil)
+	copied := n.d != nil && n.d.idle // from peers alone
+	useful := n.local != nil || copied || errors.Is(err, errSinkFailed) || private && (!out.began() || source.Invalid(err) != nil)
 	n.upstreamOnly = n.upstreamOnly || errors.Is(err, errTooSlow) || errors.Is(err, errUnverified)
 	n.alone = n.alone || private && source.Invalid(err) != nil
 	n.fixed = true

@@ -11,6 +11,7 @@ import (
 
 	"github.com/nixp2p/nixp2p/internal/metrics"
 	"github.com/nixp2p/nixp2p/internal/nix"
+	"github.com/nixp2p/nixp2p/internal/resolve"
 	"github.com/nixp2p/nixp2p/internal/source"
 	"github.com/nixp2p/nixp2p/verify"
 )
@@ -58,13 +59,24 @@ type Prefetched struct {
 // Prefetch brings a path's NAR into the cache unless this machine has it already. If dry, it
 // only says what it would do. The error wraps fs.ErrNotExist if no source has the path.
 func (s *Server) Prefetch(ctx context.Context, h nix.StoreHash, dry bool) (Prefetched, error) {
-	a, err := s.cfg.Resolver.Info(ctx, h, source.All)
+	a, err := s.cfg.Resolver.Ahead(ctx, h)
 	if err != nil {
 		return Prefetched{}, err
 	}
+	return s.bring(ctx, a, Query{Head: dry})
+}
+
+// Copy is Prefetch of the NAR of an answer, from peers alone and as nobody waits for it. A client that asks for the
+// NAR meanwhile follows the copy, and the download is then one for a client: what peers do not give in time is
+// fetched from upstream.
+func (s *Server) Copy(ctx context.Context, a *resolve.Answer, dry bool) (Prefetched, error) {
+	return s.bring(ctx, a, Query{Head: dry, idle: true})
+}
+
+func (s *Server) bring(ctx context.Context, a *resolve.Answer, q Query) (Prefetched, error) {
 	n := &NAR{
-		s: s, info: a.Info, asked: time.Now(), q: Query{Head: dry},
-		name: nix.NARName{Store: h, Nar: a.Info.NarHash(), Form: a.Form},
+		s: s, info: a.Info, asked: time.Now(), q: q,
+		name: nix.NARName{Store: a.Info.StorePath().Hash(), Nar: a.Info.NarHash(), Form: a.Form},
 	}
 	p := Prefetched{Info: a.Info}
 	if n.planLocal(ctx) == nil {
@@ -77,7 +89,7 @@ func (s *Server) Prefetch(ctx context.Context, h nix.StoreHash, dry bool) (Prefe
 		return p, err
 	}
 	p.Size = o.forms[0].Size
-	if dry {
+	if q.Head {
 		return p, nil
 	}
 	if err = n.planRemote(ctx); err == nil {

@@ -133,18 +133,23 @@ type shared struct {
 	all   []*mirror // as configured
 	found *lru.Cache[place, location]
 	seen
-	network  *network
-	netrc    *netrc
-	pace     pace
-	deltas   deltas
-	logged   *backoff.Set[logKey]
-	timeouts timeouts
+	network *network
+	netrc   *netrc
+	pace    pace
+	deltas  deltas
+	logged  *backoff.Set[logKey]
+	waiting
 	greeting
-	clock      *runclock.Clock
 	events     source.Events
 	conditions *source.Conditions
 	log        *slog.Logger
 	metrics    *metrics.Metrics
+}
+
+// waiting is how long answers are waited for.
+type waiting struct {
+	timeouts timeouts
+	clock    *runclock.Clock // for a bucket
 }
 
 // seen is what came of NARs lately.
@@ -178,8 +183,8 @@ func New(cfg Config) (*Upstreams, error) {
 	s := &shared{
 		keys: cfg.Keys, logged: backoff.NewSet[logKey](1 << 10),
 		seen:     seen{backoff.NewSet[sent](maxSenders), backoff.NewSet[sent](maxSenders), backoff.NewSet[sent](maxSenders)},
-		greeting: greeting{"nixp2p/" + cfg.ID, "nixp2p/" + cfg.Version}, timeouts: cfg.timeouts,
-		deltas: newDeltas(cfg.Bases), clock: cfg.Clock,
+		greeting: greeting{"nixp2p/" + cfg.ID, "nixp2p/" + cfg.Version}, waiting: waiting{cfg.timeouts, cfg.Clock},
+		deltas: newDeltas(cfg.Bases),
 		events: cfg.Events, conditions: cfg.Conditions, log: cfg.Log, metrics: cfg.Metrics,
 	}
 	if s.timeouts == (timeouts{}) {

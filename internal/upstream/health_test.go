@@ -300,7 +300,7 @@ func TestBusy(t *testing.T) {
 }
 
 func TestRetryAfter(t *testing.T) {
-	u := &shared{timeouts: defaults}
+	u := &shared{waiting: waiting{timeouts: defaults}}
 	for text, want := range map[string]time.Duration{
 		"": defaults.busy, "junk": defaults.busy, "-1": defaults.busy, "0": 0, "7": 7 * time.Second, "600": time.Minute,
 		"99999999999999999999": defaults.busy, "Mon, 01 Jan 2001 00:00:00 GMT": 0,

@@ -58,10 +58,10 @@ func (c *Cache) Entries() []Item {
 }
 
 // Len returns how many files are here as a whole.
-func (c *Cache) Len() int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	p := &c.state.policy
+func (dir *directory) Len() int {
+	dir.mu.Lock()
+	defer dir.mu.Unlock()
+	p := &dir.state.policy
 	return p.recent.Len() + p.frequent.Len() + p.kept.Len()
 }
 

@@ -65,7 +65,7 @@ func (a *adminNode) State() admin.State {
 	n.addMirror(&s)
 	n.addReplication(&s)
 	if n.cache != nil {
-		s.Cache = admin.Cache{Dir: n.cfg.CacheDir, Bytes: n.cache.Usage(), Limit: n.cfg.CacheSize, Entries: n.cache.Len()}
+		s.Cache = admin.Cache{Dir: n.cfg.CacheDir, Bytes: n.cache.Usage(), Limit: n.cfg.CacheSize, Entries: narcache.Files(n.cache)}
 	}
 	return s
 }

@@ -57,11 +57,11 @@ func (c *Cache) Entries() []Item {
 	return all
 }
 
-// Len returns how many files are here as a whole.
-func (dir *directory) Len() int {
-	dir.mu.Lock()
-	defer dir.mu.Unlock()
-	p := &dir.state.policy
+// Files returns how many files a cache has as a whole.
+func Files(c *Cache) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p := &c.state.policy
 	return p.recent.Len() + p.frequent.Len() + p.kept.Len()
 }
 

@@ -9,6 +9,8 @@ func (f Followed) State() string {
 		return "not read yet"
 	case f.MissingPaths > 0:
 		return plural(int64(f.MissingPaths), "path") + " to fetch (" + FormatBytes(f.MissingBytes) + ")"
+	case f.Generations[0].Complete && f.LeftOutPaths+f.Absent > 0:
+		return "all here but " + plural(int64(f.LeftOutPaths+f.Absent), "path")
 	case f.Generations[0].Complete:
 		return "all here"
 	}

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -151,12 +152,20 @@ func (c *channel) wantHere(here, gone []nixtest.Path) {
 			c.t.Errorf("path %d of %d is lost", i, len(here))
 		}
 	}
-	for i := 0; i < len(gone); i += step { // it goes in the background
-		for limit := time.Now().Add(time.Minute); c.has(gone[i]); wait(c.t.Context(), 100*time.Millisecond) {
+	// It goes in the background, and not if it is asked for meanwhile: what is read is of use.
+	kept := func(p nixtest.Path) bool {
+		files, err := filepath.Glob(filepath.Join(c.d.dir, "cache", cacheSubdir, "?", p.NarHash().Nix32()+"-*"))
+		return err != nil || len(files) > 0
+	}
+	for i := 0; i < len(gone); i += step {
+		for limit := time.Now().Add(time.Minute); kept(gone[i]); wait(c.t.Context(), 100*time.Millisecond) {
 			if time.Now().After(limit) {
 				c.t.Errorf("path %d of %d is still here", i, len(gone))
 				return
 			}
+		}
+		if c.has(gone[i]) {
+			c.t.Errorf("path %d of %d is given all the same", i, len(gone))
 		}
 	}
 }

@@ -101,9 +101,10 @@ func (s *server) dumpOnAbort(ctx context.Context) {
 	os.Exit(exitFailed)
 }
 
-// feedWatchdog tells systemd that this process is healthy as long as it answers real requests. It
-// returns when ctx ends, or at once without a watchdog.
-func feedWatchdog(ctx context.Context, front net.Listener) error {
+// feedWatchdog tells systemd that this process is healthy: until serving ends as long as it answers real
+// requests, and then in any case, while transfers end, for which there is a limit of its own. It returns
+// when ctx ends, or at once without a watchdog.
+func feedWatchdog(ctx, serving context.Context, front net.Listener) error {
 	every, err := daemon.SdWatchdogEnabled(false)
 	if err != nil {
 		return fmt.Errorf("watchdog: %w", err)
@@ -117,7 +118,7 @@ func feedWatchdog(ctx context.Context, front net.Listener) error {
 	tick := time.NewTicker(every / 3)
 	defer tick.Stop()
 	for {
-		if askSelf(ctx, client) {
+		if askSelf(serving, client) || serving.Err() != nil {
 			notify(daemon.SdNotifyWatchdog)
 		}
 		select {

@@ -268,7 +268,7 @@ func (s *server) work(ctx context.Context, page http.Handler, load func() (*conf
 	nctx, stopNode := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopNode()
 	g.Go(func() error { return s.runNode(nctx, start) })
-	g.Go(func() error { return feedWatchdog(gctx, s.listen.front[0]) })
+	g.Go(func() error { return feedWatchdog(nctx, gctx, s.listen.front[0]) })
 	g.Go(func() error { s.tellStatus(gctx); return nil })
 	g.Go(func() error { s.dumpOnAbort(gctx); return nil })
 	g.Go(func() error { s.reloadOnHangup(gctx, load); return nil })

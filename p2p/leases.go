@@ -19,7 +19,7 @@ import (
 
 const (
 	// maxLive bounds the nodes that are ranked. Nodes that rank different parts of a site have different
-	// coordinators: with 512 of 1,000 nodes a simulated site fetches 18 copies, with all of them 1.00.
+	// coordinators: where each ranks 512 of 1,000, a simulated site fetches copy after copy (docs/scale.md).
 	maxLive = 4096
 	// liveFor is short compared with the time in which a node is missed.
 	liveFor = 200 * time.Millisecond

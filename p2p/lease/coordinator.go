@@ -33,10 +33,10 @@ const (
 	// maxMembers bounds a Coordinator: 30 s of a node that takes a hundred NARs a second, of
 	// eight such nodes at once. A membership takes about 400 bytes.
 	maxMembers = 32 << 10
-	// maxPerNAR bounds the members of one NAR, and by that the time that an answer takes: some
-	// 0.5 ms. A site of more nodes that all want the same NAR at once has followers of which the
-	// Coordinator knows nothing; nobody follows them.
-	maxPerNAR = 2048
+	// maxPerNAR bounds the members of one NAR, and by that the time that an answer takes: some 1 ms. A
+	// site of more nodes that all want the same NAR at once has followers of which the Coordinator knows
+	// nothing; nobody follows them.
+	maxPerNAR = 1024
 )
 
 // Coordinator knows which nodes have how much of the NARs that it was asked about, and which

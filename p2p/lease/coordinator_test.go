@@ -394,6 +394,62 @@ func TestFullNAR(t *testing.T) {
 	}
 }
 
+// TestFullNARIsShared: of a NAR that one machine fills, a newcomer on another one becomes a member. One that
+// finds only others like itself does not, and is sent to each of them in turn.
+func TestFullNARIsShared(t *testing.T) {
+	d := newDesk(t)
+	d.perNAR = 9
+	ask := func(node NodeID, m machine.ID) Answer {
+		return d.Handle(node, m, Request{Verb: Ask, Nar: d.nar, Size: big}, nil, d.now)
+	}
+	d.want(d.ask("root", 0), "fetch")
+	crowd := machine.Of(netip.AddrFrom4([4]byte{10, 0, 0, 1}))
+	for i := range 2 * d.perNAR {
+		ask(NodeID(fmt.Sprint("same-", i)), crowd)
+	}
+	for i := range d.perNAR {
+		d.progress(NodeID(fmt.Sprint("b", i)), "root", 2<<20)
+	}
+	of := map[machine.ID]int{}
+	for _, m := range d.entries[d.nar].members {
+		of[m.machine]++
+	}
+	if of[crowd] > 2 || len(d.entries[d.nar].members) != d.perNAR {
+		t.Errorf("of %d members %d are on one machine", len(d.entries[d.nar].members), of[crowd])
+	}
+	first := map[NodeID]int{}
+	for i := range 4 * perSource {
+		a := d.ask(NodeID(fmt.Sprint("c", i)), 0)
+		if a.Kind != Follow {
+			t.Fatalf("%+v", a)
+		}
+		first[a.Sources[0].Node]++
+	}
+	if len(first) < 4 {
+		t.Errorf("those without room are all sent to %v", first)
+	}
+}
+
+// TestCircle: members that say that they follow each other lead nowhere, and cost no more than others.
+func TestCircle(t *testing.T) {
+	d := newDesk(t)
+	d.want(d.ask("root", 0), "fetch")
+	d.progress("a", "b", 1<<20)
+	d.progress("b", "a", 1<<20)
+	for _, node := range nodes(3 * maxDepth) {
+		d.progress(node, "a", 2<<20)
+	}
+	d.want(d.ask("c", 0), "follow root")
+	e := d.entries[d.nar]
+	by := map[NodeID]*member{}
+	for _, m := range e.members {
+		by[m.node] = m
+	}
+	if root, depth := by["a"].root(by, d.now); root != nil || depth > maxDepth+1 {
+		t.Errorf("%v after %d", root, depth)
+	}
+}
+
 // TestLeaseRate: single bytes do not keep a lease.
 func TestLeaseRate(t *testing.T) {
 	for _, c := range []struct {

@@ -2,11 +2,13 @@ package lease
 
 import (
 	"flag"
+	"fmt"
 	"net/netip"
 	"slices"
 	"testing"
 	"time"
 
+	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/p2p/machine"
 )
 
@@ -75,5 +77,22 @@ func (w *world) connect(n int) {
 			}
 		}
 		h.know(list)
+	}
+}
+
+// BenchmarkFullEntry is an answer about a NAR of which there is no room for more members.
+func BenchmarkFullEntry(b *testing.B) {
+	c := NewCoordinator("self")
+	now := time.Now()
+	var nar nix.NarHash
+	r := Request{Verb: Ask, Nar: nar, Size: 5 << 20}
+	on := func(i int) machine.ID { return machine.Of(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)})) }
+	for i := range maxPerNAR {
+		c.Handle(NodeID(fmt.Sprintf("node-%05d", i)), on(i), r, nil, now)
+		c.Handle(NodeID(fmt.Sprintf("node-%05d", i)), on(i), Request{Verb: Progress, Nar: nar, Size: 5 << 20, Bytes: 1<<20 + int64(i), From: NodeID(fmt.Sprintf("node-%05d", i/4))}, nil, now)
+	}
+	b.ResetTimer()
+	for i := range b.N {
+		c.Handle(NodeID(fmt.Sprintf("new-%05d", i)), on(30000+i), r, nil, now)
 	}
 }

@@ -18,7 +18,7 @@ JOBS ?= 2
 
 # Where goroutines meet. The race detector makes a test several times slower and the SQLite
 # driver takes it minutes to compile, so the rest is left out, and tests are run -short.
-RACE := verify localstore internal/backoff internal/taskgroup internal/runclock internal/resolve internal/transfer internal/upstream internal/state internal/narcache internal/mirror internal/bucket httpfront internal/admin p2p
+RACE := verify localstore internal/backoff internal/taskgroup internal/runclock internal/resolve internal/transfer internal/update internal/upstream internal/state internal/narcache internal/mirror internal/bucket httpfront internal/admin p2p
 RACE_HERE = $(patsubst %,./%/...,$(foreach p,$(RACE),$(if $(wildcard $(p)/*.go $(p)/*/*.go),$(p))))
 
 .PHONY: help

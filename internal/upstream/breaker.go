@@ -19,7 +19,7 @@ import (
 // How many failures in a row it takes.
 const (
 	connectsLost = 2 // connect timeouts in a row until a cache is down
-	slowSteps    = 2 // handshakes or lookups in a row that took too long until it is down
+	badSteps     = 2 // handshakes or lookups in a row that failed until it is down
 	silences     = 2 // requests without an answer until it is down
 	serverErrors = 5 // 5xx and cut connections until it is asked last and without retries
 )
@@ -43,7 +43,7 @@ type health struct {
 	down       error // nil while up
 	since      time.Time
 	last       error
-	slow       int
+	badSteps   int
 	silent     int
 	errors     int
 	errorAt    time.Time      // when the last of the errors was counted
@@ -61,6 +61,7 @@ const (
 	failedConnect                        // no connection in connectsLost tries in a row: down at once
 	failedReconnect                      // no connection in one try: down at once if another request has no answer either
 	failedSlow                           // a name server or TLS took too long
+	failedTLS                            // connected, and the handshake was broken off with a reason
 	failedCut                            // connected, and cut before the answer
 	failedSilent                         // connected, but no answer in time
 	failedStatus                         // 5xx
@@ -95,7 +96,7 @@ func (b *breaker) note(f func(h *health)) {
 	f(&b.health)
 }
 
-// isSilent counts a step that took too long and reports whether the cache is down. While other
+// isSilent counts a step that took too long, or was refused, and reports whether the cache is down. While other
 // answers come, it is not: the line is saturated. The caller holds mu.
 func (b *breaker) isSilent(h *health, kind failureKind) bool {
 	if kind == failedSilent {
@@ -116,9 +117,9 @@ func (b *breaker) isSilent(h *health, kind failureKind) bool {
 			}
 		}
 		return false // the others wait for a connection too
-	case failedSlow:
-		h.slow++
-		return h.slow >= slowSteps
+	case failedSlow, failedTLS:
+		h.badSteps++
+		return h.badSteps >= badSteps
 	}
 	return true
 }
@@ -133,7 +134,7 @@ func (s *shared) failed(m *mirror, kind failureKind, began time.Time, err error)
 		switch kind {
 		case failedUnreachable:
 			open = true
-		case failedConnect, failedReconnect, failedSlow, failedSilent:
+		case failedConnect, failedReconnect, failedSlow, failedTLS, failedSilent:
 			open = m.isSilent(h, kind)
 		case failedCut, failedStatus:
 			if began.Before(h.errorAt) {
@@ -181,7 +182,7 @@ func (s *shared) answered(m *mirror, kind string) {
 		if kind == kindNarInfo {
 			h.unanswered = nil
 		}
-		h.slow = 0
+		h.badSteps = 0
 		if h.unanswered == nil {
 			back = h.down != nil || h.page
 			h.silent, h.down, h.page = 0, nil, false

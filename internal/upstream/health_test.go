@@ -2,8 +2,12 @@ package upstream
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -329,6 +333,72 @@ func TestCertificate(t *testing.T) {
 	b = open(t, nil, strings.Replace(plain.URL(), "http:", "https:", 1))
 	if _, err := b.Info(t.Context(), p.Hash()); kindOf(err) != "unavailable" || !b.Down() {
 		t.Errorf("TLS with a server without: %v, down %v", err, b.Down())
+	}
+}
+
+// TestHandshakeRefused: a cache that breaks TLS off is asked twice and is down then, until it takes a
+// connection again.
+func TestHandshakeRefused(t *testing.T) {
+	p := nixtest.NewPath("hello", 100)
+	for name, change := range map[string]func(*tls.Config){
+		"a certificate of the client, 1.2": func(c *tls.Config) { c.ClientAuth, c.MaxVersion = tls.RequireAnyClientCert, tls.VersionTLS12 },
+		"a certificate of the client, 1.3": func(c *tls.Config) { c.ClientAuth = tls.RequireAnyClientCert },
+		"TLS 1.0":                          func(c *tls.Config) { c.MinVersion, c.MaxVersion = tls.VersionTLS10, tls.VersionTLS10 },
+		"no certificate for this name": func(c *tls.Config) {
+			c.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) { return nil, errors.New("no such name") }
+		},
+		"no common cipher": func(c *tls.Config) {
+			c.MaxVersion, c.CipherSuites = tls.VersionTLS12, []uint16{tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256}
+		},
+		"silence": func(c *tls.Config) {
+			c.GetConfigForClient = func(h *tls.ClientHelloInfo) (*tls.Config, error) {
+				_, _ = io.Copy(io.Discard, h.Conn) // until the client leaves
+				return nil, io.EOF
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			srv := httptest.NewUnstartedServer(nixtest.NewUpstream(t, cache(nix.None, p)))
+			srv.Config.ErrorLog = log.New(io.Discard, "", 0)
+			var well atomic.Bool
+			var asked atomic.Int32
+			ill := &tls.Config{}
+			srv.TLS = &tls.Config{GetConfigForClient: func(h *tls.ClientHelloInfo) (*tls.Config, error) {
+				asked.Add(1)
+				if well.Load() {
+					return nil, nil
+				}
+				if ill.GetConfigForClient != nil {
+					return ill.GetConfigForClient(h)
+				}
+				return ill, nil
+			}}
+			srv.StartTLS()
+			t.Cleanup(srv.Close)
+			ill.Certificates = srv.TLS.Certificates
+			change(ill)
+			roots := x509.NewCertPool()
+			roots.AddCert(srv.Certificate())
+			b := open(t, func(c *Config) {
+				c.roots, c.timeouts.probe = roots, time.Hour
+				if name == "silence" {
+					c.timeouts.tls = 100 * time.Millisecond
+				}
+			}, srv.URL)
+			for range 3 {
+				if _, err := b.Info(t.Context(), p.Hash()); kindOf(err) != "unavailable" {
+					t.Error(err)
+				}
+			}
+			if n := asked.Load(); !b.Down() || n != badSteps {
+				t.Errorf("down %v after %d handshakes", b.Down(), n)
+			}
+			well.Store(true)
+			b.run()
+			until(t, "up again", func() bool { return !b.Down() })
+			b.mustInfo(p)
+		})
 	}
 }
 

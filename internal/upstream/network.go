@@ -147,7 +147,6 @@ func (n *network) connect(ctx context.Context, network, addr string) (net.Conn, 
 	}
 	switch {
 	case err == nil:
-		h.m.note(func(h *health) { h.slow = 0 }) // which alone does not end an outage
 		if a, e := netip.ParseAddrPort(conn.RemoteAddr().String()); e == nil && addr == hostPort(h.at) && !public(a.Addr()) {
 			h.m.near.Store(true)
 		}

@@ -322,10 +322,22 @@ func classify(err error) failureKind {
 		return failedUnreachable
 	case strings.Contains(err.Error(), "TLS handshake timeout"): // net/http has no type for it
 		return failedSlow
+	case isTLS(err):
+		return failedTLS
 	case errors.Is(err, errScheme), errors.Is(err, errRedirects), errors.Is(err, errBudget):
 		return failedOther
 	}
 	return failedCut
+}
+
+// isTLS reports whether one side broke TLS off with a reason: the server wants a certificate or
+// another version, does not know the name, or what it sent was wrong.
+func isTLS(err error) bool {
+	var op *net.OpError
+	if errors.As(err, &op) && (op.Op == "remote error" || op.Op == "local error") { // an alert
+		return true
+	}
+	return strings.Contains(err.Error(), "tls: ") // crypto/tls has no type for the rest
 }
 
 // statusError is an answer that was none of those that are expected.
@@ -350,7 +362,7 @@ func tries(err error) int32 {
 		return 1
 	case f.kind == failedCut:
 		return infoTries
-	case f.kind == failedOther, f.kind == failedSilent:
+	case f.kind == failedOther, f.kind == failedSilent, f.kind == failedTLS:
 		return 2
 	}
 	return 1

@@ -569,18 +569,7 @@ func TestDoctorOffline(t *testing.T) {
 // One family of port 5353 is taken by a program that does not share it.
 func TestDoctorHalfOfMulticast(t *testing.T) {
 	t.Parallel()
-	const inside = "NIXP2P_TEST_INSIDE"
-	if os.Getenv(inside) == "" {
-		if err := exec.Command("unshare", "-n", "true").Run(); err != nil {
-			t.Skipf("skipped: a network of one's own takes root and unshare: %v", err)
-		}
-		cmd := exec.CommandContext(t.Context(), "unshare", "-n", "sh", "-c", `ip link set lo up && exec "$0" -test.run "^TestDoctorHalfOfMulticast$" -test.v`, os.Args[0])
-		cmd.Env = append(os.Environ(), inside+"=1")
-		out, err := cmd.CombinedOutput()
-		t.Logf("%s", out)
-		if err != nil {
-			t.Error(err)
-		}
+	if !ownNetwork(t) {
 		return
 	}
 	l, err := net.ListenPacket("udp4", "0.0.0.0:5353")

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -33,6 +34,7 @@ type process struct {
 	dir        string
 	args       []string
 	env        []string
+	prefix     []string // of the command, such as nsenter
 	url, admin string
 
 	mu  sync.Mutex
@@ -68,7 +70,8 @@ func (d *process) start() {
 		"serve", "--config", os.DevNull, "--listen", orAny(d.url), "--admin-listen", orAny(d.admin),
 		"--state-dir", d.dir + "/state", "--cache-dir", d.dir + "/cache", "--log-level", "debug",
 	}, d.args...)
-	cmd := exec.Command(os.Args[0], args...)
+	argv := slices.Concat(d.prefix, []string{os.Args[0]}, args)
+	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Env = append(append(os.Environ(), beMain+"=1"), d.env...)
 	stderr, err := cmd.StderrPipe()
 	if err != nil {

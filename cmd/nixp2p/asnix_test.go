@@ -3,6 +3,7 @@ package main
 import (
 	"crypto/md5"
 	"crypto/sha512"
+	"encoding/base64"
 	"fmt"
 	"net/http"
 	"os"
@@ -50,6 +51,34 @@ func before(key, more string) func(string) string {
 	return func(text string) string { return strings.Replace(text, "\n"+key+": ", "\n"+more+key+": ", 1) }
 }
 
+// lines writes a line as several, or in another form, with VALUE for its value.
+func lines(key string, as ...string) func(string) string {
+	return func(text string) string {
+		before, rest, _ := strings.Cut("\n"+text, "\n"+key+": ")
+		value, after, _ := strings.Cut(rest, "\n")
+		return strings.TrimPrefix(before+"\n"+strings.ReplaceAll(strings.Join(as, "\n"), "VALUE", value)+"\n"+after, "\n")
+	}
+}
+
+// recode writes the NarHash in another form.
+func recode(form func(hash []byte) string) func(string) string {
+	return func(text string) string {
+		_, rest, _ := strings.Cut(text, "\nNarHash: ")
+		value, _, _ := strings.Cut(rest, "\n")
+		h, err := nix.ParseNarHash(value)
+		if err != nil {
+			panic(err)
+		}
+		return line("NarHash", form(h[:]))(text)
+	}
+}
+
+func backwards(text string) string {
+	all := strings.SplitAfter(text, "\n")
+	slices.Reverse(all)
+	return strings.Join(all, "")
+}
+
 // oddNarInfos have what Nix takes, or does not need: no signature covers it.
 func oddNarInfos() []odd {
 	sha512Of, md5Of := sha512.Sum512([]byte("x")), md5.Sum([]byte("x"))
@@ -73,6 +102,68 @@ func oddNarInfos() []odd {
 		{what: "a word behind the signature", edit: func(s string) string { return strings.TrimSuffix(s, "\n") + " other-1:AAAA\n" }},
 		{what: "a signature without padding", edit: func(s string) string { return strings.TrimSuffix(s, "==\n") + "\n" }},
 		{what: "the URL with a query", edit: func(s string) string { return strings.Replace(s, ".nar\n", ".nar?a=b\n", 1) }},
+		{what: "FileHash as SRI", edit: line("FileHash", "sha256-"+base64.StdEncoding.EncodeToString(sha512Of[:32]))},
+		{what: "FileHash in base 16", edit: line("FileHash", fmt.Sprintf("sha256:%x", sha512Of[:32]))},
+		{what: "FileHash in capitals", edit: line("FileHash", fmt.Sprintf("sha256:%X", sha512Of[:32]))},
+		{what: "FileHash of sha1", edit: line("FileHash", fmt.Sprintf("sha1:%x", sha512Of[:20]))},
+		{what: "FileHash of blake3", edit: line("FileHash", fmt.Sprintf("blake3:%x", sha512Of[:32]))},
+		{what: "FileHash without an algorithm", edit: line("FileHash", fmt.Sprintf("%x", sha512Of[:32]))},
+		{what: "FileHash empty", edit: line("FileHash", "")},
+		{what: "FileSize with a sign", edit: line("FileSize", "+5000")},
+		{what: "FileSize negative", edit: line("FileSize", "-1")},
+		{what: "FileSize with zeros in front", edit: line("FileSize", "0005000")},
+		{what: "FileSize in words", edit: line("FileSize", "many")},
+		{what: "FileSize over 64 bits", edit: line("FileSize", "18446744073709551616")},
+		{what: "FileSize twice", edit: behind("FileSize: 1\n")},
+		{what: "FileHash twice", edit: behind("FileHash: sha256:" + strings.Repeat("0", 52) + "\n")},
+		{what: "NarHash in base 16", edit: recode(func(h []byte) string { return fmt.Sprintf("sha256:%x", h) })},
+		{what: "NarHash in capitals", edit: recode(func(h []byte) string { return fmt.Sprintf("sha256:%X", h) })},
+		{what: "NarHash as SRI", edit: recode(func(h []byte) string { return "sha256-" + base64.StdEncoding.EncodeToString(h) })},
+		{what: "NarHash in base 64", edit: recode(func(h []byte) string { return "sha256:" + base64.StdEncoding.EncodeToString(h) })},
+		{what: "NarSize with zeros in front", edit: lines("NarSize", "NarSize: 00VALUE")},
+		{what: "StorePath twice, the same", edit: lines("StorePath", "StorePath: VALUE", "StorePath: VALUE")},
+		{what: "URL twice, the same", edit: lines("URL", "URL: VALUE", "URL: VALUE")},
+		{what: "URL twice, the second is right", edit: lines("URL", "URL: nar/none.nar", "URL: VALUE")},
+		{what: "Compression twice, the second is right", edit: lines("Compression", "Compression: zstd", "Compression: VALUE")},
+		{what: "Compression twice, the first is right", edit: behind("Compression: zstd\n")},
+		{what: "NarHash twice, the same", edit: lines("NarHash", "NarHash: VALUE", "NarHash: VALUE")},
+		{what: "NarHash twice, the second is right", edit: lines("NarHash", "NarHash: sha256:"+strings.Repeat("0", 52), "NarHash: VALUE")},
+		{what: "NarSize twice, the second is right", edit: lines("NarSize", "NarSize: 1", "NarSize: VALUE")},
+		{what: "References twice", edit: lines("References", "References: VALUE", "References: VALUE")},
+		{what: "the signature twice", edit: lines("Sig", "Sig: VALUE", "Sig: VALUE")},
+		{what: "CA twice", edit: behind("CA: \nCA: \n")},
+		{what: "an empty CA", edit: behind("CA: \n")},
+		{what: "a CA that is none", edit: behind("CA: nonsense\n")},
+		{what: "CRLF", edit: func(s string) string { return strings.ReplaceAll(s, "\n", "\r\n") }},
+		{what: "CRLF behind what is not signed", edit: lines("Compression", "Compression: VALUE", "X-Y: z\r")},
+		{what: "no line end", edit: func(s string) string { return strings.TrimSuffix(s, "\n") }},
+		{what: "empty lines behind", edit: behind("\n\n")},
+		{what: "an empty line before", edit: func(s string) string { return "\n" + s }},
+		{what: "a line without a colon", edit: behind("nonsense\n")},
+		{what: "a tab in place of the space", edit: lines("URL", "URL:\tVALUE")},
+		{what: "two spaces", edit: lines("URL", "URL:  VALUE")},
+		{what: "a space before the key", edit: func(s string) string { return strings.Replace(s, "\nURL: ", "\n URL: ", 1) }},
+		{what: "a key in small letters", edit: lines("URL", "url: VALUE", "URL: VALUE")},
+		{what: "a byte order mark", edit: func(s string) string { return "\ufeff" + s }},
+		{what: "a zero byte in a key that is unknown", edit: behind("X-Zero: a\x00b\n")},
+		{what: "the lines in another order", edit: backwards},
+		{what: "Deriver empty", edit: behind("Deriver: \n")},
+		{what: "Deriver twice", edit: behind("Deriver: unknown-deriver\nDeriver: unknown-deriver\n")},
+		{what: "Deriver with a directory", edit: behind("Deriver: /nix/store/" + strings.Repeat("a", 32) + "-x.drv\n")},
+		{what: "Deriver that is no path", edit: behind("Deriver: nonsense\n")},
+		{what: "compression of another name", edit: line("Compression", "snappy")},
+		{what: "compression in capitals", compression: nix.XZ, edit: line("Compression", "XZ")},
+		{what: "an empty compression", edit: line("Compression", "")},
+		{what: "a compression with a space behind", compression: nix.XZ, edit: line("Compression", "xz ")},
+		{what: "zstd named xz", compression: nix.Zstd, edit: line("Compression", "xz")},
+		{what: "xz named none", compression: nix.XZ, edit: line("Compression", "none")},
+		{what: "xz named bzip2", compression: nix.XZ, edit: line("Compression", "bzip2")},
+		{what: "raw named xz", edit: line("Compression", "xz")},
+		{what: "a fragment in the URL", edit: func(s string) string { return strings.Replace(s, ".nar\n", ".nar#x\n", 1) }},
+		{what: "two slashes in the URL", edit: func(s string) string { return strings.Replace(s, "URL: nar/", "URL: nar//", 1) }},
+		{what: "a slash before the URL", edit: func(s string) string { return strings.Replace(s, "URL: ", "URL: /", 1) }},
+		{what: "a letter in percent in the URL", edit: func(s string) string { return strings.Replace(s, "URL: nar/", "URL: n%61r/", 1) }},
+		{what: "a directory up in the URL", edit: func(s string) string { return strings.Replace(s, "URL: nar/", "URL: x/../nar/", 1) }},
 		{what: "the URL with a dot", edit: func(s string) string { return strings.Replace(s, "URL: ", "URL: ./", 1) }},
 	}
 	for _, c := range []nix.Compression{nix.None, nix.XZ, nix.Bzip2, nix.Gzip, nix.Zstd, nix.Brotli, nix.LZ4, nix.LZMA, nix.Lzip, nix.LZW} {

@@ -101,9 +101,7 @@ func authorities(cfg *Config, log *slog.Logger) *x509.CertPool {
 		}
 		text, err := os.ReadFile(name)
 		pool := x509.NewCertPool()
-		text = bytes.TrimPrefix(text, []byte("\ufeff"))
-		text = bytes.ReplaceAll(text, []byte(" X509 CERTIFICATE-----"), []byte(" CERTIFICATE-----")) // OpenSSL takes both
-		if err == nil && !pool.AppendCertsFromPEM(text) {
+		if err == nil && !pool.AppendCertsFromPEM(plainPEM(text)) {
 			err = fmt.Errorf("%s: no certificate in it", name)
 		}
 		if err == nil {
@@ -112,6 +110,17 @@ func authorities(cfg *Config, log *slog.Logger) *x509.CertPool {
 		log.Warn("certificate authorities cannot be read", "err", err)
 	}
 	return nil
+}
+
+// plainPEM rewrites what curl's libraries take in a bundle and encoding/pem does not: a byte order mark, lines that end in
+// CR or begin with spaces, and the old name of the blocks.
+func plainPEM(text []byte) []byte {
+	text = bytes.TrimPrefix(text, []byte("\ufeff"))
+	lines := bytes.FieldsFunc(text, func(c rune) bool { return c == '\r' || c == '\n' })
+	for i, l := range lines {
+		lines[i] = bytes.ReplaceAll(bytes.TrimSpace(l), []byte(" X509 CERTIFICATE-----"), []byte(" CERTIFICATE-----"))
+	}
+	return append(bytes.Join(lines, []byte("\n")), '\n')
 }
 
 // hop is one HTTP request: what is dialled for it is noted with its cache.

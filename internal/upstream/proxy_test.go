@@ -229,9 +229,10 @@ func TestAuthorities(t *testing.T) {
 	defer u.Close()
 	u.Config.ErrorLog = log.New(io.Discard, "", 0)
 	dir := t.TempDir()
-	good, empty, old := filepath.Join(dir, "good.pem"), filepath.Join(dir, "empty.pem"), filepath.Join(dir, "old.pem")
+	good, empty, old, odd := filepath.Join(dir, "good.pem"), filepath.Join(dir, "empty.pem"), filepath.Join(dir, "old.pem"), filepath.Join(dir, "odd.pem")
 	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: u.Certificate().Raw})
-	for name, content := range map[string][]byte{good: text, empty: nil, old: bytes.ReplaceAll(text, []byte(" CERT"), []byte(" X509 CERT"))} {
+	for name, content := range map[string][]byte{good: text, empty: nil, old: bytes.ReplaceAll(text, []byte(" CERT"), []byte(" X509 CERT")),
+		odd: append([]byte("\ufeff  "), bytes.ReplaceAll(text, []byte("\n"), []byte("\r  "))...)} {
 		if err := os.WriteFile(name, content, 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -244,6 +245,7 @@ func TestAuthorities(t *testing.T) {
 		"NIX_SSL_CERT_FILE":           {good, "", true, false},
 		"ssl-cert-file":               {"", good, true, false},
 		"X509 CERTIFICATE":            {old, "", true, false},
+		"CR, spaces, a mark":          {odd, "", true, false},
 		"the environment counts":      {good, empty, true, false},
 		"unreadable":                  {filepath.Join(dir, "none"), "", false, true},
 		"unreadable, then the file":   {filepath.Join(dir, "none"), good, true, true},

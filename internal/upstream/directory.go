@@ -15,7 +15,12 @@ import (
 
 // directory is a cache that lies in a directory, as "nix copy --to file://..." makes it. It
 // answers requests as a server would, so that all else is the same.
-type directory string
+type directory struct {
+	path string
+	// literal is the path as the URL has it: Nix before 2.19 does not decode %41 in a directory's name. It is
+	// looked at where path is not there.
+	literal string
+}
 
 var (
 	errNoDirectory = errors.New("no such directory")
@@ -29,11 +34,15 @@ func (d directory) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	// Looked at each time: a disk may come and go.
-	if stat, err := os.Stat(string(d)); err != nil || !stat.IsDir() {
-		return nil, fmt.Errorf("%w: %s", errNoDirectory, d)
+	isDir := func(path string) bool { stat, err := os.Stat(path); return err == nil && stat.IsDir() }
+	root := d.path
+	if !isDir(root) {
+		if root = d.literal; !isDir(root) {
+			return nil, fmt.Errorf("%w: %s", errNoDirectory, d.path)
+		}
 	}
-	name := d.find(strings.TrimPrefix(req.URL.Path, string(d)))
-	if within, err := filepath.Rel(string(d), name); err != nil || !filepath.IsLocal(within) {
+	name := find(root, strings.TrimPrefix(req.URL.Path, d.path))
+	if within, err := filepath.Rel(root, name); err != nil || !filepath.IsLocal(within) {
 		return nil, errOutside
 	}
 	file := regular(name)
@@ -53,10 +62,10 @@ func (d directory) RoundTrip(req *http.Request) (*http.Response, error) {
 	return resp, err
 }
 
-// find returns where a file of the directory lies: what a narinfo says as it is, which is how Nix
+// find returns where a file of the directory root lies: what a narinfo says as it is, which is how Nix
 // reads it, or as the URL that it is on a server.
-func (d directory) find(text string) string {
-	at := func(name string) string { return filepath.Join(string(d), name) }
+func find(root, text string) string {
+	at := func(name string) string { return filepath.Join(root, name) }
 	if _, err := os.Lstat(at(text)); err != nil {
 		if to, err := url.Parse(text); err == nil {
 			return at(to.Path)

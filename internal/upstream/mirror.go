@@ -119,7 +119,7 @@ func (s *shared) newMirror(text string) (*mirror, error) {
 	case !web && (base.Host != "" || base.Path[0] != '/'):
 		return nil, fmt.Errorf("%w: file URLs are file:///directory", errURL)
 	case !web:
-		m.files = directory(base.Path)
+		m.files = directory{base.Path, base.EscapedPath()}
 	}
 	m.base, m.name = base, base.String()
 	m.up = s.metrics.UpstreamUp.WithLabelValues(m.name)

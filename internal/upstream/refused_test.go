@@ -191,3 +191,19 @@ func TestDirectoryLayouts(t *testing.T) {
 		})
 	}
 }
+
+// TestDirectoryNames: a directory is found by its name in a URL, as new versions of Nix decode it and as old ones
+// do not.
+func TestDirectoryNames(t *testing.T) {
+	p := nixtest.NewPath("hello", 3000)
+	for written, lies := range map[string]string{
+		"a%41b": "aAb", "a%41c": "a%41c", "with%20space": "with space", "with%20spaces": "with%20spaces", "a+b": "a+b", "100%25": "100%",
+	} {
+		dir := t.TempDir()
+		nixtest.WriteCache(t, filepath.Join(dir, lies), cache(nix.XZ, p))
+		b := open(t, nil, "file://"+dir+"/"+written)
+		if got, err := b.read(b.mustInfo(p), nix.Raw, 0); err != nil || !bytes.Equal(got, p.NAR) {
+			t.Errorf("%s: %d bytes, %v", written, len(got), err)
+		}
+	}
+}

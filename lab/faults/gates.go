@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -257,40 +258,71 @@ func (g *gates) proxyAt(l net.Listener, plain, secure, user string) string {
 	return g.serveWith(l, h)
 }
 
-// socks is a SOCKS proxy, 4a or 5 without a password, that leads everything to one port.
-func (g *gates) socks(to string) string {
+// socks is a SOCKS proxy, 4, 4a or 5, that leads everything to one port. user, if not empty, is the NAME that
+// version 4 or the NAME:PASSWORD that version 5 has to say.
+func (g *gates) socks(to, user string) string {
 	return g.listen(func(_ int, c net.Conn) {
-		read := func(n int) []byte {
-			b := make([]byte, n)
-			_, _ = io.ReadFull(c, b)
-			return b
+		if negotiate(c, user) {
+			pass(c, net.JoinHostPort("127.0.0.1", to))
 		}
-		text := func() {
-			for b := read(1); b[0] != 0; b = read(1) {
-			}
-		}
-		if read(1)[0] == 4 {
-			head := read(7)
-			text()
-			if head[3] == 0 && head[4] == 0 && head[5] == 0 {
-				text()
-			}
-			_, _ = c.Write([]byte{0, 90, 0, 0, 0, 0, 0, 0})
-		} else {
-			read(int(read(1)[0]))
-			_, _ = c.Write([]byte{5, 0})
-			switch head := read(4); head[3] {
-			case 1:
-				read(4 + 2)
-			case 3:
-				read(int(read(1)[0]) + 2)
-			case 4:
-				read(16 + 2)
-			}
-			_, _ = c.Write([]byte{5, 0, 0, 1, 0, 0, 0, 0, 0, 0})
-		}
-		pass(c, net.JoinHostPort("127.0.0.1", to))
 	})
+}
+
+// negotiate reports whether a client of a SOCKS proxy is let in.
+func negotiate(c net.Conn, user string) bool {
+	read := func(n int) []byte {
+		b := make([]byte, n)
+		_, _ = io.ReadFull(c, b)
+		return b
+	}
+	text := func() (s string) {
+		for b := read(1); b[0] != 0; b = read(1) {
+			s += string(b)
+		}
+		return s
+	}
+	if read(1)[0] == 4 {
+		head := read(7)
+		name := text()
+		if head[3] == 0 && head[4] == 0 && head[5] == 0 {
+			text()
+		}
+		if user != "" && name != user {
+			_, _ = c.Write([]byte{0, 93, 0, 0, 0, 0, 0, 0})
+			return false
+		}
+		_, _ = c.Write([]byte{0, 90, 0, 0, 0, 0, 0, 0})
+		return true
+	}
+	method := byte(0)
+	if user != "" {
+		method = 2
+	}
+	if !bytes.Contains(read(int(read(1)[0])), []byte{method}) {
+		_, _ = c.Write([]byte{5, 255})
+		return false
+	}
+	_, _ = c.Write([]byte{5, method})
+	if method == 2 {
+		read(1)
+		name := read(int(read(1)[0]))
+		password := read(int(read(1)[0]))
+		if string(name)+":"+string(password) != user {
+			_, _ = c.Write([]byte{1, 1})
+			return false
+		}
+		_, _ = c.Write([]byte{1, 0})
+	}
+	switch head := read(4); head[3] {
+	case 1:
+		read(4 + 2)
+	case 3:
+		read(int(read(1)[0]) + 2)
+	case 4:
+		read(16 + 2)
+	}
+	_, _ = c.Write([]byte{5, 0, 0, 1, 0, 0, 0, 0, 0, 0})
+	return true
 }
 
 // authority signs certificates that nobody trusts without being told.
@@ -299,7 +331,11 @@ type authority struct {
 	cert *x509.Certificate
 }
 
-func newAuthority() *authority {
+func newAuthority() *authority { return authorityUntil(time.Now().Add(24 * time.Hour)) }
+
+func expiredAuthority() *authority { return authorityUntil(time.Now().Add(-time.Minute)) }
+
+func authorityUntil(end time.Time) *authority {
 	a := &authority{}
 	var err error
 	if a.key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
@@ -307,7 +343,7 @@ func newAuthority() *authority {
 	}
 	of := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "Corp CA"}, IsCA: true, BasicConstraintsValid: true,
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour), KeyUsage: x509.KeyUsageCertSign,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: end, KeyUsage: x509.KeyUsageCertSign,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, of, of, &a.key.PublicKey, a.key)
 	if err != nil {

@@ -3,10 +3,12 @@ package main
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
@@ -40,7 +42,6 @@ func known() map[string]string {
 		"TLS 1.0": "not accepted (RFC 8996)",
 		"certificate with the name in its subject only":  "not accepted (RFC 9525)",
 		"TCP: the same for 6 s":                          "2 s are waited for a connection, twice",
-		"file: the directory is named per%41cent":        "the URL is decoded, as by Nix 2.34",
 		"file: NAR URL: ../X, outside":                   "a name does not lead out of the directory; a link may",
 		"file: ?trusted=1, narinfos without a signature": "nothing unsigned is served",
 	}
@@ -129,7 +130,7 @@ func nameWays() []*way {
 	local := func(name, host string) *way {
 		return &way{name: name, quick: strings.Contains(name, "below"), gate: func(g *gates) string { return "http://" + host + ":" + g.plain() }}
 	}
-	return []*way{
+	all := []*way{
 		one("nothing (for comparison)", true, right),
 		first("the first server is silent", noAnswer),
 		first("the first server's port is closed", "127.0.1.9"),
@@ -193,6 +194,80 @@ func nameWays() []*way {
 		local("an address in short", "127.1"),
 		local("an address as one number", "2130706433"),
 		local("an address in octal and hexadecimal", "0177.0x1"),
+	}
+	return append(all, oddAnswers()...)
+}
+
+// oddAnswers have name servers whose answers are not what is expected.
+func oddAnswers() []*way {
+	one := func(name string, h ...habit) *way { return &way{name: name, names: h} }
+	bare := func(a asked, m *dnsmessage.Message) time.Duration {
+		alias(a, m)
+		m.Answers = m.Answers[:min(len(m.Answers), 2)]
+		return 0
+	}
+	onlySix := func(name string, h habit) *way {
+		return &way{name: name, names: []habit{h}, gate: func(g *gates) string { return "http://" + cacheName + ":" + g.six() }}
+	}
+	return []*way{
+		one("UDP: truncated with half of the answer, TCP: right", func(a asked, m *dnsmessage.Message) time.Duration {
+			if !a.tcp {
+				m.Truncated, m.Answers = true, nil
+				address(m, noAnswer)
+			}
+			return 0
+		}),
+		one("the answer to another question first", func(a asked, m *dnsmessage.Message) time.Duration {
+			if a.nth == 1 {
+				m.ID++
+			}
+			return 0
+		}),
+		one("the answer has another name in its question, first", func(a asked, m *dnsmessage.Message) time.Duration {
+			if a.nth == 1 {
+				m.Questions = []dnsmessage.Question{{Name: dnsmessage.MustNewName("other.test."), Type: m.Questions[0].Type, Class: dnsmessage.ClassINET}}
+			}
+			return 0
+		}),
+		one("an alias that leads to itself", func(_ asked, m *dnsmessage.Message) time.Duration {
+			name := m.Questions[0].Name
+			m.Answers = []dnsmessage.Resource{{
+				Header: dnsmessage.ResourceHeader{Name: name, Class: dnsmessage.ClassINET, TTL: 60}, Body: &dnsmessage.CNAMEResource{CNAME: name},
+			}}
+			return 0
+		}),
+		one("an alias without an address", bare),
+		one("the first server: an alias without an address", bare, right),
+		onlySix("an address of IPv6 only", has("::1")),
+		onlySix("an address of IPv6 only, A: SERVFAIL", func(a asked, m *dnsmessage.Message) time.Duration {
+			if !a.v6 {
+				return says(dnsmessage.RCodeServerFailure)(a, m)
+			}
+			return has("::1")(a, m)
+		}),
+		onlySix("an address of IPv6 only, A: no answer", func(a asked, m *dnsmessage.Message) time.Duration {
+			if !a.v6 {
+				return never
+			}
+			return has("::1")(a, m)
+		}),
+		one("no recursion, and the answer all the same", func(_ asked, m *dnsmessage.Message) time.Duration {
+			m.RecursionAvailable = false
+			return 0
+		}),
+		one("the first server: no recursion, no answer", func(_ asked, m *dnsmessage.Message) time.Duration {
+			m.RecursionAvailable, m.Answers = false, nil
+			return 0
+		}, right),
+		one("a record of an unknown type before the address", func(_ asked, m *dnsmessage.Message) time.Duration {
+			odd := dnsmessage.Resource{
+				Header: dnsmessage.ResourceHeader{Name: m.Questions[0].Name, Class: dnsmessage.ClassINET, TTL: 60},
+				Body:   &dnsmessage.UnknownResource{Type: 46, Data: []byte("signed")},
+			}
+			m.Answers = append([]dnsmessage.Resource{odd}, m.Answers...)
+			return 0
+		}),
+		one("the address 0.0.0.0", has("0.0.0.0")),
 	}
 }
 
@@ -276,6 +351,20 @@ func connectionWays() []*way {
 			c.MaxVersion, c.CipherSuites = tls.VersionTLS12, []uint16{tls.TLS_RSA_WITH_AES_128_CBC_SHA}
 		}),
 		secure("TLS 1.0", func(c *tls.Config) { c.MinVersion, c.MaxVersion = tls.VersionTLS10, tls.VersionTLS10 }),
+		secure("the server wants a certificate of the client", func(c *tls.Config) { c.ClientAuth = tls.RequireAnyClientCert }),
+		secure("the server breaks the first handshake off", func(c *tls.Config) {
+			var once sync.Once
+			c.GetConfigForClient = func(*tls.ClientHelloInfo) (_ *tls.Config, err error) {
+				once.Do(func() { err = errors.New("not now") })
+				return nil, err
+			}
+		}),
+		{name: "a certificate for an address", env: trusting, gate: func(g *gates) string {
+			return "https://127.0.0.1:" + g.secure(serverConfig(g.ca.issue(func(c *x509.Certificate) { c.DNSNames, c.IPAddresses = nil, []net.IP{net.IPv4(127, 0, 0, 1)} })))
+		}},
+		{name: "an address as a name in the certificate", env: trusting, gate: func(g *gates) string {
+			return "https://127.0.0.1:" + g.secure(serverConfig(g.ca.issue(func(c *x509.Certificate) { c.DNSNames = []string{"127.0.0.1"} })))
+		}},
 		issued("certificate for *.corp.test", func(c *x509.Certificate) { c.DNSNames = []string{"*.corp.test"} }),
 		issued("certificate with the name in its subject only", func(c *x509.Certificate) { c.DNSNames = nil }),
 		issued("certificate for another name", func(c *x509.Certificate) { c.DNSNames = []string{"other.test"} }),

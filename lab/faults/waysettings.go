@@ -1,8 +1,10 @@
 package main
 
 import (
+	"cmp"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -66,9 +68,10 @@ func proxyWays() (all []*way) {
 	})
 	for _, scheme := range []string{"socks5h", "socks5", "socks4a", "socks4", "socks", "SOCKS5H"} {
 		through("all_proxy="+scheme+"://HOST:PORT", false, func(g *gates, plain, _ string) []string {
-			return []string{"all_proxy=" + scheme + "://127.0.0.1:" + g.socks(plain)}
+			return []string{"all_proxy=" + scheme + "://127.0.0.1:" + g.socks(plain, "")}
 		})
 	}
+	all = append(all, guardedProxies()...)
 	through("http_proxy is right, all_proxy is dead", false, func(g *gates, plain, secure string) []string {
 		return []string{"all_proxy=http://127.0.0.9:9", "http_proxy=http://127.0.0.1:" + g.proxy(plain, secure, "")}
 	})
@@ -80,6 +83,23 @@ func proxyWays() (all []*way) {
 	})
 	illProxies(through)
 	return append(all, noProxyWays()...)
+}
+
+// guardedProxies are SOCKS proxies that want to know who asks. They know the cache's name, and so does
+// this machine, as with socks5 and socks4 curl looks it up itself.
+func guardedProxies() (all []*way) {
+	for _, c := range []struct{ scheme, says, wants string }{
+		{"socks5h", "me:p%40ss@", "me:p@ss"}, {"socks5", "me:p%40ss@", "me:p@ss"}, {"socks5h", "me:pass@", "me:pass"},
+		{"socks5h", "me:@", "me:"}, {"socks5h", "me@", "me:"}, {"socks5h", "d%5Cme:a%3Ab@", `d\me:a:b`},
+		{"socks5h", "me:no@", "me:pass"}, {"socks5h", "", "me:pass"}, {"socks5h", "me:pass@", ""},
+		{"socks4a", "me@", "me"}, {"socks4", "me@", "me"}, {"socks4a", "me:pass@", "me"}, {"socks4", "m%40e@", "m@e"}, {"socks4a", "", "me"}, {"socks", "me@", "me"},
+	} {
+		name := fmt.Sprintf("all_proxy=%s://%sHOST:PORT, which wants %s", c.scheme, c.says, cmp.Or(c.wants, "nobody's name"))
+		all = append(all, &way{name: name, quick: len(all) == 0, env: func(g *gates, _ func(name, text string) string) []string {
+			return []string{"all_proxy=" + c.scheme + "://" + c.says + "127.0.0.1:" + g.socks(g.plain(), c.wants)}
+		}})
+	}
+	return all
 }
 
 // illProxies adds proxies that do not do what they should.
@@ -215,6 +235,24 @@ func authorityWays() (all []*way) {
 		}},
 		{"in DER", func(a *authority) string { return string(a.cert.Raw) }},
 		{"not, as it is empty", func(*authority) string { return "" }},
+		{"twice", func(a *authority) string { return a.block("CERTIFICATE") + a.block("CERTIFICATE") }},
+		{"behind one that has expired", func(a *authority) string { return expiredAuthority().block("CERTIFICATE") + a.block("CERTIFICATE") }},
+		{"behind one of the same name and another key", func(a *authority) string { return newAuthority().block("CERTIFICATE") + a.block("CERTIFICATE") }},
+		{"with comments, spaces behind each line", func(a *authority) string {
+			return "# Corp CA\n# -----\n" + strings.ReplaceAll(a.block("CERTIFICATE"), "\n", "  \n")
+		}},
+		{"in one line", func(a *authority) string {
+			return "-----BEGIN CERTIFICATE-----\n" + base64.StdEncoding.EncodeToString(a.cert.Raw) + "\n-----END CERTIFICATE-----\n"
+		}},
+		{"with spaces before each line", func(a *authority) string { return "  " + strings.ReplaceAll(a.block("CERTIFICATE"), "\n", "\n  ") }},
+		{"in UTF-16", func(a *authority) string {
+			var b strings.Builder
+			for _, c := range a.block("CERTIFICATE") {
+				b.WriteString(string(c) + "\x00")
+			}
+			return b.String()
+		}},
+		{"with CR alone", func(a *authority) string { return strings.ReplaceAll(a.block("CERTIFICATE"), "\n", "\r") }},
 		{"without a line end", func(a *authority) string { return strings.TrimSuffix(a.block("CERTIFICATE"), "\n") }},
 	} {
 		add("the file has the authority "+form.name, func(g *gates, file func(name, text string) string) []string {

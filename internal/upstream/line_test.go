@@ -70,7 +70,7 @@ func (c *cutConn) Write(p []byte) (int, error) {
 
 func cuttable(l *line) func(*Config) {
 	return func(c *Config) {
-		c.timeouts.connect, c.timeouts.late = 600*time.Millisecond, 50*time.Millisecond
+		c.timeouts.connect, c.timeouts.late, c.timeouts.headers = 600*time.Millisecond, 50*time.Millisecond, time.Minute
 		c.dialer = l.dial
 	}
 }
@@ -78,13 +78,13 @@ func cuttable(l *line) func(*Config) {
 // TestSilentCut: over an open connection that is cut silently, the first request learns of it
 // within little more than a connect timeout, all others that wait too, the next one at once.
 func TestSilentCut(t *testing.T) {
+	t.Parallel()
 	p := nixtest.NewPath("hello", 100)
 	u := nixtest.NewUpstream(t, cache(nix.None, p))
 	l := newLine()
 	b := open(t, cuttable(l), u.URL())
 	b.mustInfo(p)
 	close(l.cut)
-	began := time.Now()
 	done := make(chan error, 3)
 	for range cap(done) {
 		go func() {
@@ -97,15 +97,16 @@ func TestSilentCut(t *testing.T) {
 			t.Errorf("%v", err)
 		}
 	}
-	if took := time.Since(began); took > 3*time.Second || !b.Down() {
-		t.Errorf("after %v, down %v", took, b.Down())
+	// Nothing but the dials can have told: the answer would have been waited for much longer.
+	if !b.Down() {
+		t.Error("not down")
 	}
-	if n := l.dials.Load(); n > 8 {
-		t.Errorf("%d dials", n)
+	dials := l.dials.Load()
+	if dials > 8 {
+		t.Errorf("%d dials", dials)
 	}
-	began = time.Now()
-	if _, err := b.Info(t.Context(), p.Hash()); kindOf(err) != "unavailable" || time.Since(began) > 100*time.Millisecond {
-		t.Errorf("then: %v after %v", err, time.Since(began))
+	if _, err := b.Info(t.Context(), p.Hash()); kindOf(err) != "unavailable" || l.dials.Load() != dials {
+		t.Errorf("then: %v, %d more dials", err, l.dials.Load()-dials)
 	}
 	b.run()
 	close(l.mend)
@@ -115,6 +116,7 @@ func TestSilentCut(t *testing.T) {
 
 // TestSlowIsNotDown: a cache that takes its time can be connected to, and stays up.
 func TestSlowIsNotDown(t *testing.T) {
+	t.Parallel()
 	p := nixtest.NewPath("hello", 100)
 	u := nixtest.NewUpstream(t, cache(nix.None, p))
 	u.Set(nixtest.NarInfo, nixtest.Fault{Delay: 400 * time.Millisecond})
@@ -134,6 +136,7 @@ func TestSlowIsNotDown(t *testing.T) {
 // TestNarInfoShowsHealth: a cache that is silent for narinfos alone is down until it has answered
 // one, whatever else it answers.
 func TestNarInfoShowsHealth(t *testing.T) {
+	t.Parallel()
 	p := nixtest.NewPath("hello", 100)
 	u := nixtest.NewUpstream(t, cache(nix.None, p))
 	u.Set(nixtest.NarInfo, nixtest.Fault{Do: nixtest.Hang, At: nixtest.BeforeHeaders})
@@ -176,6 +179,7 @@ func (b *bench) coming(info *verify.Info) <-chan error {
 
 // TestSaturatedLine: while bytes come from a cache it is there, however long new connections take.
 func TestSaturatedLine(t *testing.T) {
+	t.Parallel()
 	p, large := nixtest.NewPath("hello", 100), nixtest.NewPath("large", 4<<20)
 	u := nixtest.NewUpstream(t, cache(nix.None, p, large))
 	u.Set(nixtest.NarFile, nixtest.Fault{Rate: 1 << 20})
@@ -207,12 +211,13 @@ func TestSaturatedLine(t *testing.T) {
 // TestQueue: a narinfo that comes late over a saturated line is waited for; one that comes late
 // over an idle line is not.
 func TestQueue(t *testing.T) {
+	t.Parallel()
 	p, large := nixtest.NewPath("hello", 100), nixtest.NewPath("large", 4<<20)
 	u := nixtest.NewUpstream(t, cache(nix.None, p, large))
 	u.Set(nixtest.NarFile, nixtest.Fault{Rate: 1 << 20})
 	b := open(t, hasty, u.URL())
 	info := b.mustInfo(large)
-	u.Set(nixtest.NarInfo, nixtest.Fault{Delay: time.Second})
+	u.Set(nixtest.NarInfo, nixtest.Fault{Delay: 3 * time.Second})
 	come := b.coming(info)
 	if _, err := b.Info(t.Context(), p.Hash()); err != nil || !b.Saturated() {
 		t.Errorf("full line: %v, crowded: %v", err, b.Saturated())
@@ -229,6 +234,7 @@ func TestQueue(t *testing.T) {
 // TestQueuedNAR: a NAR that stalls repeatedly while others get their bytes is resumed; one that
 // stalls alone is given up.
 func TestQueuedNAR(t *testing.T) {
+	t.Parallel()
 	const piece = 20 << 10
 	p, large := nixtest.NewPath("hello", 8*piece), nixtest.NewPath("large", 4<<20)
 	u := nixtest.NewUpstream(t, cache(nix.None, p, large))
@@ -265,6 +271,7 @@ func TestQueuedNAR(t *testing.T) {
 // TestSecondQuestion: a narinfo that is lost on the way is there soon all the same; one that comes
 // in time is asked for once.
 func TestSecondQuestion(t *testing.T) {
+	t.Parallel()
 	p := nixtest.NewPath("hello", 100)
 	u := nixtest.NewUpstream(t, cache(nix.None, p))
 	b := open(t, func(c *Config) { c.timeouts.late = 200 * time.Millisecond }, u.URL())
@@ -286,6 +293,7 @@ func TestSecondQuestion(t *testing.T) {
 
 // TestQueuedNARElsewhere: if another cache has it, it does not wait in the queue.
 func TestQueuedNARElsewhere(t *testing.T) {
+	t.Parallel()
 	const piece = 20 << 10
 	p, large := nixtest.NewPath("hello", 8*piece), nixtest.NewPath("large", 4<<20)
 	u, other := nixtest.NewUpstream(t, cache(nix.None, p, large)), nixtest.NewUpstream(t, cache(nix.None, p))
@@ -312,6 +320,7 @@ func TestQueuedNARElsewhere(t *testing.T) {
 
 // TestSlowIsAskedOnce: a cache that is slow by nature is not asked twice for everything.
 func TestSlowIsAskedOnce(t *testing.T) {
+	t.Parallel()
 	var paths []nixtest.Path
 	for i := range 16 {
 		paths = append(paths, nixtest.NewPath(fmt.Sprintf("path%d", i), 100))

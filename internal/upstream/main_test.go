@@ -35,7 +35,7 @@ var quick = timeouts{
 	lookup: 10 * time.Second, connect: 10 * time.Second, tls: 10 * time.Second,
 	headers: 10 * time.Second, late: 10 * time.Second, first: 10 * time.Second, stall: 10 * time.Second, crawl: 10 * time.Second,
 	probe: 20 * time.Millisecond, probing: 2 * time.Second, refresh: time.Hour,
-	hedge: 30 * time.Millisecond, retry: 4 * time.Millisecond, busyMost: time.Minute, busy: time.Minute,
+	hedge: time.Minute, retry: 4 * time.Millisecond, busyMost: time.Minute, busy: time.Minute,
 	wrong: 5 * time.Millisecond,
 }
 
@@ -51,9 +51,13 @@ func byName(t *testing.T, url string) string {
 
 // hasty is for those who are kept waiting.
 func hasty(c *Config) {
-	const soon = 500 * time.Millisecond
+	const soon = 2 * time.Second
 	c.timeouts.headers, c.timeouts.first, c.timeouts.stall, c.timeouts.probing = soon, soon, soon, soon
+	c.timeouts.hedge = soonHedge
 }
+
+// soonHedge is how soon the next cache is asked too, in tests where the first one may not answer.
+const soonHedge = 30 * time.Millisecond
 
 // hastyFor is hasty where a fault is to hang.
 func hastyFor(faults ...nixtest.Fault) func(*Config) {

@@ -305,7 +305,10 @@ func (n *node) transfers() (list []admin.Transfer) {
 	for _, t := range n.transfer.Transfers() {
 		x := admin.Transfer{
 			Direction: admin.Nix, StorePath: t.Info.StorePath().String(), NarHash: t.Info.NarHash().String(), Form: formName(t.Form),
-			Source: t.Source.String(), Bytes: t.Bytes, Size: t.Size, BytesPerSecond: t.Rate, Started: t.Started, Readers: t.Readers,
+			Peer: t.Peer, Bytes: t.Bytes, Size: t.Size, BytesPerSecond: t.Rate, Started: t.Started, Readers: t.Readers,
+		}
+		if t.Source != source.None {
+			x.Source = t.Source.String()
 		}
 		if t.Inbound {
 			x.Direction = admin.In

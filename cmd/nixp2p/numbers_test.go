@@ -53,6 +53,11 @@ func TestSameNumbers(t *testing.T) {
 			t.Error(w)
 		}
 	}
+	// The upstream's own log has the last word.
+	sent := up.Bytes(nixtest.NarFile) + up.Bytes(nixtest.NarInfo) + up.Bytes(nixtest.CacheInfo)
+	if counted := statusOf(t, a).UpstreamBytes + statusOf(t, b).UpstreamBytes; counted != sent {
+		t.Errorf("the upstream sent %d bytes, the nodes count %d", sent, counted)
+	}
 	// Zeros everywhere would be the same, too.
 	st := statusOf(t, b)
 	if st.Bytes.Cache == 0 || st.Bytes.Upstream == 0 || st.SavedBytes == 0 || st.Saved.Total == 0 || st.PeerReceivedBytes == 0 || st.UpstreamBytes == 0 || st.Peers != 1 || st.Requests["none"].Miss == 0 {

@@ -43,6 +43,7 @@ type download struct {
 	s      *Server
 	cancel context.CancelFunc
 	flow   metrics.Flow
+	latest atomic.Pointer[supplier] // nil if nobody supplied anything
 
 	begun     chan struct{} // closed with the first stage, or at the end
 	done      chan struct{} // closed at the end, when another may begin
@@ -66,6 +67,12 @@ type following struct {
 	cancelled bool // but has not ended yet
 	ended     bool
 	wanted    atomic.Bool // though it began idle, somebody waits; read without the lock
+}
+
+// supplier is who supplies, for status pages.
+type supplier struct {
+	role source.Role
+	peer string // its ID if it is a single peer
 }
 
 // stage is one stream of a download that is followed.

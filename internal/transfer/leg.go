@@ -261,6 +261,7 @@ func (l *leg) take(ctx context.Context, s *supply) (over bool, err error) {
 	}
 	l.stage.role.Store(uint32(s.role))
 	l.stage.peer.Store(s.peer)
+	l.a.d.latest.Store(&supplier{s.role, s.peer})
 	err = l.out.Fill(&feed{l: l, s: s})
 	l.tell()
 	var mine *sinkError

@@ -40,6 +40,9 @@ func (s *Server) Transfers() []Transfer {
 			Info: d.info, Inbound: true, Form: d.forms[0].Form, Size: d.forms[0].Size, Bytes: d.flow.Load(),
 			Rate: d.flow.Rate(d.asked), Started: d.asked, Readers: d.followers,
 		}
+		if s := d.latest.Load(); s != nil {
+			t.Source, t.Peer = s.role, s.peer // of what is not followed before all of it is verified
+		}
 		if st := d.current(); st != nil {
 			t.Form, t.Size, t.Source = st.form, st.size, source.Role(st.role.Load())
 			t.Peer, _ = st.peer.Load().(string)

@@ -53,6 +53,25 @@ func TestTransfers(t *testing.T) {
 	})
 }
 
+// TestTransferUnverified: bytes that nobody gets before all of them are verified have a supplier, too.
+func TestTransferUnverified(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, withPeers)
+		p := nixtest.NewPath("hello", 3*mib)
+		w.peer.Add(t, key, p)
+		gate := make(chan struct{})
+		w.peer.SetFaults(sourcetest.Fault{Do: sourcetest.Wait, At: 2 * mib, Until: gate})
+		var group sync.WaitGroup
+		group.Go(func() { w.wantWhole(nameOf(p, nix.Raw), p.NAR) })
+		synctest.Wait()
+		if got := w.s.Transfers(); len(got) != 1 || got[0].Source != source.Peer || got[0].Bytes != 2*mib {
+			t.Errorf("%+v", got)
+		}
+		close(gate)
+		group.Wait()
+	})
+}
+
 // TestEvents: wrong bytes and sources that ended early are reported, with the path; what went
 // well is not.
 func TestEvents(t *testing.T) {

@@ -67,6 +67,7 @@ type server struct {
 	said     bool       // where the substituter listens
 	adminURL string     // "" while it does not listen
 
+	starts    *starts                      // nil unless systemd holds the socket
 	started   chan struct{}                // closed when there is a node, or will be none
 	late      <-chan struct{}              // closed after startWait
 	transfers atomic.Pointer[atomic.Int64] // NARs on their way, of those that drain waits for
@@ -102,7 +103,13 @@ func serve(ctx context.Context, u *ui, load func() (*config.Config, error)) erro
 	for _, w := range cfg.Warnings {
 		s.log.Warn(w)
 	}
-	return s.run(ctx, cfg, cfgErr, load)
+	if ls.inherited && cfgErr == nil {
+		s.starts = countStart(cfg.StateDir, time.Now())
+	}
+	if err := s.run(ctx, cfg, errors.Join(cfgErr, s.starts.err()), load); !errors.Is(err, errTryAgain) {
+		return err
+	}
+	return nil
 }
 
 func (s *server) run(ctx context.Context, cfg *config.Config, cfgErr error, load func() (*config.Config, error)) error {
@@ -264,6 +271,7 @@ func (s *server) work(ctx context.Context, page http.Handler, load func() (*conf
 	}
 	g.Go(func() error { return s.serveAdmin(gctx, adminServer, adminConns) })
 	g.Go(func() error { s.watchDescriptors(gctx); return nil })
+	g.Go(func() error { return s.starts.watch(ctx, gctx, s.started) })
 	// The node outlives the servers by the time that transfers need to end.
 	nctx, stopNode := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopNode()

@@ -53,8 +53,9 @@ func outages() []*outage {
 	return []*outage{
 		{name: "nothing (for comparison)"},
 		{name: "killed (SIGKILL)", act: signal(syscall.SIGKILL)},
-		{name: "killed every 2 s", good: true, act: killEvery(2 * time.Second)},
-		{name: "killed 0.3 s after each start", good: true, act: killEvery(300 * time.Millisecond)},
+		{name: "killed every 2 s", good: true, act: killEvery(2*time.Second, always)},
+		{name: "killed 0.3 s after each start", good: true, act: killEvery(300*time.Millisecond, always)},
+		{name: "crashes 0.3 s after each start, but while it rests", good: true, act: killEvery(300*time.Millisecond, (*stage).works)},
 		{name: "stopped (SIGSTOP), ended by the watchdog", act: signal(syscall.SIGSTOP)},
 		{name: "killed, and crashes at its next start", act: crashing(1)},
 		{name: "killed, and crashes at each start", good: true, act: crashing(math.MaxInt32)},
@@ -85,8 +86,13 @@ func crashing(starts int) func(context.Context, *stage) error {
 	}
 }
 
-// killEvery kills the daemon again and again, counted from when it says that it is ready.
-func killEvery(d time.Duration) func(context.Context, *stage) error {
+// works reports whether the daemon does more than answer 404.
+func (s *stage) works() bool { return !strings.Contains(s.unit.Status(), "answering 404") }
+
+func always(*stage) bool { return true }
+
+// killEvery kills the daemon again and again as long as that is due, counted from when it says that it is ready.
+func killEvery(d time.Duration, due func(*stage) bool) func(context.Context, *stage) error {
 	return func(ctx context.Context, s *stage) error {
 		for ctx.Err() == nil {
 			select {
@@ -97,7 +103,9 @@ func killEvery(d time.Duration) func(context.Context, *stage) error {
 			timer := time.NewTimer(d)
 			select {
 			case <-timer.C:
-				_ = s.unit.Signal(syscall.SIGKILL)
+				if due(s) {
+					_ = s.unit.Signal(syscall.SIGKILL)
+				}
 			case <-ctx.Done():
 				timer.Stop()
 			}

@@ -54,14 +54,15 @@ func (s *starts) err() error {
 	if s == nil || s.rest.IsZero() {
 		return nil
 	}
-	return fmt.Errorf("it ended several times in a row within %v of its start; the next attempt is at %s, see `journalctl -u nixp2p`", worksAfter, s.rest.Format("15:04:05"))
+	return fmt.Errorf("it ended several times in a row within %v of its start; the next attempt is at %s, or with `systemctl restart nixp2p`; `journalctl -u nixp2p` says how it ended", worksAfter, s.rest.Format("15:04:05"))
 }
 
 // worked notes that the daemon has been started well.
 func (s *starts) worked() { _ = os.Remove(s.file) }
 
 // watch notes it once the daemon has worked for long enough since it was ready, or ends because ctx does:
-// serving, which is of ctx, ends also if a part fails. One that rests is ended when it has rested.
+// serving, which is of ctx, ends also if a part fails. One that rests is ended when it has rested; whoever
+// restarts it before that wants an attempt.
 func (s *starts) watch(ctx, serving context.Context, ready <-chan struct{}) error {
 	if s == nil {
 		return nil
@@ -83,7 +84,7 @@ func (s *starts) watch(ctx, serving context.Context, ready <-chan struct{}) erro
 		}
 		s.worked()
 	case <-serving.Done():
-		if ctx.Err() != nil && s.rest.IsZero() {
+		if ctx.Err() != nil {
 			s.worked()
 		}
 	}

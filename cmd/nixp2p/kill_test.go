@@ -83,6 +83,7 @@ func TestKill9(t *testing.T) {
 			t.Errorf("the cache takes %d bytes, it may take %d", size, bound)
 		}
 		starts, _ := u.Starts()
+		_ = os.Remove(filepath.Join(u.dir, "state", startsFile)) // else it would rest
 		_ = u.Signal(syscall.SIGKILL)
 		eventually(t, func() bool { n, _ := u.Starts(); return n > starts })
 	}

@@ -63,14 +63,19 @@ type server struct {
 	// conditions are how the parts work: those that work with less say so here.
 	conditions source.Conditions
 
-	saying   sync.Mutex // guards what follows
-	said     bool       // where the substituter listens
-	adminURL string     // "" while it does not listen
+	saying announcements
 
 	starts    *starts                      // nil unless systemd holds the socket
 	started   chan struct{}                // closed when there is a node, or will be none
 	late      <-chan struct{}              // closed after startWait
 	transfers atomic.Pointer[atomic.Int64] // NARs on their way, of those that drain waits for
+}
+
+// announcements are what people were told, or are to be told, about the listeners.
+type announcements struct {
+	sync.Mutex
+	said     bool   // where the substituter listens
+	adminURL string // "" while it does not listen
 }
 
 // serve runs the daemon until ctx ends. A start that fails after systemd handed over the
@@ -174,8 +179,8 @@ func (s *server) sayListening() {
 	}
 	s.saying.Lock()
 	defer s.saying.Unlock()
-	if s.said = true; s.adminURL != "" {
-		s.log.Info("listening for admin", "url", s.adminURL)
+	if s.saying.said = true; s.saying.adminURL != "" {
+		s.log.Info("listening for admin", "url", s.saying.adminURL)
 	}
 }
 
@@ -183,7 +188,7 @@ func (s *server) sayListening() {
 func (s *server) sayAdmin(url string) {
 	s.saying.Lock()
 	defer s.saying.Unlock()
-	if s.adminURL = url; s.said {
+	if s.saying.adminURL = url; s.saying.said {
 		s.log.Info("listening for admin", "url", url)
 	}
 }

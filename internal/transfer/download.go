@@ -43,7 +43,6 @@ type download struct {
 	s      *Server
 	cancel context.CancelFunc
 	flow   metrics.Flow
-	latest atomic.Pointer[supplier] // nil if nobody supplied anything
 
 	begun     chan struct{} // closed with the first stage, or at the end
 	done      chan struct{} // closed at the end, when another may begin
@@ -66,7 +65,9 @@ type following struct {
 	left      int  // how often all have left
 	cancelled bool // but has not ended yet
 	ended     bool
-	wanted    atomic.Bool // though it began idle, somebody waits; read without the lock
+	// Both are read without the lock.
+	wanted atomic.Bool              // though it began idle, somebody waits
+	latest atomic.Pointer[supplier] // nil if nobody supplied anything
 }
 
 // supplier is who supplies, for status pages.

@@ -171,7 +171,7 @@ func (n *node) openCaches(m *metrics.Metrics, id string, events source.Events, l
 			return err
 		}
 		if n.bucket, err = bucket.New(bucket.Config{
-			Location: at, ShareKeys: n.cfg.ShareKeys, Files: fetched{n}, Log: log, Metrics: m,
+			Location: at, ShareKeys: n.cfg.ShareKeys, Files: fetched{n}, Infos: n.infos, Unwritten: n.state.Unwritten(), Log: log, Metrics: m,
 		}); err != nil {
 			return err
 		}
@@ -194,6 +194,19 @@ func (n *node) toBucket(info *verify.Info, form nix.Form) {
 	if n.bucket != nil && !n.upstream.FromBucket(info, form) {
 		n.bucket.Put(info, form)
 	}
+}
+
+// cachedToBucket writes what the cache has to the bucket if an upstream named it: its NAR may have come for
+// another path, or before there was a bucket, or right before the machine went down.
+func (n *node) cachedToBucket(info *verify.Info) {
+	if n.bucket == nil || info.Hints().URL == "" {
+		return
+	}
+	form := nix.Raw
+	if file, ok := info.FileForm(); ok && slices.Contains(n.cache.Forms(info.NarHash()), file) {
+		form = file
+	}
+	n.toBucket(info, form)
 }
 
 // joinSite makes this machine a node among peers, if that is wanted.
@@ -249,7 +262,7 @@ func (n *node) wire(m *metrics.Metrics, events source.Events, log *slog.Logger) 
 		Events: events, Metrics: m, Log: log,
 	}
 	tc := transfer.Config{
-		Store: n.store, Cache: n.cache, Clock: n.clock, Coordinate: n.cfg.Leases, OnDownload: n.holder.Downloading, OnFetched: n.toBucket,
+		Store: n.store, Cache: n.cache, Clock: n.clock, Coordinate: n.cfg.Leases, OnDownload: n.holder.Downloading, OnFetched: n.toBucket, OnCached: n.cachedToBucket,
 		Events: events, Metrics: m, Log: log,
 	}
 	if n.cache != nil {

@@ -36,7 +36,11 @@ type Config struct {
 	ShareKeys []string
 	// Files has the NARs that are written, the cache of this machine. A form other than raw that
 	// it returns was decoded to the signed NAR before.
-	Files     Files
+	Files Files
+	// Infos has the narinfos of paths whose turn comes late, or after a restart.
+	Infos Infos
+	// Unwritten keeps what waits over restarts.
+	Unwritten Storage
 	Transport http.RoundTripper // for what is written; if nil, Go's own
 	Log       *slog.Logger      // if nil, nothing is logged
 	Metrics   *metrics.Metrics  // required
@@ -48,15 +52,33 @@ type Files interface {
 	NAR(ctx context.Context, info *verify.Info, form nix.Form, off int64) (*verify.Unverified, error)
 }
 
+// Infos remembers narinfos on this machine. The error wraps fs.ErrNotExist if it has none.
+type Infos interface {
+	Info(ctx context.Context, h nix.StoreHash) (*verify.Info, error)
+}
+
+// Storage keeps named values.
+type Storage interface {
+	Load() map[string][]byte
+	Put(name string, value []byte)
+	Delete(name string)
+}
+
 const (
 	// maxWaiting bounds what waits to be written. What comes above that is not written.
 	maxWaiting = 16 << 10
+	// maxInfos is how many of those that wait have their narinfo in memory.
+	maxInfos = 1 << 10
 	// writers is how many paths are written at once.
 	writers = 4
 	// tries is how often a path is tried. An attempt counts only if the bucket can be reached.
 	tries = 3
 	// flushFor is how long Run goes on writing when it is to end.
 	flushFor = 10 * time.Second
+	// maxThere and thereFor bound what is remembered to be in the bucket, so that it is not asked for
+	// each path that is given from the cache again and again.
+	maxThere = 16 << 10
+	thereFor = time.Hour
 	// A request may take answerTime and what its body takes at slowest bytes a second.
 	answerTime = 20 * time.Second
 	slowest    = 64 << 10
@@ -72,21 +94,15 @@ type Bucket struct {
 	client *minio.Client
 	creds  *credentials.Credentials
 	rest   backoff.Delay // after a failure to write
+	there  *backoff.Set[nix.StoreHash]
+	wake   chan struct{}
 
-	mu      sync.Mutex
-	waiting []*job
-	active  int
-	queued  map[nix.StoreHash]bool
-	last    error // of the last attempt to write
-	ready   bool  // nix-cache-info is there
-	wake    chan struct{}
-}
+	mu sync.Mutex
+	queue
+	active int
+	last   error // of the last attempt to write
+	ready  bool  // nix-cache-info is there
 
-// job is one path to be written.
-type job struct {
-	info  *verify.Info
-	form  nix.Form
-	tries int
 }
 
 // New returns the bucket. It opens no connection.
@@ -109,10 +125,12 @@ func New(cfg Config) (*Bucket, error) {
 	if err != nil {
 		return nil, fmt.Errorf("bucket: %w", err)
 	}
-	return &Bucket{
+	b := &Bucket{
 		cfg: cfg, client: client, creds: creds, rest: backoff.Delay{First: time.Second, Most: 5 * time.Minute},
-		queued: make(map[nix.StoreHash]bool), wake: make(chan struct{}, 1),
-	}, nil
+		there: backoff.NewSet[nix.StoreHash](maxThere), wake: make(chan struct{}, 1),
+	}
+	b.queue.load(cfg.Unwritten)
+	return b, nil
 }
 
 // emptySum is the SHA-256 of no bytes.
@@ -130,21 +148,16 @@ func (b *Bucket) Sign(r *http.Request) error {
 }
 
 // Put has a path written whose NAR this machine has in a form. It does not block: what is not
-// signed by a share key, waits already, or is too much, is dropped.
+// signed by a share key, waits already, is there, or is too much, is dropped.
 func (b *Bucket) Put(info *verify.Info, form nix.Form) {
-	if !info.SignedByAny(b.cfg.ShareKeys) {
+	h := info.StorePath().Hash()
+	if !info.SignedByAny(b.cfg.ShareKeys) || b.there.Has(h) {
 		return
 	}
-	h := info.StorePath().Hash()
 	b.mu.Lock()
-	full := len(b.waiting) >= maxWaiting
-	known := b.queued[h]
-	if !full && !known {
-		b.queued[h] = true
-		b.waiting = append(b.waiting, &job{info: info, form: form})
-	}
+	ok := b.queue.add(info, form)
 	b.mu.Unlock()
-	if full && !known {
+	if !ok {
 		b.count("dropped")
 	}
 	b.notify()
@@ -197,12 +210,13 @@ func (b *Bucket) writeAll(ctx, work context.Context) {
 func (b *Bucket) take() *job {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if len(b.waiting) == 0 || !b.rest.Ready() {
+	if !b.rest.Ready() {
 		return nil
 	}
-	j := b.waiting[0]
-	b.waiting[0], b.waiting = nil, b.waiting[1:]
-	b.active++
+	j := b.queue.next()
+	if j != nil {
+		b.active++
+	}
 	return j
 }
 
@@ -213,6 +227,7 @@ func (b *Bucket) done(j *job, err error) {
 		b.rest.Fail()
 	} else if err == nil {
 		b.rest.Succeed()
+		b.there.Add(j.name.Store, thereFor)
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -228,7 +243,7 @@ func (b *Bucket) done(j *job, err error) {
 	if err != nil && !gone && j.tries < tries {
 		b.waiting = append(b.waiting, j)
 	} else {
-		delete(b.queued, j.info.StorePath().Hash())
+		b.queue.end(j)
 		if err != nil {
 			b.count("failed")
 		}
@@ -240,20 +255,26 @@ func (b *Bucket) done(j *job, err error) {
 
 // write brings one path into the bucket, unless it is there.
 func (b *Bucket) write(ctx context.Context, j *job) error {
+	info, err := j.info, error(nil)
+	if info == nil {
+		if info, err = b.cfg.Infos.Info(ctx, j.name.Store); err != nil {
+			return err
+		}
+	}
 	if err := b.prepare(ctx); err != nil {
 		return err
 	}
-	name := j.info.StorePath().Hash().String() + ".narinfo"
+	name := j.name.Store.String() + ".narinfo"
 	if there, err := b.has(ctx, name); err != nil || there {
 		if there {
 			b.count("there")
 		}
 		return err
 	}
-	if err := b.writeNAR(ctx, j); err != nil {
+	if err := b.writeNAR(ctx, info, j.name); err != nil {
 		return err
 	}
-	if err := b.putText(ctx, name, "text/x-nix-narinfo", string(j.info.Offer(j.form))); err != nil {
+	if err := b.putText(ctx, name, "text/x-nix-narinfo", string(info.Offer(j.name.Form))); err != nil {
 		return err
 	}
 	b.count("written")
@@ -281,16 +302,15 @@ func (b *Bucket) prepare(ctx context.Context) error {
 
 // writeNAR copies the file from the cache. It is hashed on the way, and left without a narinfo
 // if it is wrong.
-func (b *Bucket) writeNAR(ctx context.Context, j *job) error {
-	u, err := b.cfg.Files.NAR(ctx, j.info, j.form, 0)
+func (b *Bucket) writeNAR(ctx context.Context, info *verify.Info, name nix.NARName) error {
+	u, err := b.cfg.Files.NAR(ctx, info, name.Form, 0)
 	if err != nil {
 		return err
 	}
 	defer u.Body.Close()
-	proof := verify.NewProof(j.info.Digest(j.form, u.Size))
-	name := nix.NARName{Store: j.info.StorePath().Hash(), Nar: j.info.NarHash(), Form: j.form}.URL()
+	proof := verify.NewProof(info.Digest(name.Form, u.Size))
 	// Only the reader: with more methods than that, it would be read twice.
-	if err := b.put(ctx, name, "application/x-nix-nar", struct{ io.Reader }{io.TeeReader(u.Body, proof)}, u.Size); err != nil {
+	if err := b.put(ctx, name.URL(), "application/x-nix-nar", struct{ io.Reader }{io.TeeReader(u.Body, proof)}, u.Size); err != nil {
 		return err
 	}
 	return proof.Check()

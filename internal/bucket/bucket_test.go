@@ -5,6 +5,7 @@ import (
 	"context"
 	"io"
 	"io/fs"
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -47,13 +48,44 @@ func (f *files) NAR(_ context.Context, info *verify.Info, _ nix.Form, off int64)
 	return &verify.Unverified{Body: io.NopCloser(bytes.NewReader(b[off:])), Size: int64(len(b))}, nil
 }
 
+// memory is what this machine remembers over restarts: narinfos, and what waits.
+type memory struct {
+	mu      sync.Mutex
+	infos   map[nix.StoreHash]*verify.Info
+	waiting map[string][]byte
+}
+
+func (m *memory) Info(_ context.Context, h nix.StoreHash) (*verify.Info, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if info := m.infos[h]; info != nil {
+		return info, nil
+	}
+	return nil, fs.ErrNotExist
+}
+
+func (m *memory) Load() map[string][]byte {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return maps.Clone(m.waiting)
+}
+
+func (m *memory) Put(name string, value []byte) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.waiting[name] = bytes.Clone(value)
+}
+
+func (m *memory) Delete(name string) { m.mu.Lock(); defer m.mu.Unlock(); delete(m.waiting, name) }
+
 type world struct {
 	*bucket.Bucket
-	t     *testing.T
-	store *objectstore.Store
-	files *files
-	m     *metrics.Metrics
-	end   func()
+	t      *testing.T
+	store  *objectstore.Store
+	files  *files
+	memory *memory
+	m      *metrics.Metrics
+	end    func()
 }
 
 func newWorld(t *testing.T, vars ...string) *world {
@@ -63,23 +95,34 @@ func newWorld(t *testing.T, vars ...string) *world {
 	for i := 0; i < len(vars); i += 2 {
 		t.Setenv(vars[i], vars[i+1])
 	}
-	at, err := bucket.Parse(s.URL("nix", "site/a"), os.Getenv)
-	if err != nil {
-		t.Fatal(err)
+	w := &world{
+		t: t, store: s, files: &files{has: map[nix.NarHash][]byte{}}, m: metrics.New(),
+		memory: &memory{infos: map[nix.StoreHash]*verify.Info{}, waiting: map[string][]byte{}},
 	}
-	w := &world{t: t, store: s, files: &files{has: map[nix.NarHash][]byte{}}, m: metrics.New()}
+	w.start()
+	return w
+}
+
+// start runs the bucket as after a start of the program.
+func (w *world) start() {
+	at, err := bucket.Parse(w.store.URL("nix", "site/a"), os.Getenv)
+	if err != nil {
+		w.t.Fatal(err)
+	}
 	transport := &http.Transport{}
-	t.Cleanup(transport.CloseIdleConnections)
-	w.Bucket, err = bucket.New(bucket.Config{Location: at, ShareKeys: []string{public.Name}, Files: w.files, Metrics: w.m, Transport: transport})
+	w.t.Cleanup(transport.CloseIdleConnections)
+	w.Bucket, err = bucket.New(bucket.Config{
+		Location: at, ShareKeys: []string{public.Name}, Files: w.files, Infos: w.memory, Unwritten: w.memory,
+		Metrics: w.m, Transport: transport,
+	})
 	if err != nil {
-		t.Fatal(err)
+		w.t.Fatal(err)
 	}
-	ctx, stop := context.WithCancel(t.Context())
+	ctx, stop := context.WithCancel(w.t.Context())
 	done := make(chan struct{})
 	go func() { defer close(done); _ = w.Run(ctx) }()
 	w.end = sync.OnceFunc(func() { stop(); <-done })
-	t.Cleanup(w.end)
-	return w
+	w.t.Cleanup(w.end)
 }
 
 // put has a path written as the xz of an upstream.
@@ -94,6 +137,9 @@ func (w *world) put(name string, key nixtest.Key) (nixtest.Path, *verify.Info) {
 	w.files.mu.Lock()
 	w.files.has[info.NarHash()] = file.Bytes
 	w.files.mu.Unlock()
+	w.memory.mu.Lock()
+	w.memory.infos[p.Hash()] = info
+	w.memory.mu.Unlock()
 	w.Put(info, form)
 	return p, info
 }
@@ -142,7 +188,13 @@ func TestWrites(t *testing.T) {
 	if err != nil || got.Hints().FileHash != info.Hints().FileHash || "site/a/"+got.Hints().URL != nar {
 		t.Errorf("%v\n%s", err, text)
 	}
-	// The same again, as from another node, and a wrong file.
+	// The same again costs nothing, and from another node a question; and a wrong file.
+	w.Put(info, form)
+	if n := w.Health().Waiting; n != 0 {
+		t.Errorf("%d wait that were written", n)
+	}
+	w.end()
+	w.start()
 	w.Put(info, form)
 	w.until("found there", func() bool { return w.count("there") == 1 })
 	bad := nixtest.NewPath("bad", 100).Info(t, public)
@@ -155,6 +207,27 @@ func TestWrites(t *testing.T) {
 		if strings.Contains(name, bad.StorePath().Hash().String()+".narinfo") {
 			t.Error("a narinfo for wrong bytes")
 		}
+	}
+}
+
+// TestRestart: what waits when the program ends is written after its next start, and what it cannot
+// find any more is given up.
+func TestRestart(t *testing.T) {
+	w := newWorld(t)
+	w.store.Set(objectstore.Gone)
+	p, _ := w.put("hello", public)
+	lost, _ := w.put("lost", public)
+	w.until("failed", func() bool { return w.Health().LastError != "" })
+	w.end()
+	w.memory.mu.Lock()
+	delete(w.memory.infos, lost.Hash())
+	w.memory.waiting["other"] = []byte("no name of a NAR")
+	w.memory.mu.Unlock()
+	w.store.Set(objectstore.None)
+	w.start()
+	w.until("one written", func() bool { return w.count("written") == 1 && w.count("failed") == 1 && len(w.memory.Load()) == 0 })
+	if !slices.Contains(w.list(), "site/a/"+p.Hash().String()+".narinfo") {
+		t.Errorf("%s is not there: %q", p.StorePath, w.list())
 	}
 }
 

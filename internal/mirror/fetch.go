@@ -124,10 +124,8 @@ func (t *track) fetchAll(ctx context.Context, g *generation, want []int32) (firs
 	errs := each(ctx, f.fetch, len(want), func(i int) error {
 		e := g.paths[want[i]]
 		yield(ctx, f.cfg.Busy)
-		if !f.cfg.Have(e.nar) { // it may be that of another path
-			if _, err := f.cfg.Fetch(ctx, e.hash, false); err != nil {
-				return err
-			}
+		if _, err := f.cfg.Fetch(ctx, e.hash, false); err != nil {
+			return err
 		}
 		t.note(func(p *progress) {
 			p.missing.paths--

@@ -107,13 +107,14 @@ func (w *world) Fetch(ctx context.Context, h nix.StoreHash, dry bool) (Fetched, 
 	w.mu.Lock()
 	p, ok := w.paths[h]
 	broken := w.broken
+	_, here := w.cache[p.NarHash()]
 	w.mu.Unlock()
 	if !ok {
 		return Fetched{}, fs.ErrNotExist
 	}
 	size := int64(len(p.NAR))
 	f := Fetched{Info: p.Info(w.t, key), Size: size}
-	if dry {
+	if f.Here = here; dry || here {
 		return f, nil
 	}
 	if broken {

@@ -9,13 +9,17 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// recordBucket has the generations of lists, each under its name.
-var recordBucket = []byte("generations")
+// The buckets of records, each under its name.
+var (
+	generationBucket = []byte("generations")
+	unwrittenBucket  = []byte("unwritten")
+)
 
 // Records are named values of any size. Each is written as a whole; what is put and deleted
 // together is written together. They are safe for concurrent use.
 type Records struct {
-	db *DB
+	db     *DB
+	bucket []byte
 
 	mu      sync.Mutex
 	all     map[string][]byte
@@ -23,12 +27,17 @@ type Records struct {
 	writing map[string][]byte
 }
 
-// Generations returns what is remembered of followed lists. It is called once. What is damaged
-// counts as absent.
-func (db *DB) Generations() *Records {
-	r := &Records{db: db, all: make(map[string][]byte), pending: make(map[string]bool)}
+// Generations returns what is remembered of followed lists. It is called once.
+func (db *DB) Generations() *Records { return db.records(generationBucket) }
+
+// Unwritten returns what waits to be written to the bucket of the site. It is called once.
+func (db *DB) Unwritten() *Records { return db.records(unwrittenBucket) }
+
+// records reads a bucket. What is damaged counts as absent.
+func (db *DB) records(bucket []byte) *Records {
+	r := &Records{db: db, bucket: bucket, all: make(map[string][]byte), pending: make(map[string]bool)}
 	_ = db.read(func(tx *bolt.Tx) error {
-		b := tx.Bucket(recordBucket)
+		b := tx.Bucket(bucket)
 		if b == nil {
 			return nil // an older version
 		}
@@ -80,7 +89,7 @@ func (r *Records) write(tx *bolt.Tx) error {
 	if len(changes) == 0 {
 		return nil
 	}
-	b, err := tx.CreateBucketIfNotExists(recordBucket)
+	b, err := tx.CreateBucketIfNotExists(r.bucket)
 	if err != nil {
 		return fmt.Errorf("%w: %w", errDamaged, err)
 	}

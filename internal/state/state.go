@@ -386,7 +386,7 @@ func prepare(b *bolt.DB, path string) error {
 		return err
 	}
 	return b.Update(func(tx *bolt.Tx) error {
-		for _, name := range [...][]byte{metaBucket, textBucket, useBucket, publicBucket, valueBucket, recordBucket} {
+		for _, name := range [...][]byte{metaBucket, textBucket, useBucket, publicBucket, valueBucket, generationBucket, unwrittenBucket} {
 			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 				return err
 			}

@@ -197,6 +197,9 @@ func (n *NAR) openLocal(ctx context.Context, c candidate) (size int64, err error
 		return 0, n.s.reportLocal(l.src, c.role, n.info, c.form, &verify.InvalidError{Reason: verify.ReasonSize, Err: err})
 	}
 	n.local = l
+	if tell := n.s.cfg.OnCached; tell != nil && c.role == source.Cache {
+		tell(n.info)
+	}
 	return l.body.Size, nil
 }
 

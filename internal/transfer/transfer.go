@@ -40,9 +40,12 @@ type Config struct {
 	// OnFetched is called when the cache has a form of a NAR that came from an upstream, in whole or
 	// in part. It must not block. If nil, nobody is told.
 	OnFetched func(info *verify.Info, form nix.Form)
-	Events    source.Events    // of wrong bytes and of sources that ended early
-	Metrics   *metrics.Metrics // required
-	Log       *slog.Logger     // if nil, logs are discarded
+	// OnCached is called when a NAR is given from the cache, whoever brought it there and for
+	// which path. It must not block. If nil, nobody is told.
+	OnCached func(info *verify.Info)
+	Events   source.Events    // of wrong bytes and of sources that ended early
+	Metrics  *metrics.Metrics // required
+	Log      *slog.Logger     // if nil, logs are discarded
 }
 
 // Limits and times. Those of verification are the contract's.

@@ -5,6 +5,7 @@ import (
 	"compress/bzip2"
 	"errors"
 	"io"
+	"strings"
 	"sync"
 
 	"github.com/andybalholm/brotli"
@@ -59,6 +60,28 @@ var codecs = map[nix.Compression]*codec{
 	nix.LZW:    once(4, func(src *bufio.Reader) io.Reader { return newLZWReader(src) }),
 	nix.Brotli: {least: 1, open: func() (decoder, error) { return &brotliDecoder{Reader: brotli.NewReader(nil)}, nil }},
 	nix.Gzip:   gzipCodec,
+}
+
+// magics are how files begin.
+var magics = []struct {
+	magic string
+	c     nix.Compression
+}{
+	{"\xfd7zXZ\x00", nix.XZ}, {"\x28\xb5\x2f\xfd", nix.Zstd}, {"BZh", nix.Bzip2}, {"\x1f\x8b", nix.Gzip},
+	{"\x04\x22\x4d\x18", nix.LZ4}, {"LZIP", nix.Lzip}, {"\x1f\x9d", nix.LZW},
+}
+
+const maxMagic = 6
+
+// fitting returns the codec of a file that begins so, named if nothing is known about it: Nix before 2.19 goes by what
+// is in the file, whatever its narinfo says.
+func fitting(head []byte, named *codec) *codec {
+	for _, m := range magics {
+		if strings.HasPrefix(string(head), m.magic) {
+			return codecs[m.c]
+		}
+	}
+	return named
 }
 
 // streamCodecs are the content codings that are asked for, within MaxStreamWindow. gzip has a

@@ -140,6 +140,25 @@ func TestDecode(t *testing.T) {
 	}
 }
 
+// TestDecodeNamedWrong: a file is decoded as what it is, whatever it is called; those without a mark are what
+// they are called.
+func TestDecodeNamedWrong(t *testing.T) {
+	for _, f := range goodFiles(t) {
+		for _, name := range []nix.Compression{nix.XZ, nix.Zstd, nix.Bzip2, nix.LZMA} {
+			r, err := NewReader(name, bytes.NewReader(f.bytes))
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := io.ReadAll(r)
+			_ = r.Close()
+			marked := f.c != nix.Brotli && f.c != nix.LZMA || f.c == name
+			if ok := err == nil && bytes.Equal(got, sample()); ok != marked {
+				t.Errorf("%s called %s: %d bytes, %v", f.name, name, len(got), err)
+			}
+		}
+	}
+}
+
 func TestDecodeNone(t *testing.T) {
 	got, err := decode(t, nix.None, iotest.TimeoutReader(iotest.OneByteReader(strings.NewReader("ab"))))
 	if string(got) != "a" || err != iotest.ErrTimeout { //nolint:errorlint // unchanged

@@ -32,7 +32,11 @@ var (
 // Close gives the decoder's memory back, and must be called; it does not close src.
 // The reader is not safe for concurrent use.
 func NewReader(c nix.Compression, src io.Reader) (io.ReadCloser, error) {
-	return newReader(codecs, c, src)
+	r, err := newReader(codecs, c, src)
+	if r, ok := r.(*reader); ok {
+		r.sniff = c != nix.Brotli // which has no mark
+	}
+	return r, err
 }
 
 // NewStreamReader is NewReader for a content coding on the way, with less memory: a window of
@@ -57,6 +61,7 @@ func newReader(known map[nix.Compression]*codec, c nix.Compression, src io.Reade
 type reader struct {
 	compression nix.Compression
 	codec       *codec
+	sniff       bool // the file's first bytes count before its name
 	src         source
 	kit         *kit // nil before the first Read and after Close
 	err         error
@@ -76,6 +81,9 @@ func (r *reader) Read(p []byte) (n int, err error) {
 		r.err = err
 	}()
 	if r.kit == nil {
+		if r.sniff {
+			r.codec = fitting(r.src.peek(), r.codec)
+		}
 		if r.kit, err = r.codec.get(&r.src); err != nil {
 			return 0, r.fail(err)
 		}
@@ -106,7 +114,7 @@ func (r *reader) crashed(fault any) error {
 
 // fail sorts a decoder's error by who is to blame.
 func (r *reader) fail(err error) error {
-	drained := r.src.ended && (r.kit == nil || r.kit.in.Buffered() == 0)
+	drained := r.src.ended && len(r.src.head) == 0 && (r.kit == nil || r.kit.in.Buffered() == 0)
 	switch {
 	case r.src.err != nil:
 		err = r.src.err
@@ -142,13 +150,26 @@ const maxEmptyReads = 100
 // their own words.
 type source struct {
 	r       io.Reader
-	n       int64 // bytes read
+	head    []byte // read already, and not yet returned
+	n       int64  // bytes read
 	reading bool
 	ended   bool
 	err     error // other than io.EOF
 }
 
+// peek returns the first bytes, which Read returns again.
+func (s *source) peek() []byte {
+	b := make([]byte, maxMagic)
+	n, _ := io.ReadFull(s, b) // an error comes again
+	s.head = b[:n]
+	return s.head
+}
+
 func (s *source) Read(p []byte) (int, error) {
+	if n := copy(p, s.head); n > 0 {
+		s.head = s.head[n:]
+		return n, nil
+	}
 	if s.err != nil {
 		return 0, s.err
 	}

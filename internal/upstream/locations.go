@@ -3,6 +3,7 @@ package upstream
 import (
 	"context"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/nixp2p/nixp2p/internal/nix"
@@ -38,7 +39,8 @@ type location struct {
 
 func locationOf(info *verify.Info) location {
 	h := info.Hints()
-	return location{info.NarHash(), h.URL, h.Compression, h.FileHash, h.FileSize}
+	c := nix.Compression(strings.ToLower(strings.TrimSpace(string(h.Compression))))
+	return location{info.NarHash(), h.URL, c, h.FileHash, h.FileSize}
 }
 
 // fileKey names a file: two caches that have the same one are interchangeable.

@@ -2,11 +2,22 @@ package upstream
 
 import (
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"io"
+	"log"
+	"math/big"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/internal/nixtest"
@@ -206,4 +217,75 @@ func TestDirectoryNames(t *testing.T) {
 			t.Errorf("%s: %d bytes, %v", written, len(got), err)
 		}
 	}
+}
+
+// TestSaid: the log says of what is refused, though Nix takes it, what docs/faults.md quotes.
+func TestSaid(t *testing.T) {
+	p := nixtest.NewPath("hello", 100)
+	page, err := os.ReadFile("../../docs/faults.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	nixtest.WriteCache(t, filepath.Join(dir, "cache"), cache(nix.XZ, p))
+	n := p.Signed(key)
+	n.URL, n.Compression = "../x.nar.xz", nix.XZ
+	if err := os.WriteFile(filepath.Join(dir, "cache", p.Hash().String()+".narinfo"), n.AppendText(nil), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	old, roots := tlsServer(t, nil, func(c *tls.Config) { c.MinVersion, c.MaxVersion = tls.VersionTLS10, tls.VersionTLS10 })
+	bare, bareRoots := tlsServer(t, &x509.Certificate{Subject: pkix.Name{CommonName: "127.0.0.1"}}, func(*tls.Config) {})
+	unsigned := cache(nix.XZ, p)
+	unsigned.Keys = nil
+	for says, c := range map[string]struct {
+		url   string
+		roots *x509.CertPool
+	}{
+		"remote error: tls: protocol version not supported":                                                         {old, roots},
+		"tls: failed to verify certificate: x509: certificate relies on legacy Common Name field, use SANs instead": {bare, bareRoots},
+		"the URL in the narinfo leads out of the directory; a link in it may":                                       {"file://" + dir + "/cache", nil},
+		"has sent no path that a trusted key signed":                                                                {nixtest.NewUpstream(t, unsigned).URL(), nil},
+	} {
+		var board source.Conditions
+		b := open(t, func(cfg *Config) { cfg.roots, cfg.Conditions = c.roots, &board }, c.url)
+		if info, err := b.Info(t.Context(), p.Hash()); err == nil {
+			_, _ = b.read(info, nix.Raw, 0)
+		}
+		text := b.log.String()
+		for _, c := range board.List() {
+			text += c.Text
+		}
+		if !strings.Contains(text, says) {
+			t.Errorf("not said: %s\n%s", says, text)
+		}
+		if !strings.Contains(string(page), says) {
+			t.Errorf("not in docs/faults.md: %s", says)
+		}
+	}
+}
+
+// tlsServer is an HTTPS server, with a certificate of its own if of is not nil, that signs itself.
+func tlsServer(t *testing.T, of *x509.Certificate, edit func(*tls.Config)) (url string, roots *x509.CertPool) {
+	t.Helper()
+	srv := httptest.NewUnstartedServer(http.NotFoundHandler())
+	srv.Config.ErrorLog = log.New(io.Discard, "", 0)
+	srv.TLS = &tls.Config{}
+	edit(srv.TLS)
+	if of != nil {
+		secret, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		of.SerialNumber, of.NotBefore, of.NotAfter = big.NewInt(1), time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
+		der, err := x509.CreateCertificate(rand.Reader, of, of, &secret.PublicKey, secret)
+		if err != nil {
+			t.Fatal(err)
+		}
+		srv.TLS.Certificates = []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: secret}}
+	}
+	srv.StartTLS()
+	t.Cleanup(srv.Close)
+	roots = x509.NewCertPool()
+	roots.AddCert(srv.Certificate())
+	return srv.URL, roots
 }

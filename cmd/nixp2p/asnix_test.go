@@ -10,7 +10,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/nixp2p/nixp2p/internal/nix"
 	"github.com/nixp2p/nixp2p/internal/nixtest"
@@ -232,6 +234,65 @@ func TestOddCaches(t *testing.T) {
 		t.Parallel()
 		test(t, realnix.FindVariant(t, realnix.Variants()[i]))
 	})
+}
+
+// TestRefusedOnce: what a cache has and this node cannot serve is requested once for all clients within a minute, and nobody
+// is said to lie. `why` names the reason.
+func TestRefusedOnce(t *testing.T) {
+	t.Parallel()
+	key, stranger := nixtest.NewKey("cache.example.org-1"), nixtest.NewKey("stranger-1")
+	for _, c := range []struct {
+		what string
+		keys []nixtest.Key
+		edit func(string) string
+		why  string
+	}{
+		{"unsigned", nil, nil, "no trusted key signed it"},
+		{"signed by a stranger", []nixtest.Key{stranger}, nil, "no trusted key signed it"},
+		{"in an unknown compression", []nixtest.Key{key}, line("Compression", "lzop"), `cannot decode "lzop"`},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			t.Parallel()
+			dir, p := t.TempDir(), nixtest.NewPath("hello", 5000)
+			nixtest.WriteCache(t, dir, nixtest.UpstreamConfig{Paths: []nixtest.Path{p}, Keys: c.keys})
+			if at := filepath.Join(dir, p.Hash().String()+".narinfo"); c.edit != nil {
+				text, err := os.ReadFile(at)
+				if err == nil {
+					err = os.WriteFile(at, []byte(c.edit(string(text))), 0o644)
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			var asked atomic.Int32
+			files := http.FileServer(http.Dir(dir))
+			up := newServer(t, func(w http.ResponseWriter, r *http.Request) {
+				if strings.HasSuffix(r.URL.Path, ".narinfo") {
+					asked.Add(1)
+				}
+				files.ServeHTTP(w, r)
+			})
+			d := startDaemon(t, "--p2p=false", "--upstream", up, "--store-root", t.TempDir(), "--trusted-public-key", key.Public(), "--share-key", key.Name)
+			began := time.Now()
+			eachNix(t, func(t *testing.T, nix *realnix.Nix) {
+				client := nix.TempClient(t, key.Public())
+				client.Substituters = []string{d.url}
+				if _, err := client.Realise(t.Context(), p.StorePath.String()); err == nil {
+					t.Error("it was substituted")
+				}
+			})
+			if n, took := asked.Load(), time.Since(began); n != 1 && took < 50*time.Second {
+				t.Errorf("requested %d times in %v", n, took)
+			}
+			out, _, _ := command(t, "why", "--config", "/dev/null", "--admin-listen", orAny(d.admin), p.StorePath.String())
+			if !strings.Contains(out, c.why) {
+				t.Errorf("why: %s", out)
+			}
+			if text := d.logText(); strings.Contains(text, "wrong narinfo") || strings.Contains(text, "invalid") {
+				t.Error(text)
+			}
+		})
+	}
 }
 
 // TestCaseHack: a store that was filled with use-case-hack, as on macOS, is served.

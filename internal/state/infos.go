@@ -53,6 +53,9 @@ const (
 	// not remembered: the disk is slower than the network, and nobody may wait for it.
 	maxPending      = 8192
 	maxPendingBytes = 16 << 20
+	// maxWriting is how many a transaction writes: it holds each page that it changes in memory,
+	// which is one for each narinfo where there are many.
+	maxWriting = 2048
 )
 
 // Infos remembers narinfos. It is safe for concurrent use.
@@ -295,7 +298,13 @@ type batch struct {
 
 func (i *Infos) write(tx *bolt.Tx) error {
 	i.mu.Lock()
-	i.writing = maps.Clone(i.pending)
+	// In the order of the keys, as the pages are.
+	keys := slices.SortedFunc(maps.Keys(i.pending), func(x, y nix.StoreHash) int { return bytes.Compare(x[:], y[:]) })
+	keys = keys[:min(len(keys), maxWriting)]
+	i.writing = make(map[nix.StoreHash]*change, len(keys))
+	for _, h := range keys {
+		i.writing[h] = i.pending[h]
+	}
 	changes, sum, counted := i.writing, i.sum, i.counted
 	i.mu.Unlock()
 	sweep := time.Since(counted) >= sweepEvery
@@ -309,8 +318,7 @@ func (i *Infos) write(tx *bolt.Tx) error {
 	if err := b.checkShareKeys(tx, i.share); err != nil {
 		return err
 	}
-	// In the order of the keys, as the pages are.
-	for _, h := range slices.SortedFunc(maps.Keys(changes), func(x, y nix.StoreHash) int { return bytes.Compare(x[:], y[:]) }) {
+	for _, h := range keys {
 		if err := b.apply(h, changes[h], i.share); err != nil {
 			return err
 		}
@@ -433,7 +441,7 @@ func (b *batch) makeRoom(most totals, keeps func(use) bool) error {
 }
 
 // written ends a transaction. What could not be written is dropped, except what is to be forgotten.
-func (i *Infos) written(err error) {
+func (i *Infos) written(err error) (more bool) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	for h, c := range i.pending {
@@ -442,10 +450,12 @@ func (i *Infos) written(err error) {
 			i.bytes -= int64(len(c.text))
 		}
 	}
+	more = err == nil && len(i.writing) == maxWriting && len(i.pending) > 0
 	i.writing = nil
 	if err != nil {
 		i.counted = time.Time{}
 	}
+	return more
 }
 
 func (i *Infos) reset() {

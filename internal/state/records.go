@@ -107,7 +107,7 @@ func (r *Records) write(tx *bolt.Tx) error {
 }
 
 // written ends a transaction. What changed meanwhile, or could not be written, is written again.
-func (r *Records) written(err error) {
+func (r *Records) written(err error) (more bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for name, value := range r.writing {
@@ -116,6 +116,7 @@ func (r *Records) written(err error) {
 		}
 	}
 	r.writing = nil
+	return false
 }
 
 // reset has everything written again, into the new database.

@@ -82,8 +82,8 @@ type view interface {
 	// write brings tx up to date with what has changed. It may be called again with another
 	// transaction if that fails.
 	write(tx *bolt.Tx) error
-	// written tells how the transaction ended.
-	written(err error)
+	// written tells how the transaction ended, and reports whether there is more to write at once.
+	written(err error) (more bool)
 	// reset says that the database is new and empty: what is in memory is to be written.
 	reset()
 }
@@ -201,8 +201,14 @@ func (db *DB) attach(v view) {
 	db.views = append(db.views, v)
 }
 
-// flush writes all that has changed, in one transaction.
+// flush writes all that has changed.
 func (db *DB) flush() {
+	for db.flushSome() {
+	}
+}
+
+// flushSome writes what has changed in one transaction, and reports whether there is more.
+func (db *DB) flushSome() (more bool) {
 	db.writing.Lock()
 	defer db.writing.Unlock()
 	err := errClosed
@@ -218,7 +224,7 @@ func (db *DB) flush() {
 		}
 	}
 	for _, v := range db.views {
-		v.written(err)
+		more = v.written(err) || more
 	}
 	switch {
 	case err == nil:
@@ -226,6 +232,7 @@ func (db *DB) flush() {
 	case !errors.Is(err, errClosed):
 		db.degraded(err)
 	}
+	return more
 }
 
 // write runs one transaction over all views.

@@ -95,12 +95,13 @@ func (b *Blob) write(tx *bolt.Tx) error {
 	return tx.Bucket(valueBucket).Put(b.name, seal(b.name, value))
 }
 
-func (b *Blob) written(err error) {
+func (b *Blob) written(err error) (more bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if err == nil {
 		b.stored = b.taken
 	}
+	return false
 }
 
 func (b *Blob) reset() {

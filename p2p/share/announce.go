@@ -104,7 +104,7 @@ func (a *Announcer) announce(came, went []nix.NarHash) {
 func (a *Announcer) withdraw() {
 	h := a.holder
 	var large []nix.NarHash
-	for _, r := range h.set.in(inStore | inCache) {
+	for r := range h.set.in(inStore | inCache) {
 		h.local.Changed(keyOf(r.path.Store), false)
 		if r.path.Size >= largeNAR {
 			large = append(large, r.path.Nar)
@@ -140,7 +140,7 @@ func (h *Holder) recount(ctx context.Context) {
 		seen[p.Store] = struct{}{}
 		h.set.add(p, inStore, nil)
 	}
-	for _, r := range h.set.in(inStore) {
+	for r := range h.set.in(inStore) {
 		if _, ok := seen[r.path.Store]; !ok {
 			h.set.remove(r.path.Store, inStore)
 		}
@@ -150,7 +150,7 @@ func (h *Holder) recount(ctx context.Context) {
 // sweep takes out what the cache neither has nor gets, and drops narinfos that are remembered
 // elsewhere.
 func (h *Holder) sweep(ctx context.Context) {
-	for _, r := range h.set.in(inCache) {
+	for r := range h.set.in(inCache) {
 		switch {
 		case !h.cached(r.path.Nar):
 			h.set.remove(r.path.Store, inCache)

@@ -2,6 +2,7 @@ package share
 
 import (
 	"cmp"
+	"iter"
 	"math"
 	"slices"
 	"sync"
@@ -245,16 +246,36 @@ func (s *set) unlink(k inventory.Key, p Path) {
 	}
 }
 
-// in returns the paths that are in a place.
-func (s *set) in(where place) (list []record) {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	for _, r := range s.byKey {
-		if r.where&where != 0 {
-			list = append(list, r)
+// in returns the paths that are in a place, in the order in which they came. What comes or goes meanwhile may be
+// left out. No lock is held while one is looked at.
+func (s *set) in(where place) iter.Seq[record] {
+	return func(yield func(record) bool) {
+		some := make([]record, 0, wire.MaxPage)
+		for after, more := uint64(0), true; more; {
+			after, more, some = s.next(after, where, some[:0])
+			for _, r := range some {
+				if !yield(r) {
+					return
+				}
+			}
 		}
 	}
-	return list
+}
+
+// next appends to some, until it is full, the paths in a place with numbers above after. It returns the number of
+// the last path that it looked at, and whether there are more.
+func (s *set) next(after uint64, where place, some []record) (last uint64, more bool, list []record) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	at, _ := slices.BinarySearchFunc(s.order, after+1, func(x numbered, n uint64) int { return cmp.Compare(x.n, n) })
+	for ; at < len(s.order) && len(some) < cap(some); at++ {
+		x := s.order[at]
+		if r := s.byKey[x.key]; r.n == x.n && r.where&where != 0 {
+			some = append(some, r)
+		}
+		after = x.n
+	}
+	return after, at < len(s.order), some
 }
 
 // takeLarge returns the large NARs that came and went since the last call.

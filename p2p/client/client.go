@@ -100,9 +100,13 @@ type Client struct {
 	decoders *semaphore.Weighted
 	group    taskgroup.Group
 
-	// liars are machines on which a peer was blamed for wrong bytes: no other identity there is
+	// liars are hosts on which a peer was blamed for wrong bytes: no other identity there is
 	// trusted by delivering a correct NAR.
-	liars       *backoff.Set[machine.ID]
+	liars *backoff.Set[machine.ID]
+	// resting are hosts on which an unverified peer said that it has a NAR and did not deliver it in
+	// time: peers there that are not trusted are asked for nothing. That they answer narinfos at once
+	// proves nothing.
+	resting     *backoff.Set[machine.ID]
 	noDelta     *backoff.Set[peer.ID] // peers that are not asked for deltas
 	wrongDeltas *backoff.Set[peer.ID] // peers that have sent a wrong one
 	all         balance.Meter         // of what comes from peers together
@@ -146,8 +150,8 @@ func New(cfg Config) *Client {
 		infos:    hedge.Timer{Start: infoStart, Least: infoLeast, Most: infoMost},
 		opens:    hedge.Timer{Start: openStart, Least: openLeast, Most: openTime},
 		decoders: semaphore.NewWeighted(maxDecoders),
-		liars:    backoff.NewSet[machine.ID](maxAvoided),
-		noDelta:  backoff.NewSet[peer.ID](maxAvoided), wrongDeltas: backoff.NewSet[peer.ID](maxAvoided),
+		liars:    backoff.NewSet[machine.ID](maxAvoided), resting: backoff.NewSet[machine.ID](maxAvoided),
+		noDelta: backoff.NewSet[peer.ID](maxAvoided), wrongDeltas: backoff.NewSet[peer.ID](maxAvoided),
 	}
 }
 
@@ -194,9 +198,37 @@ func (c *Client) blamed(p *site.Peer) bool {
 	return blamed
 }
 
-// trusted reports whether what a peer on a machine sends may be seen before the whole is proven.
+// trusted reports whether what a peer on a host sends may be seen before the whole is proven.
 func (c *Client) trusted(key string, on machine.ID) bool {
 	return c.cfg.Reputation.Trusted(key) && !c.liars.Has(on)
+}
+
+const (
+	// restFirst is how long a host rests, twice as long each time, up to restMost.
+	restFirst = 5 * time.Second
+	restMost  = 10 * time.Minute
+)
+
+// rest notes that a peer did not deliver what it said it has.
+func (c *Client) rest(p *site.Peer) {
+	if p.Host == (machine.ID{}) || c.trusted(p.Key, p.Host) {
+		return
+	}
+	c.log.Debug("peer did not deliver what it said it has", "peer", p.Key)
+	c.resting.Grow(p.Host, restFirst, restMost)
+}
+
+// late has a peer rest that did not give in time what was said to be there: at is the byte that comes next. One
+// that gave that much and is getting the rest may be waiting itself.
+func (c *Client) late(st *stream, at int64) {
+	if at < st.has {
+		c.rest(st.p)
+	}
+}
+
+// rests reports whether a peer is not to be asked now because its host rests.
+func (c *Client) rests(p *site.Peer) bool {
+	return c.resting.Has(p.Host) && !c.trusted(p.Key, p.Host)
 }
 
 // countWrong counts a narinfo or a NAR that was refused, whoever is to blame.

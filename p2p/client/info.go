@@ -35,8 +35,9 @@ const (
 
 // answer is which forms a peer said it has.
 type answer struct {
-	forms []wire.Present
-	until time.Time
+	forms  []wire.Present
+	listed bool // by the peer itself
+	until  time.Time
 }
 
 // Info asks the peers whose inventory may have the path. If there are none, it answers in
@@ -49,7 +50,7 @@ func (c *Client) Info(ctx context.Context, h nix.StoreHash) (*verify.Info, error
 	}
 	var peers []*site.Peer
 	for _, p := range holders {
-		if p.UsableForInfo() && !c.blamed(p) {
+		if p.UsableForInfo() && !c.blamed(p) && !c.rests(p) {
 			peers = append(peers, p)
 		}
 	}
@@ -124,7 +125,7 @@ func (c *Client) askInfo(ctx context.Context, p *site.Peer, h nix.StoreHash, q n
 		c.blame(p.Key, source.WrongInfo, "", invalid)
 	}
 	if err == nil {
-		c.answers.Add(asked{p.ID, info.NarHash()}, answer{orRaw(forms, info), time.Now().Add(answerFor)})
+		c.answers.Add(asked{p.ID, info.NarHash()}, answer{orRaw(forms, info), forms != nil, time.Now().Add(answerFor)})
 	}
 	return info, err
 }
@@ -221,11 +222,11 @@ func (c *Client) forms(ctx context.Context, p *site.Peer, info *verify.Info) ([]
 	return a.forms, nil
 }
 
-// Raw reports whether a peer said lately that it has info's NAR raw, or is getting it raw. It
-// asks nobody.
+// Raw reports whether a peer said lately that it has info's NAR raw, or is getting it raw. One that
+// lists no forms may have to make it. It asks nobody.
 func (c *Client) Raw(info *verify.Info) bool {
-	for f := range c.said(info) {
-		if f.Form.IsRaw() {
+	for f, listed := range c.said(info) {
+		if f.Form.IsRaw() && listed {
 			return true
 		}
 	}
@@ -243,16 +244,16 @@ func (c *Client) FileSize(info *verify.Info) int64 {
 	return 0
 }
 
-// said yields the forms that peers said lately they have of a NAR.
-func (c *Client) said(info *verify.Info) iter.Seq[wire.Present] {
-	return func(yield func(wire.Present) bool) {
+// said yields the forms that peers said lately they have of a NAR, and whether they listed them.
+func (c *Client) said(info *verify.Info) iter.Seq2[wire.Present, bool] {
+	return func(yield func(wire.Present, bool) bool) {
 		for _, p := range c.cfg.Site.Holders(keyOf(info)) {
 			a, ok := c.answers.Get(asked{p.ID, info.NarHash()})
 			if !ok || time.Now().After(a.until) {
 				continue
 			}
 			for _, f := range a.forms {
-				if !yield(f) {
+				if !yield(f, a.listed) {
 					return
 				}
 			}

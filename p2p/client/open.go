@@ -85,7 +85,7 @@ func (s *session) fromHolders(ctx context.Context, off int64, zone string) (*str
 func (s *session) order(peers []*site.Peer) []*site.Peer {
 	balance.Order(peers, (*site.Peer).Meter)
 	rank := func(p *site.Peer) int {
-		if s.c.trusted(p.Key, p.Machine) {
+		if s.c.trusted(p.Key, p.Host) {
 			return 0
 		}
 		return 1
@@ -149,6 +149,16 @@ func fitOf(forms []wire.Present, want source.Sized, off int64, rank int) int {
 	return fit
 }
 
+// partOf returns how many bytes of a form a peer says it has.
+func partOf(forms []wire.Present, want source.Sized) (bytes int64) {
+	for _, p := range forms {
+		if p.Form == want.Form && p.Size == want.Size {
+			bytes = max(bytes, p.Bytes)
+		}
+	}
+	return bytes
+}
+
 // ask returns what the first peers of the list have, in the order of the list. If one said
 // lately that it has all of a form, no other is asked.
 func (s *session) ask(ctx context.Context, peers []*site.Peer) [][]wire.Present {
@@ -193,11 +203,18 @@ func (s *session) openAny(ctx context.Context, peers []*site.Peer, form nix.Form
 		if err != nil {
 			return nil, err
 		}
-		fit := fitOf(forms, source.Sized{Form: form, Size: s.size[form]}, off, 0)
-		if fit == numFits {
+		want, has := source.Sized{Form: form, Size: s.size[form]}, s.size[form]
+		switch fitOf(forms, want, off, 0) {
+		case numFits:
 			return nil, errNobody
+		case fitPartial:
+			has = partOf(forms, want)
 		}
-		return s.openOne(ctx, p, form, off, fit == fitPartial)
+		st, err := s.openOne(ctx, p, form, off, has)
+		if has == want.Size && source.Absent(err) {
+			s.c.rest(p)
+		}
+		return st, err
 	})
 }
 
@@ -224,7 +241,7 @@ func (s *session) follow(ctx context.Context, sources []lease.Source, off int64)
 	limit := s.c.cfg.Clock.Now().Add(namedTime)
 	for wait := busyFirst; len(peers) > 0; wait *= 2 {
 		st, busy, err := s.race(ctx, peers, namedTime, func() time.Duration { return openTime }, func(ctx context.Context, p *site.Peer) (*stream, error) {
-			st, err := s.openOne(ctx, p, forms[p.ID].Form, off, !forms[p.ID].Whole())
+			st, err := s.openOne(ctx, p, forms[p.ID].Form, off, forms[p.ID].Bytes)
 			switch {
 			case err == nil:
 				st.named = true
@@ -330,15 +347,15 @@ func (s *session) refused(p *site.Peer, err error) {
 	}
 }
 
-// openOne asks one peer for the bytes from byte off on.
-func (s *session) openOne(ctx context.Context, p *site.Peer, form nix.Form, off int64, partial bool) (*stream, error) {
+// openOne asks one peer for the bytes from byte off on, of which it is said to have so many by now.
+func (s *session) openOne(ctx context.Context, p *site.Peer, form nix.Form, off, has int64) (*stream, error) {
 	header := http.Header{}
 	if off > 0 {
 		header.Set("Range", httprange.From(off))
 	}
-	st := &stream{s: s, p: p, form: form, size: s.size[form], offered: offered{partial: partial}}
+	st := &stream{s: s, p: p, form: form, size: s.size[form], offered: offered{partial: has < s.size[form], has: has}}
 	bases, freeBases := update.Proposal(nil), func() {}
-	if s.want.Delta && s.deltas.allowed() && form.IsRaw() && off == 0 && !partial {
+	if s.want.Delta && s.deltas.allowed() && form.IsRaw() && off == 0 && !st.partial {
 		bases, freeBases = s.c.propose(ctx, p, s.want.Info)
 	}
 	if len(bases) > 0 {
@@ -459,8 +476,11 @@ func (s *session) accept(resp *http.Response, p *site.Peer, st *stream, off int6
 	case size != st.size:
 		return fail("%d bytes where the upstream has %d", size, st.size)
 	}
-	if resp.Header.Get(wire.HaveHeader) != "" {
+	if have := resp.Header.Get(wire.HaveHeader); have != "" {
 		st.partial = true
+		if n, err := strconv.ParseInt(have, 10, 64); err == nil && st.has == st.size {
+			st.has = min(n, st.size)
+		}
 	}
 	return coded, nil
 }

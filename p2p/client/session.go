@@ -69,7 +69,7 @@ type session struct {
 	form   *nix.Form // of all turns; nil before the first
 	failed map[peer.ID]bool
 	from   map[string]machine.ID // peers that sent bytes, by ID, and where they are
-	open   *site.Peer            // that sends now
+	open   *stream               // that sends now
 	gap    bool                  // not all bytes from the first one on came from peers
 	at     int64                 // the byte after the last one that came
 }
@@ -150,7 +150,7 @@ func (s *session) turn(st *stream, off int64, over <-chan struct{}) source.Turn 
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.form = &st.form
-	s.open = st.p
+	s.open = st
 	s.gap = s.gap || off != s.at
 	s.at = off
 	return source.Turn{Stream: &source.Stream{Body: st, Form: st.form, Size: st.size, Peer: st.p.Key}, Over: over}
@@ -163,6 +163,10 @@ func (s *session) finish() (o lease.Outcome) {
 	if st == nil {
 		return o
 	}
+	s.mu.Lock()
+	s.open = nil
+	at := s.at
+	s.mu.Unlock()
 	err := st.ended()
 	if err == nil {
 		return o // it was over, or the reader left it
@@ -173,6 +177,9 @@ func (s *session) finish() (o lease.Outcome) {
 		return o
 	}
 	slow := errors.Is(err, errStalled) || errors.Is(err, errTooSlow)
+	if slow {
+		s.c.late(st, at)
+	}
 	if slow && st.named {
 		// It may be waiting for upstream, as everybody else who follows: the coordinator knows.
 		o.Stalled = lease.NodeID(st.p.ID)
@@ -192,12 +199,11 @@ func (s *session) fail(p *site.Peer) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.failed[p.ID] = true
-	s.open = nil
 }
 
 // usable reports whether a peer may be asked: whoever named it, what is held against it counts.
 func (s *session) usable(p *site.Peer) bool {
-	if p == nil || !p.Usable() || s.c.blamed(p) {
+	if p == nil || !p.Usable() || s.c.blamed(p) || s.c.rests(p) {
 		return false
 	}
 	if !s.want.Whole && s.c.avoid.Has(asked{p.ID, s.want.Info.NarHash()}) {
@@ -311,6 +317,12 @@ func (s *session) Progress(readable, received int64) {
 
 // FetchAnyway tells those who coordinate that this machine fetches from upstream.
 func (s *session) FetchAnyway() {
+	s.mu.Lock()
+	st, at := s.open, s.at
+	s.mu.Unlock()
+	if st != nil {
+		s.c.late(st, at)
+	}
 	for _, l := range s.leases() {
 		l.FetchAnyway()
 	}
@@ -320,7 +332,7 @@ func (s *session) FetchAnyway() {
 func (s *session) received(p *site.Peer, n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.from[p.Key] = p.Machine
+	s.from[p.Key] = p.Host
 	s.at += int64(n)
 }
 
@@ -348,7 +360,7 @@ func (s *session) Trusted() bool {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.open != nil && !s.c.trusted(s.open.Key, s.open.Machine) {
+	if s.open != nil && !s.c.trusted(s.open.p.Key, s.open.p.Host) {
 		return false
 	}
 	for k, on := range s.from {

@@ -471,7 +471,7 @@ func TestLiarsMachine(t *testing.T) {
 			s.peers = make([]*fakePeer, i) // so that each has an ID of its own
 			f := s.add(p)
 			s.peers = s.peers[i:]
-			f.Machine = test.on
+			f.Host = test.on
 			c.cfg.Reputation.Trust(f.Key)
 			session := c.Begin(t.Context(), source.Want{Info: p.Info(t, key), Forms: rawOf(p)})
 			if _, err := pull(t.Context(), session); err != nil {
@@ -483,6 +483,81 @@ func TestLiarsMachine(t *testing.T) {
 			session.End(t.Context(), test.outcome)
 		}
 	})
+}
+
+// TestRests: a machine with an unverified peer that did not deliver what it said it has is asked for
+// nothing for a while, by any identity, but peers that are trusted are.
+func TestRests(t *testing.T) {
+	here, elsewhere := machine.Of(netip.MustParseAddr("10.0.0.1")), machine.Of(netip.MustParseAddr("10.0.0.2"))
+	for _, test := range []struct {
+		name   string
+		status int    // 0: 40 KiB/s come
+		have   string // of HaveHeader
+		late   bool   // its time is over before all has come
+		rests  bool
+	}{
+		{"does not have it", 404, "", false, true},
+		{"slow", 0, "", true, true},
+		{"slow, in time", 0, "", false, false},
+		{"still gets it", 0, "1", true, false},
+		{"has more of it by now", 0, "50000", true, true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			p := nixtest.NewPath("x", 100_000)
+			synctest.Test(t, func(t *testing.T) {
+				c, s, _ := newSite(t)
+				var peers []*fakePeer
+				for range 3 {
+					peers = append(peers, s.add(p))
+				}
+				first, second, trusted := peers[0], peers[1], peers[2]
+				first.Host, second.Host, trusted.Host = here, here, here
+				other := idOf(99)
+				first.nar = func(p nixtest.Path, off int64) (*http.Response, error) {
+					if test.status != 0 {
+						return respond(test.status, nil), nil
+					}
+					resp := from(p.NAR, off, newSlow(p.NAR[off:], 4<<10, 100*time.Millisecond, nil))
+					if test.have != "" {
+						resp.Header.Set(wire.HaveHeader, test.have)
+					}
+					return resp, nil
+				}
+				s.peers = peers[:1]
+				session := c.Begin(t.Context(), source.Want{Info: p.Info(t, key), Forms: rawOf(p)})
+				turn, err := session.Next(t.Context(), 0)
+				if err == nil {
+					if test.late {
+						_, _ = io.ReadFull(turn.Stream.Body, make([]byte, 8<<10))
+						session.FetchAnyway()
+					}
+					_ = turn.Stream.Body.Close()
+				}
+				session.End(t.Context(), source.GaveUp)
+				c.cfg.Reputation.Trust(trusted.Key)
+				for _, at := range []struct {
+					p    *site.Peer
+					want bool
+				}{
+					{second.Peer, test.rests},
+					{trusted.Peer, false},
+					{&site.Peer{ID: other, Key: other.String(), Place: site.Place{Host: elsewhere}}, false},
+				} {
+					if c.rests(at.p) != at.want {
+						t.Errorf("peer at %v: rests is %v", at.p.Host, !at.want)
+					}
+				}
+				s.peers = []*fakePeer{second}
+				if _, err := c.Info(t.Context(), p.Hash()); (err != nil) != test.rests {
+					t.Errorf("asked for a narinfo: %v", err)
+				}
+				time.Sleep(restFirst + time.Second)
+				if _, err := c.Info(t.Context(), p.Hash()); err != nil {
+					t.Errorf("after the rest: %v", err)
+				}
+			})
+		})
+	}
 }
 
 // TestSlowDelta: the bytes of a delta extend the wait only by what they make of the NAR.

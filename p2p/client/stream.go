@@ -38,9 +38,10 @@ var (
 
 // offered says how it came that a peer was asked, and how it answers.
 type offered struct {
-	partial bool // the peer gets it itself at the moment
-	named   bool // by a coordinator
-	delta   bool // it sends what differs from a base
+	partial bool  // the peer gets it itself at the moment
+	has     int64 // bytes of the form that are there by now, as was said
+	named   bool  // by a coordinator
+	delta   bool  // it sends what differs from a base
 }
 
 // stream is what one peer sends. Read is for one goroutine.

@@ -47,6 +47,18 @@ func OfMultiaddr(m ma.Multiaddr) ID {
 	return Of(a)
 }
 
+// HostOf returns the one address that a multiaddr begins with, the zero ID if it has none. What is held
+// against a neighbour is held against that: all hosts of an IPv6 LAN are in the same network of 64 bits,
+// and one of them must not have the others left alone.
+func HostOf(m ma.Multiaddr) ID {
+	a, ok := Addr(m)
+	if !ok {
+		return ID{}
+	}
+	a = a.WithZone("")
+	return ID{netip.PrefixFrom(a, a.BitLen())}
+}
+
 // Addr returns the IP address that a multiaddr begins with.
 func Addr(m ma.Multiaddr) (netip.Addr, bool) {
 	if len(m) == 0 {

@@ -66,7 +66,7 @@ func (p *peers) on(n int, host byte) *site.Peer {
 	defer p.mu.Unlock()
 	id := idOf(n)
 	if p.byID[id] == nil {
-		p.byID[id] = &site.Peer{ID: id, Key: id.String(), Machine: machine.Of(netip.AddrFrom4([4]byte{10, 0, 0, host})), Since: time.Now()}
+		p.byID[id] = &site.Peer{ID: id, Key: id.String(), Place: site.Place{Machine: machine.Of(netip.AddrFrom4([4]byte{10, 0, 0, host}))}, Since: time.Now()}
 	}
 	return p.byID[id]
 }

@@ -20,10 +20,10 @@ import (
 // Peer is a connected peer. It is safe for concurrent use. One that was lost and comes back is
 // another Peer.
 type Peer struct {
-	ID      peer.ID
-	Key     string     // ID as text
-	Machine machine.ID // of its first connection
-	Since   time.Time
+	ID  peer.ID
+	Key string // ID as text
+	Place
+	Since time.Time
 
 	Sent     metrics.Flow // NAR bytes on the wire
 	Received metrics.Flow
@@ -38,6 +38,12 @@ type Peer struct {
 
 	neighbours atomic.Pointer[[]Neighbour]
 	pulse      *pulse // of the peer table
+}
+
+// Place is where a peer was at its first connection.
+type Place struct {
+	Machine machine.ID // what the peer may take is counted by it
+	Host    machine.ID // what it does wrong is held against it
 }
 
 // Neighbour is a node that a peer says it is connected to.
@@ -59,7 +65,7 @@ const (
 // newPeer returns a peer on which nothing is known. End ends its session.
 func newPeer(id peer.ID, m machine.ID, end context.CancelFunc, at *pulse) *Peer {
 	p := &Peer{
-		ID: id, Key: id.String(), Machine: m, Since: time.Now(), pulse: at, activity: activity{any: connActivity{clock: at.clock}},
+		ID: id, Key: id.String(), Place: Place{Machine: m}, Since: time.Now(), pulse: at, activity: activity{any: connActivity{clock: at.clock}},
 		pauses: pauses{
 			slow: backoff.Delay{First: slowFirst, Most: slowMost},
 			late: backoff.Delay{First: slowFirst, Most: slowMost},

@@ -68,6 +68,7 @@ func (s *sessions) meet(ctx context.Context, h host.Host, conn network.Conn) *Pe
 	ctx, end := context.WithCancel(ctx)
 	p, fresh := s.table.add(id, func() *Peer {
 		p := newPeer(id, machine.OfMultiaddr(conn.RemoteMultiaddr()), end, &s.table.pulse)
+		p.Host = machine.HostOf(conn.RemoteMultiaddr())
 		p.usage.touch = func() {
 			s.door.use(id)
 			s.taken.use(p)

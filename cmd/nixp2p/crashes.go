@@ -45,6 +45,7 @@ func countStart(stateDir string, now time.Time) *starts {
 			return s
 		}
 	}
+	_ = os.MkdirAll(stateDir, 0o700) // as whoever keeps state there makes it
 	_ = os.WriteFile(s.file, fmt.Appendln(nil, max(n, 0)+1), 0o600)
 	return s
 }

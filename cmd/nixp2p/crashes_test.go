@@ -24,9 +24,6 @@ func TestCrashLoop(t *testing.T) {
 	p := nixtest.NewPath("hello", 1000)
 	up := nixtest.NewUpstream(t, nixtest.UpstreamConfig{Paths: []nixtest.Path{p}, Keys: []nixtest.Key{key}})
 	u := newUnit(t)
-	if err := os.Mkdir(u.dir+"/state", 0o700); err != nil {
-		t.Fatal(err)
-	}
 	u.run(supervise.Config{Burst: 3}, "--p2p=false", "--store-root", t.TempDir(), "--upstream", up.URL(), "--trusted-public-key", key.Public())
 	narinfo := u.URL() + "/" + p.Hash().String() + ".narinfo"
 	status := func() int {
@@ -93,7 +90,7 @@ func TestCountStart(t *testing.T) {
 			t.Errorf("%q %v ago: %v", c.text, c.ago, s.err())
 		}
 	}
-	if s := countStart(filepath.Join(dir, "none"), time.Now()); s.err() != nil {
+	if s := countStart(filepath.Join(file, "below-a-file"), time.Now()); s.err() != nil {
 		t.Error("rests where nothing can be counted")
 	}
 	if (*starts)(nil).err() != nil {

@@ -102,6 +102,20 @@ func (u *unit) crash(times int) {
 	}
 }
 
+// crashSoon makes the program crash soon after it has answered, until it rests.
+func (u *unit) crashSoon() {
+	for {
+		<-u.Ready()
+		<-time.After(300 * time.Millisecond)
+		if strings.Contains(u.Status(), "answering 404") {
+			return
+		}
+		starts, _ := u.Starts()
+		_ = u.Signal(syscall.SIGKILL)
+		eventually(u.t, func() bool { n, _ := u.Starts(); return n > starts })
+	}
+}
+
 func (u *unit) configure(text string) {
 	if err := os.WriteFile(u.config, []byte(text), 0o644); err != nil {
 		u.t.Fatal(err)
@@ -169,6 +183,7 @@ func TestOutages(t *testing.T) {
 			u.crash(3)
 			_ = u.Signal(syscall.SIGKILL)
 		}},
+		{name: "crashing soon after each start", good: true, starts: 3, unit: supervise.Config{Burst: 3}, act: (*unit).crashSoon},
 		{name: "upgraded", starts: 2, act: func(u *unit) {
 			u.install()
 			_ = u.Signal(syscall.SIGTERM)

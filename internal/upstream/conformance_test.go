@@ -22,7 +22,6 @@ func TestConformance(t *testing.T) {
 			name += " without FileHash"
 		}
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			sourcetest.Run(t, func(t *testing.T, f *sourcetest.Fixture) sourcetest.Subject {
 				served := nixtest.NewUpstream(t, nixtest.UpstreamConfig{
 					Paths: f.Paths, Keys: []nixtest.Key{f.Key}, Compression: c.compression, NoFile: c.noFile,

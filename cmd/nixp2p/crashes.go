@@ -18,15 +18,16 @@ const (
 	startsMost = 2
 	// worksAfter is how long a daemon that was started well works at least, as in the unit.
 	worksAfter = 10 * time.Second
-	// restTime is how long after the last such start the daemon is tried again.
-	restTime = time.Minute
+	// restTime is how long after the last such start the daemon is tried again: later than
+	// nixp2p-retry.timer would, which leaves a daemon alone that rests.
+	restTime = 90 * time.Second
 )
 
 // errTryAgain ends a process that rested: systemd starts the next one, which works as usual.
 var errTryAgain = errors.New("started again after a rest")
 
 // starts counts the starts of a daemon that systemd starts again whenever it ends. One that crashes soon
-// after each start would keep Nix waiting in between, and then be refused: for a minute it does
+// after each start would keep Nix waiting in between, and then be refused: for a while it does
 // nothing but answer 404 instead, so that Nix goes on with its next cache at once. If the file
 // cannot be written, nothing is counted: the start limit of the unit remains.
 type starts struct {

@@ -53,7 +53,6 @@ func byName(t *testing.T, url string) string {
 func hasty(c *Config) {
 	const soon = 2 * time.Second
 	c.timeouts.headers, c.timeouts.first, c.timeouts.stall, c.timeouts.probing = soon, soon, soon, soon
-	c.timeouts.hedge = soonHedge
 }
 
 // soonHedge is how soon the next cache is asked too, in tests where the first one may not answer.

@@ -185,7 +185,7 @@ func (w *world) crashesSoon(ctx context.Context, m *machine) error {
 		if !ok {
 			return "", errors.New("it does not rest")
 		}
-		_, err = m.run(ctx, "systemctl is-active nixp2p.socket; [ $(systemctl show -P ActiveState nixp2p-retry.timer) = inactive ]")
+		_, err = m.run(ctx, "systemctl is-active nixp2p.socket nixp2p.service")
 		return fmt.Sprintf("command %sdone after %.1f s", failed, done.Seconds()), err
 	})
 	if err != nil {

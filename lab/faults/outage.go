@@ -104,7 +104,9 @@ func killEvery(d time.Duration, due func(*stage) bool) func(context.Context, *st
 			select {
 			case <-timer.C:
 				if due(s) {
+					starts, _ := s.unit.Starts()
 					_ = s.unit.Signal(syscall.SIGKILL)
+					rig.Until(ctx, 5*time.Second, func() bool { n, _ := s.unit.Starts(); return n > starts })
 				}
 			case <-ctx.Done():
 				timer.Stop()

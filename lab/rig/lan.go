@@ -52,7 +52,7 @@ func findScript(ctx context.Context) (string, error) {
 
 // Do runs netlab.sh.
 func (l *LAN) Do(ctx context.Context, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "bash", append([]string{l.script}, args...)...)
 	cmd.Env = l.Env

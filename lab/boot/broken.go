@@ -24,7 +24,7 @@ type program struct {
 var (
 	garbage   = program{"garbage", "head -c 100000 /dev/urandom >/root/broken; chmod 755 /root/broken"}
 	crashLoop = program{"one that crashes once it serves", `cp /usr/bin/nixp2p /usr/local/bin/kept
-		printf '#!/bin/sh\n(sleep 1; kill -KILL $$) &\nexec /usr/local/bin/kept "$@"\n' >/root/broken; chmod 755 /root/broken`}
+		printf '#!/bin/sh\n[ "$1" != serve ] || (sleep 1; kill -KILL $$) &\nexec /usr/local/bin/kept "$@"\n' >/root/broken; chmod 755 /root/broken`}
 
 	brokenPrograms = []program{
 		{"for another processor", `cp /usr/bin/nixp2p /root/broken; printf '\003\000' | dd of=/root/broken bs=1 seek=18 conv=notrunc status=none`}, // 32 bits of another kind
@@ -164,7 +164,7 @@ func (m *machine) lines(ctx context.Context, of time.Duration) (string, error) {
 // two of them, and the socket is not released.
 func (w *world) crashesSoon(ctx context.Context, m *machine) error {
 	p := program{"", `cp /usr/bin/nixp2p /usr/local/bin/kept
-		printf '#!/bin/sh\n[ "$(cat $STATE_DIRECTORY/starts || echo 0)" -ge 2 ] || (sleep 1; kill -KILL $$) &\nexec /usr/local/bin/kept "$@"\n' >/root/broken; chmod 755 /root/broken`}
+		printf '#!/bin/sh\nf=$STATE_DIRECTORY/starts; n=$(cat $f || echo 0)\n[ $n -ge 2 ] || (while [ "$(cat $f || echo 0)" = $n ]; do sleep 0.2; done; sleep 1; kill -KILL $$) &\nexec /usr/local/bin/kept "$@"\n' >/root/broken; chmod 755 /root/broken`}
 	err := w.step(ctx, m.name, "a user substitutes while the daemon crashes soon after each start", func(ctx context.Context) (string, error) {
 		c, err := w.closure("crashes-soon", 10, 20_000)
 		if err != nil {

@@ -103,10 +103,7 @@ func (w *world) endure(ctx context.Context) error {
 		if err := w.crashesSoon(ctx, w.m2); err != nil {
 			return err
 		}
-		if err := w.wrongConfig(ctx, w.m2); err != nil {
-			return err
-		}
-		return w.drains(ctx, w.m2)
+		return w.wrongConfig(ctx, w.m2)
 	})
 	return g.Wait()
 }
@@ -176,24 +173,6 @@ func realise(ctx context.Context, m *machine, c *closure) error {
 	}
 	_, err := m.alice(ctx, "nix-store --check-validity "+strings.Join(c.paths, " "))
 	return err
-}
-
-// drains restarts the service while a NAR is on its way for longer than the watchdog waits.
-func (w *world) drains(ctx context.Context, m *machine) error {
-	return w.step(ctx, m.name, "restarted while somebody reads a NAR slowly", func(ctx context.Context) (string, error) {
-		c, err := w.closure("slow", 1, 18<<20)
-		if err != nil {
-			return "", err
-		}
-		hash := strings.TrimPrefix(c.top, "/nix/store/")[:32]
-		return m.run(ctx, `at=http://127.0.0.1:7654; url=$(curl -sf $at/`+hash+`.narinfo | sed -n 's/^URL: //p')
-			curl -sf --limit-rate 1M -o /root/slow $at/$url & reader=$!
-			until [ -s /root/slow ]; do sleep 0.1; done
-			start=$(date +%s); systemctl restart nixp2p.service; took=$(($(date +%s) - start))
-			wait $reader; [ $(stat -c %s /root/slow) -gt 18000000 ]; rm /root/slow
-			echo "all of it came, the restart took $took s"; [ $took -gt 10 ]
-			if journalctl -q --no-pager -u nixp2p.service --since=-60sec | grep -i 'watchdog timeout'; then exit 1; fi`)
-	})
 }
 
 // wrongConfig has a daemon that cannot work say so everywhere, and answer 404.

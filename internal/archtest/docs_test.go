@@ -30,7 +30,7 @@ func TestArchitecture(t *testing.T) {
 // TestInvariants: each test that a document names exists.
 func TestInvariants(t *testing.T) {
 	tr := here(t)
-	for _, name := range []string{"docs/invariants.md", "ARCHITECTURE.md"} {
+	for _, name := range []string{"docs/invariants.md", "docs/first-use.md", "ARCHITECTURE.md"} {
 		text, err := os.ReadFile(filepath.Join(root, name))
 		if err != nil {
 			t.Fatal(err)

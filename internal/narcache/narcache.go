@@ -12,6 +12,7 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -59,6 +60,7 @@ type Cache struct {
 	*directory
 	work     chan struct{} // capacity workers: the queue has something
 	restores chan struct{} // has one for each NAR that is being restored
+	decodes  chan struct{} // has one for each file that is being decoded to prove it
 	nextTmp  atomic.Uint64
 	scratch  atomic.Int64 // bytes reserved for Scratches
 }
@@ -144,7 +146,10 @@ func Open(cfg Config) (*Cache, error) {
 	}
 	dir.health.cfg, dir.health.rest = &dir.cfg, backoff.Delay{First: degradedFor, Most: degradedFor}
 	dir.state.policy = newPolicy(dir.max, cfg.Kept)
-	c := &Cache{directory: dir, work: make(chan struct{}, workers), restores: make(chan struct{}, maxRestores)}
+	c := &Cache{
+		directory: dir, work: make(chan struct{}, workers), restores: make(chan struct{}, maxRestores),
+		decodes: make(chan struct{}, max(runtime.GOMAXPROCS(0), minDecodes)),
+	}
 	if err := dir.start(); err != nil {
 		return c, dir.health.failed("open", err)
 	}

@@ -104,10 +104,22 @@ func (c *Cache) runProof(ctx context.Context, p *proof, e *entry, n claim, intac
 	return p.err
 }
 
+// minDecodes are decoded at once to be proven, more where there are more cores. A decoder of xz takes 8 MiB and a
+// core, and Nix asks for 25 files at a time.
+const minDecodes = 2
+
 // check reads e once: it hashes the file unless it is intact, and decodes it if asked to. The
 // error is a *verify.InvalidError if a file that is intact does not decode to the NAR; errDropped
 // if it is damaged; else nothing is known.
 func (c *Cache) check(ctx context.Context, e *entry, n claim, decode, intact bool) error {
+	if decode {
+		select {
+		case c.decodes <- struct{}{}:
+			defer func() { <-c.decodes }()
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 	f, err := c.openEntry(e)
 	if err != nil {
 		return err

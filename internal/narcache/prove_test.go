@@ -184,6 +184,28 @@ func TestProvenStays(t *testing.T) {
 	}
 }
 
+// TestProveBounded: no more files are decoded at once than there are cores for; others wait, and may leave.
+func TestProveBounded(t *testing.T) {
+	c := open(t, Config{Dir: t.TempDir()})
+	n := fileNAR(t, "a", 300_000, nix.XZ)
+	put(t, c, n)
+	for range cap(c.decodes) {
+		c.decodes <- struct{}{}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	left := make(chan error)
+	go func() { left <- c.Prove(ctx, n.info, n.form) }()
+	cancel()
+	if err := <-left; !errors.Is(err, context.Canceled) || c.Proven(n.info.NarHash(), n.form) || !has(c, n) {
+		t.Errorf("%v, proven %v", err, c.Proven(n.info.NarHash(), n.form))
+	}
+	go func() { left <- c.Prove(t.Context(), n.info, n.form) }()
+	<-c.decodes
+	if err := <-left; err != nil || !c.Proven(n.info.NarHash(), n.form) {
+		t.Error(err)
+	}
+}
+
 // TestProveShared: many ask at once, and one is cancelled.
 func TestProveShared(t *testing.T) {
 	for name, n := range map[string]nar{"good": fileNAR(t, "a", 3*mib, nix.Zstd), "poisoned": poisoned(t, "b", 3*mib, nix.Zstd)} {

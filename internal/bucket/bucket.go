@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net/http"
 	"os"
@@ -102,7 +103,6 @@ type Bucket struct {
 	active int
 	last   error // of the last attempt to write
 	ready  bool  // nix-cache-info is there
-
 }
 
 // New returns the bucket. It opens no connection.
@@ -255,11 +255,9 @@ func (b *Bucket) done(j *job, err error) {
 
 // write brings one path into the bucket, unless it is there.
 func (b *Bucket) write(ctx context.Context, j *job) error {
-	info, err := j.info, error(nil)
-	if info == nil {
-		if info, err = b.cfg.Infos.Info(ctx, j.name.Store); err != nil {
-			return err
-		}
+	info, err := b.info(ctx, j)
+	if err != nil {
+		return err
 	}
 	if err := b.prepare(ctx); err != nil {
 		return err
@@ -279,6 +277,26 @@ func (b *Bucket) write(ctx context.Context, j *job) error {
 	}
 	b.count("written")
 	return nil
+}
+
+// info returns the narinfo of a job. One that is remembered may be another by now: of another build, with another file,
+// or, since share keys may have changed, not for others. The error wraps fs.ErrNotExist then.
+func (b *Bucket) info(ctx context.Context, j *job) (*verify.Info, error) {
+	if j.info != nil {
+		return j.info, nil
+	}
+	info, err := b.cfg.Infos.Info(ctx, j.name.Store)
+	if err != nil {
+		return nil, err
+	}
+	file, ok := info.FileForm()
+	switch {
+	case !info.SignedByAny(b.cfg.ShareKeys):
+		return nil, fmt.Errorf("bucket: %s: no share key signed it: %w", j.name.Store, fs.ErrNotExist)
+	case info.NarHash() != j.name.Nar, !j.name.Form.IsRaw() && !(ok && file == j.name.Form):
+		return nil, fmt.Errorf("bucket: %s: another narinfo by now: %w", j.name.Store, fs.ErrNotExist)
+	}
+	return info, nil
 }
 
 // prepare makes the bucket a binary cache, once.

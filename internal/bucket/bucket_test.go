@@ -217,15 +217,26 @@ func TestRestart(t *testing.T) {
 	w.store.Set(objectstore.Gone)
 	p, _ := w.put("hello", public)
 	lost, _ := w.put("lost", public)
+	_, raw := w.put("raw", public)        // has another file by now,
+	_, rebuilt := w.put("again", public)  // was built again,
+	_, withdrawn := w.put("mine", public) // is not for others any more
 	w.until("failed", func() bool { return w.Health().LastError != "" })
 	w.end()
 	w.memory.mu.Lock()
 	delete(w.memory.infos, lost.Hash())
+	w.memory.infos[raw.StorePath().Hash()] = raw.WithoutHints()
+	w.memory.infos[rebuilt.StorePath().Hash()] = nixtest.NewPath("other", 1000).Info(t, public)
+	w.memory.infos[withdrawn.StorePath().Hash()] = nixtest.NewPath("mine", 200_000).Info(t, private)
 	w.memory.waiting["other"] = []byte("no name of a NAR")
 	w.memory.mu.Unlock()
 	w.store.Set(objectstore.None)
 	w.start()
-	w.until("one written", func() bool { return w.count("written") == 1 && w.count("failed") == 1 && len(w.memory.Load()) == 0 })
+	w.until("one written", func() bool { return w.count("written") == 1 && w.count("failed") == 4 && len(w.memory.Load()) == 0 })
+	for _, name := range w.list() {
+		if strings.HasSuffix(name, ".narinfo") && name != "site/a/"+p.Hash().String()+".narinfo" {
+			t.Errorf("has %s", name)
+		}
+	}
 	if !slices.Contains(w.list(), "site/a/"+p.Hash().String()+".narinfo") {
 		t.Errorf("%s is not there: %q", p.StorePath, w.list())
 	}

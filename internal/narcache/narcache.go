@@ -148,7 +148,7 @@ func Open(cfg Config) (*Cache, error) {
 	dir.state.policy = newPolicy(dir.max, cfg.Kept)
 	c := &Cache{
 		directory: dir, work: make(chan struct{}, workers), restores: make(chan struct{}, maxRestores),
-		decodes: make(chan struct{}, max(runtime.GOMAXPROCS(0), minDecodes)),
+		decodes: make(chan struct{}, runtime.GOMAXPROCS(0)+moreDecodes),
 	}
 	if err := dir.start(); err != nil {
 		return c, dir.health.failed("open", err)

@@ -104,9 +104,10 @@ func (c *Cache) runProof(ctx context.Context, p *proof, e *entry, n claim, intac
 	return p.err
 }
 
-// minDecodes are decoded at once to be proven, more where there are more cores. A decoder of xz takes 8 MiB and a
-// core, and Nix asks for 25 files at a time.
-const minDecodes = 2
+// moreDecodes than there are cores are decoded at once to be proven: what is decoded for peers (two), or while nothing
+// else is to do (one), must not have this machine's own clients wait. A decoder of xz takes 8 MiB as a rule, and Nix asks
+// for 25 files at a time.
+const moreDecodes = 3
 
 // check reads e once: it hashes the file unless it is intact, and decodes it if asked to. The
 // error is a *verify.InvalidError if a file that is intact does not decode to the NAR; errDropped

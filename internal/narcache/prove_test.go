@@ -184,7 +184,7 @@ func TestProvenStays(t *testing.T) {
 	}
 }
 
-// TestProveBounded: no more files are decoded at once than there are cores for; others wait, and may leave.
+// TestProveBounded: only so many files are decoded at once; others wait, and may leave.
 func TestProveBounded(t *testing.T) {
 	c := open(t, Config{Dir: t.TempDir()})
 	n := fileNAR(t, "a", 300_000, nix.XZ)

@@ -206,7 +206,7 @@ func (c *Client) trusted(key string, on machine.ID) bool {
 const (
 	// restFirst is how long a host rests, twice as long each time, up to restMost.
 	restFirst = 5 * time.Second
-	restMost  = 10 * time.Minute
+	restMost  = time.Minute // it may be the only one that has a NAR when the upstreams go down
 )
 
 // rest notes that a peer did not deliver what it said it has.
@@ -229,6 +229,16 @@ func (c *Client) late(st *stream, at int64) {
 // rests reports whether a peer is not to be asked now because its host rests.
 func (c *Client) rests(p *site.Peer) bool {
 	return c.resting.Has(p.Host) && !c.trusted(p.Key, p.Host)
+}
+
+// together reports whether a peer and the node that named it are on the same host. Only then is what was
+// said of the peer its own word: a coordinator must not have others rest.
+func together(all Site, p *site.Peer, by lease.NodeID) bool {
+	if p.ID == peer.ID(by) {
+		return true
+	}
+	b := all.Peer(peer.ID(by))
+	return b != nil && b.Host == p.Host && p.Host != machine.ID{}
 }
 
 // countWrong counts a narinfo or a NAR that was refused, whoever is to blame.

@@ -203,15 +203,16 @@ func (s *session) openAny(ctx context.Context, peers []*site.Peer, form nix.Form
 		if err != nil {
 			return nil, err
 		}
-		want, has := source.Sized{Form: form, Size: s.size[form]}, s.size[form]
+		want := source.Sized{Form: form, Size: s.size[form]}
+		o := offered{has: want.Size}
 		switch fitOf(forms, want, off, 0) {
 		case numFits:
 			return nil, errNobody
 		case fitPartial:
-			has = partOf(forms, want)
+			o.partial, o.has = true, partOf(forms, want)
 		}
-		st, err := s.openOne(ctx, p, form, off, has)
-		if has == want.Size && source.Absent(err) {
+		st, err := s.openOne(ctx, p, form, off, o)
+		if !o.partial && source.Absent(err) {
 			s.c.rest(p)
 		}
 		return st, err
@@ -219,11 +220,11 @@ func (s *session) openAny(ctx context.Context, peers []*site.Peer, form nix.Form
 }
 
 // follow opens the first of the nodes that a coordinator named, or returns those that failed.
-func (s *session) follow(ctx context.Context, sources []lease.Source, off int64) (st *stream, failed []lease.NodeID) {
-	s.sharers.Store(max(s.c.machines(sources), s.sharers.Load()))
+func (s *session) follow(ctx context.Context, d lease.Decision, off int64) (st *stream, failed []lease.NodeID) {
+	s.sharers.Store(max(s.c.machines(d.Sources), s.sharers.Load()))
 	forms := map[peer.ID]lease.Source{}
 	var peers []*site.Peer
-	for _, x := range sources {
+	for _, x := range d.Sources {
 		failed = append(failed, x.Node)
 		id, err := peer.IDFromBytes([]byte(x.Node))
 		if err != nil || s.form != nil && *s.form != x.Form || s.size[x.Form] != x.Size {
@@ -241,11 +242,15 @@ func (s *session) follow(ctx context.Context, sources []lease.Source, off int64)
 	limit := s.c.cfg.Clock.Now().Add(namedTime)
 	for wait := busyFirst; len(peers) > 0; wait *= 2 {
 		st, busy, err := s.race(ctx, peers, namedTime, func() time.Duration { return openTime }, func(ctx context.Context, p *site.Peer) (*stream, error) {
-			st, err := s.openOne(ctx, p, forms[p.ID].Form, off, forms[p.ID].Bytes)
+			x := forms[p.ID]
+			o := offered{named: true, partial: !x.Whole()}
+			if together(s.c.cfg.Site, p, d.By) {
+				o.has = x.Bytes
+			}
+			st, err := s.openOne(ctx, p, x.Form, off, o)
 			switch {
 			case err == nil:
-				st.named = true
-			case source.Absent(err) && !forms[p.ID].Whole():
+			case source.Absent(err) && o.partial:
 				err = &busyError{} // told to fetch a moment ago, it has not begun yet
 			}
 			return st, err
@@ -347,13 +352,13 @@ func (s *session) refused(p *site.Peer, err error) {
 	}
 }
 
-// openOne asks one peer for the bytes from byte off on, of which it is said to have so many by now.
-func (s *session) openOne(ctx context.Context, p *site.Peer, form nix.Form, off, has int64) (*stream, error) {
+// openOne asks one peer for the bytes from byte off on.
+func (s *session) openOne(ctx context.Context, p *site.Peer, form nix.Form, off int64, o offered) (*stream, error) {
 	header := http.Header{}
 	if off > 0 {
 		header.Set("Range", httprange.From(off))
 	}
-	st := &stream{s: s, p: p, form: form, size: s.size[form], offered: offered{partial: has < s.size[form], has: has}}
+	st := &stream{s: s, p: p, form: form, size: s.size[form], offered: o}
 	bases, freeBases := update.Proposal(nil), func() {}
 	if s.want.Delta && s.deltas.allowed() && form.IsRaw() && off == 0 && !st.partial {
 		bases, freeBases = s.c.propose(ctx, p, s.want.Info)
@@ -476,11 +481,11 @@ func (s *session) accept(resp *http.Response, p *site.Peer, st *stream, off int6
 	case size != st.size:
 		return fail("%d bytes where the upstream has %d", size, st.size)
 	}
+	has := st.size
 	if have := resp.Header.Get(wire.HaveHeader); have != "" {
 		st.partial = true
-		if n, err := strconv.ParseInt(have, 10, 64); err == nil && st.has == st.size {
-			st.has = min(n, st.size)
-		}
+		has, _ = strconv.ParseInt(have, 10, 64)
 	}
+	st.has = min(max(st.has, has), st.size)
 	return coded, nil
 }

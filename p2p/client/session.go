@@ -286,7 +286,7 @@ func (s *session) agree(ctx context.Context, leases *lease.Client, at *atomic.Po
 		if d.Fetch() {
 			return source.Turn{Over: d.Over}, source.ErrFetch
 		}
-		st, failed := s.follow(ctx, d.Sources, off)
+		st, failed := s.follow(ctx, d, off)
 		if st != nil {
 			l.From(lease.NodeID(st.p.ID), st.form)
 			return s.turn(st, off, d.Over), nil

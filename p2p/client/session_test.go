@@ -374,15 +374,21 @@ func TestBusy(t *testing.T) {
 // named is an Asker whose coordinator names these nodes to everybody.
 type named struct {
 	sources []lease.Source
+	by      lease.NodeID // the only one that does; "": all do
 	asked   int
 }
 
 func (n *named) Lively(lease.NodeID) bool { return false }
 
-func (n *named) Self() lease.NodeID   { return "self" }
-func (n *named) Live() []lease.NodeID { return []lease.NodeID{"a", "b", "c"} }
-func (n *named) Ask(_ context.Context, _ lease.NodeID, _ string, r lease.Request) (lease.Answer, error) {
-	if r.Verb != lease.Ask {
+func (n *named) Self() lease.NodeID { return "self" }
+func (n *named) Live() []lease.NodeID {
+	if n.by != "" {
+		return []lease.NodeID{n.by}
+	}
+	return []lease.NodeID{"a", "b", "c"}
+}
+func (n *named) Ask(_ context.Context, node lease.NodeID, _ string, r lease.Request) (lease.Answer, error) {
+	if r.Verb != lease.Ask || n.by != "" && node != n.by {
 		return lease.Answer{Kind: lease.Noted}, nil
 	}
 	n.asked++
@@ -492,15 +498,17 @@ func TestRests(t *testing.T) {
 	for _, test := range []struct {
 		name   string
 		status int    // 0: 40 KiB/s come
+		lists  string // bytes that it lists; "": all
 		have   string // of HaveHeader
 		late   bool   // its time is over before all has come
 		rests  bool
 	}{
-		{"does not have it", 404, "", false, true},
-		{"slow", 0, "", true, true},
-		{"slow, in time", 0, "", false, false},
-		{"still gets it", 0, "1", true, false},
-		{"has more of it by now", 0, "50000", true, true},
+		{"does not have it", 404, "", "", false, true},
+		{"slow", 0, "", "", true, true},
+		{"slow, in time", 0, "", "", false, false},
+		{"still gets it", 0, "1", "1", true, false},
+		{"has more of it by now", 0, "1", "50000", true, true},
+		{"listed more than it has", 0, "", "1", true, true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			p := nixtest.NewPath("x", 100_000)
@@ -513,6 +521,9 @@ func TestRests(t *testing.T) {
 				first, second, trusted := peers[0], peers[1], peers[2]
 				first.Host, second.Host, trusted.Host = here, here, here
 				other := idOf(99)
+				if test.lists != "" {
+					first.forms = fmt.Sprintf("raw=%s/%d", test.lists, len(p.NAR))
+				}
 				first.nar = func(p nixtest.Path, off int64) (*http.Response, error) {
 					if test.status != 0 {
 						return respond(test.status, nil), nil
@@ -555,6 +566,47 @@ func TestRests(t *testing.T) {
 				if _, err := c.Info(t.Context(), p.Hash()); err != nil {
 					t.Errorf("after the rest: %v", err)
 				}
+			})
+		})
+	}
+}
+
+// TestNotFramed: what a coordinator says of a peer has it rest only if both are on one host.
+func TestNotFramed(t *testing.T) {
+	p := nixtest.NewPath("x", 100_000)
+	size := int64(len(p.NAR))
+	here, there := machine.Of(netip.MustParseAddr("10.0.0.1")), machine.Of(netip.MustParseAddr("10.0.0.2"))
+	for name, on := range map[string]machine.ID{"another host": there, "the same host": here} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c, s, _ := newSite(t)
+				f, coordinator := s.add(), s.add()
+				f.paths, f.Host, coordinator.Host = []nixtest.Path{p}, here, on
+				f.forms = fmt.Sprintf("raw=1000/%d", size)
+				f.nar = func(p nixtest.Path, off int64) (*http.Response, error) {
+					resp := from(p.NAR, off, newSlow(p.NAR[off:], 1000, 100*time.Millisecond, nil))
+					resp.Header.Set(wire.HaveHeader, "1000")
+					return resp, nil
+				}
+				asker := &named{by: lease.NodeID(coordinator.ID), sources: []lease.Source{{
+					Node: lease.NodeID(f.ID), Form: nix.Raw, Size: size, Bytes: size / 2, Got: size / 2,
+				}}}
+				c.cfg.Leases = lease.NewClient(asker, time.Now)
+				defer c.cfg.Leases.Close()
+				want := source.Want{Info: p.Info(t, key), Forms: rawOf(p), Coordinate: true}
+				following := c.Begin(t.Context(), want).(*session)
+				following.direct, following.far = true, true // no inventory lists it
+				turn, err := following.Next(t.Context(), 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				_, _ = io.ReadFull(turn.Stream.Body, make([]byte, 2000))
+				following.FetchAnyway()
+				if rests := c.rests(f.Peer); rests != (on == here) {
+					t.Errorf("rests is %v", rests)
+				}
+				_ = turn.Stream.Body.Close()
+				following.End(t.Context(), source.GaveUp)
 			})
 		})
 	}

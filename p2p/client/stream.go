@@ -39,7 +39,7 @@ var (
 // offered says how it came that a peer was asked, and how it answers.
 type offered struct {
 	partial bool  // the peer gets it itself at the moment
-	has     int64 // bytes of the form that are there by now, as was said
+	has     int64 // bytes of the form that are there by now, as the peer itself says
 	named   bool  // by a coordinator
 	delta   bool  // it sends what differs from a base
 }

@@ -176,6 +176,8 @@ type Decision struct {
 	// Sources to follow, the best first, in a form and size that the node wants. If there are
 	// none, it fetches from upstream.
 	Sources []Source
+	// By is the node that named them.
+	By NodeID
 	// Over is closed when the site wants another node to fetch instead: call Next again.
 	Over <-chan struct{}
 	// Yielded says that this follows on a Decision to fetch that was over.
@@ -275,7 +277,7 @@ func (l *Lease) begin(ctx context.Context, s Step, yielded bool) Decision {
 		first = 0 // the second in rank has to know before this node dies
 	}
 	l.reportIn(first)
-	return Decision{Sources: s.Sources, Over: l.turn.over, Yielded: yielded}
+	return Decision{Sources: s.Sources, By: l.session.told, Over: l.turn.over, Yielded: yielded}
 }
 
 // From says which node gives now ("" for upstream), and in which form.

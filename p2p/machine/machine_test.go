@@ -42,6 +42,29 @@ func TestOf(t *testing.T) {
 	}
 }
 
+// TestHostOf: the hosts of an IPv6 LAN are one machine where something is counted, and not where something is
+// held against one of them.
+func TestHostOf(t *testing.T) {
+	for _, c := range []struct {
+		a, b string
+		same bool
+	}{
+		{"/ip4/10.0.0.1/tcp/1", "/ip4/10.0.0.1/tcp/2", true},
+		{"/ip4/10.0.0.1/tcp/1", "/ip4/10.0.0.2/tcp/1", false},
+		{"/ip6/fd00::1/tcp/1", "/ip6/fd00::1/tcp/2", true},
+		{"/ip6/fd00::1/tcp/1", "/ip6/fd00::2/tcp/1", false},
+		{"/ip6/::ffff:10.0.0.1/tcp/1", "/ip4/10.0.0.1/tcp/1", true},
+		{"/ip6zone/eth0/ip6/fe80::1/tcp/1", "/ip6/fe80::1/tcp/1", true},
+	} {
+		if got := HostOf(ma.StringCast(c.a)) == HostOf(ma.StringCast(c.b)); got != c.same {
+			t.Errorf("%s and %s are the same host: %v", c.a, c.b, got)
+		}
+	}
+	if HostOf(nil) != (ID{}) || HostOf(ma.StringCast("/dns4/a.example/tcp/1")) != (ID{}) {
+		t.Error("no address is a host")
+	}
+}
+
 // TestFairShares: a machine that fills the table gives way to others, oldest entry first,
 // and never pushes them out.
 func TestFairShares(t *testing.T) {
